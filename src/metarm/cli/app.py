@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `metarm`: its verbs, its global flags, and how its errors reach the user."""
+
+import contextlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperCommand
+
+from metarm import __version__
+from metarm.cli.doctor import doctor
+from metarm.cli.measure import evaluate, sample, score
+from metarm.cli.options import verb_command
+from metarm.cli.runs import report, run
+from metarm.cli.train import optimize, reward, sft
+from metarm.errors import ConfigError, MetarmError, nearest_names
+
+__all__ = ["VERBS", "build_command", "run_command"]
+
+VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
+    "run": (run, "RunSettings"),
+    "sft": (sft, "SftSettings"),
+    "reward": (reward, "RewardSettings"),
+    "sample": (sample, "SamplingSettings"),
+    "optimize": (optimize, "OptimizeSettings"),
+    "evaluate": (evaluate, None),
+    "score": (score, None),
+    "report": (report, None),
+    "doctor": (doctor, None),
+}
+"""Each verb's function and the class of `metarm.config` whose settings it takes."""
+
+# typer carries its own copy of click in newer versions: its public name leads to either.
+_UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
+
+_QUIET: Final = {
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+_KEPT: Final = {
+    "run": "finished stages are kept; the same command goes on from there",
+    "sft": "nothing half-made was put into --output; the same command begins again",
+    "reward": "nothing half-made was put into --output; the same command begins again",
+    "optimize": "nothing half-made was put into --output; the same command begins again",
+}
+
+
+def build_command() -> Any:
+    """The command with all its verbs, ready to be given arguments."""
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.callback()(_globals)
+    for name, (function, settings) in VERBS.items():
+        app.command(name, cls=verb_command(settings) if settings else TyperCommand)(function)
+    return typer.main.get_command(app)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"metarm {__version__}")
+        raise typer.Exit
+
+
+def _globals(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version."),
+    ] = False,
+) -> None:
+    """Keep reward models sharp while the policy they train moves away from their data."""
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code: 0 done, 2 wrong input, 130 stopped.
+
+    Any other error ends the process with code 1, by way of `sys.excepthook`.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    debug = "--debug" in arguments
+    words = [word for word in arguments if word != "--debug"] or ["--help"]
+    if not debug:
+        sys.excepthook = _one_line
+        # Other packages' notes to their callers: the user of a command cannot act on them.
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        # The same in the processes that `run` starts for its seeds, which it may have to end.
+        ignored = "ignore::DeprecationWarning,ignore::FutureWarning"
+        ignored += ",ignore:resource_tracker:UserWarning"
+        os.environ.setdefault("PYTHONWARNINGS", ignored)
+    verb = next((word for word in words if not word.startswith("-")), "")
+    failure: BaseException
+    try:
+        if verb and verb not in VERBS:
+            raise ConfigError(f"unknown verb {verb!r}: {nearest_names(verb, VERBS)}")
+        return _invoke(words)
+    except MetarmError as error:
+        failure, message, code = error, f"error: {error}", 2
+    except _UsageError as error:
+        failure, message, code = error, f"error: {_usage_message(error, verb)}", 2
+    except KeyboardInterrupt as error:
+        kept = _KEPT.get(verb, "the same command begins again")
+        failure, message, code = error, f"stopped: {kept}", 130
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wanted; keep the interpreter from writing more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if debug:
+        traceback.print_exception(failure)
+    _say(message)
+    return code
+
+
+def _invoke(words: list[str]) -> int:
+    """Parse and call, without the error handling that typer would put around both."""
+    command = build_command()
+    # Libraries print too: while a verb works, stdout is for its answer alone.
+    wants_help = not {"-h", "--help"}.isdisjoint(words)
+    redirect = contextlib.nullcontext() if wants_help else contextlib.redirect_stdout(sys.stderr)
+    try:
+        with command.make_context("metarm", words) as context, redirect:
+            command.invoke(context)
+    except typer.Exit as stop:
+        return stop.exit_code
+    finally:
+        sys.stdout.flush()
+    return 0
+
+
+def _usage_message(error: Any, verb: str) -> str:
+    """A wrong command line in our words, with the nearest known flag."""
+    command = build_command()
+    where = f"(see metarm {verb} --help)" if verb else "(see metarm --help)"
+    if type(error).__name__ != "NoSuchOption":
+        return f"{error.format_message()} {where}"
+    params = command.commands[verb].params if verb else command.params
+    flags = [name for param in params for name in param.opts if name.startswith("-")]
+    name = error.option_name
+    return f"unknown option {name!r}: {nearest_names(name, [*flags, '--help'])} {where}"
+
+
+def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """An unexpected error, as `sys.excepthook` is told of it."""
+    text = f": {error}" if str(error) else ""
+    _say(f"error: {kind.__name__}{text} (re-run with --debug for the traceback)")
+
+
+def _say(message: str) -> None:
+    """One line on stderr, whatever the message holds."""
+    print(" ".join(message.split("\n")), file=sys.stderr, flush=True)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs that measure with a model: `sample`, `evaluate`, `score`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from metarm.cli.options import (
+    AsJson,
+    ConfigFile,
+    Seed,
+    SettingWords,
+    answer,
+    note,
+    print_json,
+    print_table,
+    read_section,
+)
+from metarm.cli.progress import choose_progress
+
+if TYPE_CHECKING:
+    from metarm.data.fields import Row
+    from metarm.schema import Prompt
+
+__all__ = ["evaluate", "sample", "score"]
+
+RewardModel = Annotated[
+    str, typer.Option("--reward-model", metavar="M", help="Reward model: folder or hub id.")
+]
+
+
+def sample(
+    policy: Annotated[str, typer.Option("--policy", metavar="M", help="Policy: folder or hub id.")],
+    prompts: Annotated[str, typer.Option("--prompts", metavar="F", help="Prompts, one a row.")],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="F.jsonl", help="File of groups to write.")
+    ],
+    words: SettingWords = None,
+    config: ConfigFile = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw groups of responses from a policy.
+
+    They are the meta set of the next reward model: nobody has to label them.
+    """
+    from metarm.config import SamplingSettings
+    from metarm.storage import check_writable
+
+    settings = read_section(config, words, SamplingSettings)
+    check_writable(output.parent)
+
+    from metarm.data.meta_sets import load_prompts, save_groups
+    from metarm.policy.sampling import sample_groups
+
+    groups = sample_groups(
+        policy, load_prompts(prompts), settings, seed=seed, progress=choose_progress()
+    )
+    save_groups(output, groups)
+    finished = [flag for group in groups for flag in group.finished]
+    document = {
+        "output": str(output),
+        "num_groups": len(groups),
+        "num_responses": sum(len(group.responses) for group in groups),
+        "finished_fraction": sum(finished) / len(finished) if finished else None,
+    }
+    (print_json if as_json else print_table)(document)
+
+
+def evaluate(
+    reward_model: RewardModel,
+    preferences: Annotated[
+        str, typer.Option("--preferences", metavar="F", help="Preference set: file or hub id.")
+    ],
+    data_format: Annotated[
+        str | None, typer.Option("--data-format", metavar="NAME", help="Default: detected.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how a reward model orders labelled pairs."""
+    from metarm.data.preferences import load_preferences
+
+    loaded = load_preferences(preferences, data_format)
+    note(f"{preferences}: {loaded.report.summary()}")
+
+    from metarm.evaluation.scorecard import evaluate_preferences
+    from metarm.models.reward_model import load_score_function
+
+    score_function = load_score_function(reward_model)
+    pairs = score_function.fitting_pairs(loaded.pairs)
+    if num_too_long := len(loaded.pairs) - len(pairs):
+        note(f"{num_too_long} pairs left out: longer than the reward model's context")
+    found = evaluate_preferences(score_function, pairs)
+    if as_json:
+        print_json(
+            {
+                "reward_model": reward_model,
+                "preferences": preferences,
+                "load": loaded.report.summary(),
+                "num_too_long": num_too_long,
+                "accuracy": asdict(found.accuracy),
+                "accuracy_length_balanced": found.accuracy_length_balanced,
+                "gap_mean": found.gap_mean,
+                "gap_spread": found.gap_spread,
+                "num_pairs": found.num_pairs,
+            }
+        )
+        return
+    balanced = found.accuracy_length_balanced
+    print_table(
+        {
+            "accuracy": f"{found.accuracy} (95 % interval, {found.accuracy.count} prompts)",
+            "accuracy, length-balanced": "not defined here" if balanced is None else balanced,
+            "gap, mean (logits)": found.gap_mean,
+            "gap, spread (logits)": found.gap_spread,
+            "pairs": found.num_pairs,
+        }
+    )
+
+
+def score(
+    reward_model: RewardModel,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            metavar="F",
+            help="Rows of `prompt` with `response` or `responses`, in JSON lines or as `reward` "
+            "reads them.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="F.jsonl", help="File to write. Default: stdout."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score responses with a reward model.
+
+    Each row comes back as it was, with its `score` (or `scores`) in logits.
+    """
+    from metarm.data.rows import read_rows
+    from metarm.storage import check_writable, write_json_lines
+
+    rows = list(read_rows(source))
+    items = [_responses(row) for row in rows]
+    if output is not None:
+        check_writable(output.parent)
+
+    from metarm.models.reward_model import load_score_function
+
+    prompts = [prompt for prompt, responses, _ in items for _ in responses]
+    flat = [response for _, responses, _ in items for response in responses]
+    scores = iter(load_score_function(reward_model)(prompts, flat))
+    scored: list[dict[str, Any]] = []
+    for row, (_, responses, is_group) in zip(rows, items, strict=True):
+        own = [next(scores) for _ in responses]
+        scored.append({**row.values, **({"scores": own} if is_group else {"score": own[0]})})
+    if output is not None:
+        write_json_lines(output, scored)
+        document = {"output": str(output), "num_rows": len(rows), "num_scores": len(flat)}
+        (print_json if as_json else print_table)(document)
+    elif as_json:
+        print_json(scored)
+    else:
+        for line in scored:
+            answer(json.dumps(line, ensure_ascii=False, allow_nan=False))
+
+
+def _responses(row: "Row") -> "tuple[Prompt, list[str], bool]":
+    """A row's prompt, its responses, and whether it is a group."""
+    prompt = row.prompt("prompt")
+    if row.has("responses"):
+        count = row.length("responses")
+        return prompt, [row.response("responses", index) for index in range(count)], True
+    return prompt, [row.response("response")], False

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the verbs share: options, their settings section, what they print, outputs made once."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from typer.core import TyperCommand
+
+from metarm.cli.settings_help import setting_lines
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from metarm.storage import Stage
+
+__all__ = [
+    "AsJson",
+    "ConfigFile",
+    "Seed",
+    "SettingWords",
+    "answer",
+    "build_output",
+    "note",
+    "print_json",
+    "print_table",
+    "read_section",
+    "verb_command",
+]
+
+Section = TypeVar("Section", bound="BaseModel")
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else.")
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML file of the settings listed below."),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of everything random.")]
+SettingWords = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings, listed below; they override --config."),
+]
+
+
+def verb_command(settings_class: str) -> type[TyperCommand]:
+    """A command class whose help ends with the settings of `settings_class`."""
+
+    class VerbCommand(TyperCommand):
+        settings_name = settings_class
+
+        def format_epilog(self, ctx: Any, formatter: Any) -> None:
+            """The settings and their defaults."""
+            with formatter.section("Settings (KEY=VALUE, shown with their defaults)"):
+                formatter.write_dl(setting_lines(settings_class), col_max=34)
+
+    return VerbCommand
+
+
+def read_section(config: Path | None, words: Sequence[str] | None, cls: type[Section]) -> Section:
+    """The verb's settings: defaults, then `--config`, then the KEY=VALUE words."""
+    from metarm.config_file import read_settings
+
+    return read_settings(config, words or [], cls)
+
+
+def answer(text: str) -> None:
+    """Say something on the process's stdout, wherever `sys.stdout` leads while a verb works."""
+    print(text, file=sys.__stdout__, flush=True)
+
+
+def note(text: str) -> None:
+    """Say something on stderr, where it is in no program's way."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(document: Any) -> None:
+    """The answer for programs."""
+    answer(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(rows: Mapping[str, Any]) -> None:
+    """The answer for people: names and values in two columns."""
+    width = max(map(len, rows), default=0)
+    for name, value in rows.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        answer(f"{name:<{width}}  {shown}")
+
+
+def build_output(
+    verb: str,
+    output: Path,
+    settings: "BaseModel",
+    inputs: Mapping[str, str | Path | None],
+    facts: Mapping[str, Any],
+    build: Callable[[Path], Mapping[str, Any]],
+) -> "Stage":
+    """Make the folder `output` whole or not at all; one that is finished is not made again.
+
+    Args:
+        verb: The command's name.
+        output: The folder to make.
+        settings: The verb's settings.
+        inputs: Files and folders that it reads; their bytes decide whether it is still the same.
+        facts: Whatever else decides the result, as JSON values.
+        build: Fills a folder and returns the document that the verb prints.
+    """
+    from metarm.storage import STAGE_FILE, build_stage, content_digest
+
+    record = {
+        "verb": verb,
+        "settings": settings.model_dump(mode="json"),
+        "inputs": {name: source and content_digest(source) for name, source in inputs.items()},
+        **facts,
+    }
+    if (output / STAGE_FILE).exists():
+        note(f"{output} is finished; nothing is done again")
+    return build_stage(output, record, [], build)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The KEY=VALUE part of a verb's help, read from the source of `metarm.config`.
+
+Reading, not importing: help must not wait for the models to be built. A test holds this and them
+together.
+"""
+
+import ast
+import functools
+from dataclasses import dataclass
+from importlib.resources import files
+
+__all__ = ["SettingHelp", "setting_lines", "settings_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class SettingHelp:
+    """One setting as help shows it."""
+
+    name: str
+    default: str
+    """As one would write it in YAML; empty where the setting is required or is a section."""
+    text: str
+    section: str | None = None
+    """The class of its settings, where it is a section."""
+
+
+@functools.cache
+def _classes() -> dict[str, ast.ClassDef]:
+    source = (files("metarm") / "config.py").read_text(encoding="utf-8")
+    return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+
+
+def settings_of(class_name: str) -> list[SettingHelp]:
+    """Every setting of a class of `metarm.config`, in its order."""
+    body = _classes()[class_name].body
+    found = []
+    for node, following in zip(body, [*body[1:], None], strict=True):
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+            continue
+        section = _section(node.annotation)
+        text = _constant_text(following) or (_first_line(section) if section else "")
+        default = "" if section else _default(node.value)
+        found.append(SettingHelp(node.target.id, default, text, section))
+    return found
+
+
+def _constant_text(node: ast.stmt | None) -> str:
+    """The docstring below a field."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return " ".join(str(node.value.value).split())
+    return ""
+
+
+def _first_line(class_name: str) -> str:
+    """The first sentence of a class's docstring."""
+    return (ast.get_docstring(_classes()[class_name]) or "").partition("\n")[0]
+
+
+def _section(annotation: ast.expr) -> str | None:
+    """The settings class that an annotation mentions."""
+    names = (node.id for node in ast.walk(annotation) if isinstance(node, ast.Name))
+    return next((name for name in names if name in _classes()), None)
+
+
+def _default(value: ast.expr | None) -> str:
+    """The default as one would write it in YAML."""
+    if isinstance(value, ast.Call):
+        value = next((word.value for word in value.keywords if word.arg == "default"), None)
+    if value is None:
+        return ""
+    plain = ast.literal_eval(value)
+    words = {None: "null", True: "true", False: "false"}
+    if plain is None or isinstance(plain, bool):
+        return words[plain]
+    return str(plain).replace("'", "")
+
+
+def setting_lines(class_name: str) -> list[tuple[str, str]]:
+    """What to write and what it means, for a list of two columns."""
+    lines = []
+    for setting in settings_of(class_name):
+        if setting.section == "ArmSettings":
+            lines.append((f"{setting.name}.NAME.KEY=VALUE", setting.text))
+        elif setting.section:
+            lines.append((f"{setting.name}.KEY=VALUE", setting.text))
+        else:
+            lines.append((f"{setting.name}={setting.default}", setting.text))
+    return lines

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs that make a model: `sft`, `reward`, `optimize`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from metarm.cli.options import (
+    AsJson,
+    ConfigFile,
+    Seed,
+    SettingWords,
+    build_output,
+    note,
+    print_json,
+    print_table,
+    read_section,
+)
+from metarm.cli.progress import choose_progress
+
+if TYPE_CHECKING:
+    from metarm.config import RewardSettings
+
+__all__ = ["optimize", "reward", "sft"]
+
+_FOR_PROGRAMS: Final = frozenset(
+    {"load", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+    | {"total_flos", "epoch", "num_tokens", "grad_norm", "learning_rate"}
+    | {"min_reward", "mean_reward", "max_reward"}
+)
+"""What `--json` holds and the table leaves out: said before, or of the trainer's own accounts."""
+
+Output = Annotated[
+    Path, typer.Option("--output", metavar="DIR", help="Folder to make; whole or not at all.")
+]
+
+
+def sft(
+    model: Annotated[
+        str, typer.Option("--model", metavar="M", help="Causal language model: folder or hub id.")
+    ],
+    demonstrations: Annotated[
+        str,
+        typer.Option(
+            "--demonstrations", metavar="F", help="Rows of `prompt` and `response`, or `messages`."
+        ),
+    ],
+    output: Output,
+    words: SettingWords = None,
+    config: ConfigFile = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a language model on demonstrations.
+
+    The result is the SFT policy that a run begins from.
+    """
+    from metarm.config import SftSettings
+
+    settings = read_section(config, words, SftSettings)
+
+    def build(folder: Path) -> dict[str, Any]:
+        from metarm.data.meta_sets import load_demonstrations
+        from metarm.policy.sft import train_sft
+
+        metrics = train_sft(
+            model=model,
+            demonstrations=load_demonstrations(demonstrations),
+            settings=settings,
+            output_dir=folder,
+            seed=seed,
+            progress=choose_progress(),
+        )
+        return {"metrics": dict(metrics)}
+
+    inputs = {"model": model, "demonstrations": demonstrations}
+    stage = build_output("sft", output, settings, inputs, {"seed": seed}, build)
+    _print_result(output, dict(stage.metrics), as_json=as_json)
+
+
+def reward(
+    model: Annotated[
+        str, typer.Option("--model", metavar="M", help="Backbone or reward model: folder or id.")
+    ],
+    preferences: Annotated[
+        str, typer.Option("--preferences", metavar="F", help="Preference set: file or hub id.")
+    ],
+    output: Output,
+    preferences_test: Annotated[
+        str | None, typer.Option("--preferences-test", metavar="F", help="Held-out preferences.")
+    ] = None,
+    test_fraction: Annotated[
+        float,
+        typer.Option(
+            "--test-fraction", metavar="X", help="Prompts held out where there is no test file."
+        ),
+    ] = 0.1,
+    data_format: Annotated[
+        str | None, typer.Option("--data-format", metavar="NAME", help="Default: detected.")
+    ] = None,
+    meta_set: Annotated[
+        str | None,
+        typer.Option(
+            "--meta-set",
+            metavar="F",
+            help="Groups of the policy's responses (see `metarm sample`); without it there is no "
+            "meta step.",
+        ),
+    ] = None,
+    words: SettingWords = None,
+    config: ConfigFile = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a reward model, with the MetaRM step.
+
+    The step needs a meta set: groups of responses of the policy that the model will judge, as
+    `metarm sample` writes them. Without one this is plain training.
+    """
+    from metarm.config import RewardSettings
+
+    settings = _with_meta_set(read_section(config, words, RewardSettings), meta_set)
+
+    def build(folder: Path) -> dict[str, Any]:
+        from metarm.data.meta_sets import load_groups
+        from metarm.data.preferences import load_preferences, split_by_prompt
+        from metarm.training import train_reward_model
+
+        loaded = load_preferences(preferences, data_format)
+        note(f"{preferences}: {loaded.report.summary()}")
+        if preferences_test is None:
+            pairs, test_pairs = split_by_prompt(loaded.pairs, test_fraction, seed)
+        else:
+            held_out = load_preferences(preferences_test, data_format)
+            note(f"{preferences_test}: {held_out.report.summary()}")
+            pairs, test_pairs = list(loaded.pairs), list(held_out.pairs)
+        groups = [] if meta_set is None else load_groups(meta_set)
+        result = train_reward_model(
+            model=model,
+            pairs=pairs,
+            test_pairs=test_pairs,
+            groups=groups,
+            settings=settings,
+            output_dir=folder,
+            seed=seed,
+            progress=choose_progress(),
+        )
+        return {
+            "load": loaded.report.summary(),
+            "encoding": result.encoding.summary(),
+            **({"meta_encoding": meta.summary()} if (meta := result.meta_encoding) else {}),
+            "meta_mode": settings.meta_mode,
+            "num_pairs": len(pairs),
+            "num_test_pairs": len(test_pairs),
+            "num_test_too_long": result.num_test_too_long,
+            "num_groups": len(groups),
+            "metrics": dict(result.metrics),
+            "accuracy": asdict(result.accuracy),
+        }
+
+    inputs = {
+        "model": model,
+        "preferences": preferences,
+        "preferences_test": preferences_test,
+        "meta_set": meta_set,
+    }
+    facts = {"seed": seed, "test_fraction": test_fraction, "data_format": data_format}
+    stage = build_output("reward", output, settings, inputs, facts, build)
+    _print_result(output, dict(stage.metrics), as_json=as_json)
+
+
+def _with_meta_set(settings: "RewardSettings", meta_set: str | None) -> "RewardSettings":
+    """Settings that fit the data: no meta step without a meta set.
+
+    Raises:
+        ConfigError: When a meta mode was asked for by name and there is no meta set.
+    """
+    from metarm.errors import ConfigError
+
+    if meta_set is not None:
+        if settings.meta_mode == "off":
+            note("meta_mode is off: the meta set is not used")
+        return settings
+    if settings.meta_mode != "off" and "meta_mode" in settings.model_fields_set:
+        raise ConfigError(
+            f"meta_mode={settings.meta_mode} needs groups of the policy's responses, got no "
+            "--meta-set. Make one with `metarm sample`, or leave meta_mode out."
+        )
+    note("no --meta-set: plain training, meta_mode=off")
+    return settings.model_copy(update={"meta_mode": "off"})
+
+
+def optimize(
+    policy: Annotated[
+        str, typer.Option("--policy", metavar="M", help="Policy to begin from: folder or hub id.")
+    ],
+    reward_model: Annotated[
+        str, typer.Option("--reward-model", metavar="M", help="Reward model: folder or hub id.")
+    ],
+    prompts: Annotated[str, typer.Option("--prompts", metavar="F", help="Prompts, one a row.")],
+    output: Output,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", metavar="M", help="KL is to this model. Default: --policy."),
+    ] = None,
+    gold: Annotated[
+        str | None,
+        typer.Option(
+            "--gold", metavar="MODULE:FUNCTION", help="True reward: watched, never optimised."
+        ),
+    ] = None,
+    words: SettingWords = None,
+    config: ConfigFile = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Move a policy towards higher scores.
+
+    By PPO, or by best-of-n, which trains nothing: see `algo` below.
+    """
+    from metarm.config import OptimizeSettings
+    from metarm.resolve import load_gold
+
+    settings = read_section(config, words, OptimizeSettings)
+    monitor = load_gold(gold, what="--gold") if gold else None
+
+    def build(folder: Path) -> dict[str, Any]:
+        from metarm.data.meta_sets import load_prompts
+        from metarm.models.reward_model import load_score_function
+        from metarm.policy.optimizers import build_optimizer
+
+        metrics = build_optimizer(settings)(
+            policy_dir=_model_path(policy),
+            reference_dir=_model_path(reference or policy),
+            reward_model_dir=_model_path(reward_model),
+            score=load_score_function(reward_model),
+            prompts=load_prompts(prompts),
+            output_dir=folder,
+            seed=seed,
+            monitor=monitor,
+            progress=choose_progress(),
+        )
+        return {"metrics": dict(metrics)}
+
+    inputs = {
+        "policy": policy,
+        "reference": reference,
+        "reward_model": reward_model,
+        "prompts": prompts,
+    }
+    stage = build_output("optimize", output, settings, inputs, {"seed": seed, "gold": gold}, build)
+    _print_result(output, dict(stage.metrics), as_json=as_json)
+
+
+def _model_path(model: str) -> Path:
+    """A folder by its full path, since what is written may name it; a hub id as it is."""
+    path = Path(model)
+    return path.resolve() if path.exists() else path
+
+
+def _print_result(output: Path, document: dict[str, Any], *, as_json: bool) -> None:
+    """What a training verb has to say: its facts, its metrics, the held-out accuracy."""
+    if as_json:
+        print_json({"output": str(output), **document})
+        return
+    shown = {name: value for name, value in document.items() if name not in _FOR_PROGRAMS}
+    table = {name: value for name, value in shown.items() if not isinstance(value, dict)}
+    metrics = document["metrics"].items()
+    table.update({f"training: {name}": x for name, x in metrics if name not in _FOR_PROGRAMS})
+    accuracy = document.get("accuracy")
+    if accuracy:
+        table["held-out accuracy"] = _estimate_text(accuracy)
+    table["output"] = output
+    print_table(table)
+    if accuracy and accuracy["low"] <= 0.5 <= accuracy["high"]:
+        note(
+            "The interval holds 0.5, a coin's accuracy: these pairs do not show that anything was "
+            "learned. The default learning_rate suits models of billions of weights; small ones "
+            "need 1e-4 to 1e-3, and num_train_epochs=2 or 3 may help."
+        )
+
+
+def _estimate_text(estimate: dict[str, Any]) -> str:
+    from metarm.schema import Estimate
+
+    return f"{Estimate(**estimate)} (95 % interval, {estimate['count']} prompts)"

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error metarm raises, as one tree.
+
+    MetarmError
+    +-- ConfigError (ValueError)        a setting, flag or name is wrong
+    +-- DataError (ValueError)          a data file or data set is wrong
+    |   +-- FormatError                 one place of one file: file, line, field
+    |   +-- EmptySetError               nothing is left to work on
+    +-- ShapeError (ValueError)         tensors of the wrong shape reached the mathematics
+    +-- ModelError (ValueError)         a model or tokenizer cannot do what is asked of it
+    +-- PrecisionError (ModelError)     trainable parameters that would swallow the meta step
+    +-- RunError (RuntimeError)         a run folder cannot be used as it is
+        +-- FingerprintError            a finished stage was made with other settings
+
+A message says what was expected, what came, and what to do.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "EmptySetError",
+    "FingerprintError",
+    "FormatError",
+    "MetarmError",
+    "ModelError",
+    "PrecisionError",
+    "RunError",
+    "ShapeError",
+    "nearest_names",
+]
+
+
+class MetarmError(Exception):
+    """The root: catch it to catch every error that metarm raises on purpose."""
+
+
+class ConfigError(MetarmError, ValueError):
+    """A setting, flag or name is wrong."""
+
+
+class DataError(MetarmError, ValueError):
+    """A data file or data set is wrong."""
+
+
+class FormatError(DataError):
+    """One place of one file is wrong; the message names file, line and field."""
+
+
+class EmptySetError(DataError):
+    """Nothing is left to work on."""
+
+
+class ShapeError(MetarmError, ValueError):
+    """Tensors of the wrong shape reached the mathematics."""
+
+
+class ModelError(MetarmError, ValueError):
+    """A model or tokenizer cannot do what is asked of it."""
+
+
+class PrecisionError(ModelError):
+    """Trainable parameters are stored in a type that would swallow the meta step."""
+
+
+class RunError(MetarmError, RuntimeError):
+    """A run folder cannot be used as it is."""
+
+
+class FingerprintError(RunError):
+    """A finished stage was made with other settings."""
+
+
+def nearest_names(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the known names closest to `name`, or lists them all.
+
+    Example:
+        >>> nearest_names("decsent", ["off", "ascent", "descent"])
+        "did you mean 'descent'?"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"

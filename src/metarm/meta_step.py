@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MetaRM step: look ahead along the difference loss, take the preference gradient, come back.
+
+    with meta_step(parameters, lambda: difference_loss(model(groups)), mode="descent",
+                   step_size=1.0):
+        bradley_terry_loss(model(chosen), model(rejected)).backward()
+    optimizer.step()
+
+The product is the gradient in `.grad`; clipping, accumulation and the optimiser stay the caller's.
+
+Deviations from the paper: (1) `ascent` is Algorithm 1 as printed; it leaves the kept weights with
+a LOWER difference loss than plain training, so `descent` (the sign turned) and `joint` (no
+look-ahead, L - weight * J) stand beside it; (2) a fixed length of the move may replace its step
+size; (3) `order="exact"` lets the gradient flow through the look-ahead, which Algorithm 1 does not.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from metarm.errors import ConfigError, PrecisionError, nearest_names
+
+__all__ = [
+    "SIGNS",
+    "Direction",
+    "MetaMode",
+    "MetaOrder",
+    "Move",
+    "add_gradients",
+    "check_mode",
+    "check_precision",
+    "gradient_norm",
+    "look_ahead",
+    "measure_direction",
+    "meta_step",
+    "signed_step",
+    "through_look_ahead",
+    "widest",
+]
+
+MetaMode = Literal["off", "ascent", "descent", "joint"]
+MetaOrder = Literal["first", "exact"]
+SIGNS: Final = {"ascent": 1.0, "descent": -1.0}
+TINY_NORM: Final = 1e-12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Direction:
+    """The gradient of the difference loss J at the kept weights, one tensor a parameter."""
+
+    difference: float
+    """J there."""
+    gradients: tuple[Tensor | None, ...]
+    """None where J does not depend on a parameter."""
+    norm: float
+    """Euclidean length of the whole gradient."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """How the weights were really moved by a look-ahead."""
+
+    length: float
+    """|theta' - theta| as stored, after rounding."""
+    realised_fraction: float
+    """Share of the intended move that survived rounding: 1 in fp32, near 0 in bf16."""
+
+
+def check_mode(mode: str) -> None:
+    """Fail on an unknown mode with the nearest known one.
+
+    Raises:
+        ConfigError: When `mode` is not one of off, ascent, descent, joint.
+    """
+    if mode not in get_args(MetaMode):
+        raise ConfigError(f"unknown meta_mode {mode!r}: {nearest_names(mode, get_args(MetaMode))}")
+
+
+def check_precision(parameters: Iterable[Tensor]) -> None:
+    """Refuse parameters whose storage type would round the look-ahead away.
+
+    Raises:
+        PrecisionError: When a parameter is neither fp32 nor fp64.
+    """
+    low = {p.dtype for p in parameters if p.dtype not in (torch.float32, torch.float64)}
+    if low:
+        raise PrecisionError(
+            f"the meta step needs trainable parameters in float32, got {sorted(map(str, low))}: a "
+            "move of 1e-4 of a weight keeps 6 % of its length in bfloat16 and is lost without a "
+            "word. Load the model with dtype=float32 (bf16=True may still autocast the forward "
+            "pass), or train a float32 LoRA adapter."
+        )
+
+
+def measure_direction(difference: Tensor, parameters: Sequence[Tensor]) -> Direction:
+    """The direction of `difference`, a scalar that still has its graph; `.grad` is not touched."""
+    gradients = torch.autograd.grad(difference, parameters, allow_unused=True)
+    return Direction(difference.item(), gradients, gradient_norm(gradients))
+
+
+def signed_step(
+    mode: MetaMode, direction: Direction, *, step_size: float, step_length: float | None = None
+) -> float:
+    """The multiple of the gradient to move by: +eta in `ascent`, -eta in `descent`, else 0.
+
+    Args:
+        mode: See the module's docstring.
+        direction: Where J rises.
+        step_size: The paper's eta, used where there is no `step_length`. Paper: 5e-6.
+        step_length: |theta' - theta|, fixed whatever the gradient's length is.
+    """
+    sign = SIGNS.get(mode, 0.0)
+    if step_length is None:
+        return sign * step_size
+    # A vanishing gradient has no direction: do not blow rounding noise up to full length.
+    return sign * step_length / direction.norm if direction.norm > TINY_NORM else 0.0
+
+
+@contextmanager
+def look_ahead(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], step: float
+) -> Iterator[Move]:
+    """Hold the parameters at theta + step * gradient; on any exit they are back bit for bit.
+
+    Raises:
+        PrecisionError: When a parameter is stored in less than fp32.
+    """
+    moved = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+    check_precision(p for p, _ in moved)
+    # Copies, not subtraction on the way back: (theta + d) - d is not theta in floating point.
+    kept = [p.detach().clone() for p, _ in moved]
+    try:
+        with torch.no_grad():
+            for parameter, gradient in moved:
+                parameter.add_(gradient, alpha=step)
+        # Inside one autocast context the cached bf16 weights would still be theta's.
+        torch.clear_autocast_cache()
+        yield _measure_move(moved, kept, step)
+    finally:
+        with torch.no_grad():
+            for (parameter, _), original in zip(moved, kept, strict=True):
+                parameter.copy_(original)
+        torch.clear_autocast_cache()
+
+
+@contextmanager
+def through_look_ahead(
+    parameters: Sequence[Tensor], difference: Callable[[], Tensor], step: float
+) -> Iterator[None]:
+    """Turn the gradient taken inside, g = grad L(theta'), into (I + step * H_J) g on a clean exit.
+
+    That is the gradient of L(theta + step * grad J(theta)) by theta. Wrap it around `look_ahead`:
+    J is evaluated again, at the kept weights. Gradients accumulated before are left as they were.
+    The attention must be differentiable twice: load the model with `attn_implementation="eager"`.
+    """
+    earlier = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+        taken = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        products = _hessian_vector_products(difference(), parameters, taken)
+        for parameter, gradient, product in zip(parameters, taken, products, strict=True):
+            if product is not None:
+                parameter.grad = gradient + step * product
+    finally:
+        for parameter, before in zip(parameters, earlier, strict=True):
+            if before is not None:
+                parameter.grad = before if parameter.grad is None else before + parameter.grad
+
+
+@contextmanager
+def meta_step(
+    parameters: Iterable[Tensor],
+    difference: Callable[[], Tensor],
+    *,
+    mode: MetaMode,
+    step_size: float = 5e-6,
+    step_length: float | None = None,
+    weight: float = 0.1,
+    order: MetaOrder = "first",
+) -> Iterator[Move | None]:
+    """One MetaRM step around the caller's own preference gradient: see the module's docstring.
+
+    Args:
+        parameters: The trainable parameters, fp32.
+        difference: Evaluates J on the meta batch with its graph; called on entry (twice in all
+            for `exact`, never for `off`).
+        mode: `off`, `ascent`, `descent` or `joint`.
+        step_size: The paper's eta. Paper: 5e-6.
+        step_length: Fixed |theta' - theta| instead of eta.
+        weight: Weight of J in `joint`.
+        order: `exact` lets the gradient flow through the look-ahead: small models only.
+
+    Yields:
+        How the weights were moved; None where they were not (`off`, `joint`).
+
+    Raises:
+        ConfigError: When mode or order is unknown.
+        PrecisionError: When a parameter is stored in less than fp32.
+
+    Source:
+        Dou et al. 2024, arXiv 2405.00438, Algorithm 1. Differs: see the module's docstring.
+    """
+    check_mode(mode)
+    if order not in get_args(MetaOrder):
+        raise ConfigError(
+            f"unknown meta_order {order!r}: {nearest_names(order, get_args(MetaOrder))}"
+        )
+    if mode == "off":
+        yield None
+        return
+    # By identity: a tied weight that is listed twice must not move twice.
+    trainable = list({id(p): p for p in parameters if p.requires_grad}.values())
+    check_precision(trainable)
+    direction = measure_direction(difference(), trainable)
+    if mode == "joint":
+        yield None
+        add_gradients(trainable, direction.gradients, -weight)
+        return
+    step = signed_step(mode, direction, step_size=step_size, step_length=step_length)
+    if order == "first":
+        with look_ahead(trainable, direction.gradients, step) as move:
+            yield move
+        return
+    with through_look_ahead(trainable, difference, step):  # noqa: SIM117 - look_ahead leaves first
+        with look_ahead(trainable, direction.gradients, step) as move:
+            yield move
+
+
+def add_gradients(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], factor: float
+) -> None:
+    """Add `factor * gradient` to each parameter's `.grad`."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is None:
+            continue
+        if parameter.grad is None:
+            parameter.grad = factor * gradient
+        else:
+            parameter.grad.add_(gradient, alpha=factor)
+
+
+def _hessian_vector_products(
+    difference: Tensor, parameters: Sequence[Tensor], vectors: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    gradients = torch.autograd.grad(difference, parameters, create_graph=True, allow_unused=True)
+    terms = [
+        (gradient * vector).sum()
+        for gradient, vector in zip(gradients, vectors, strict=True)
+        if gradient is not None and gradient.requires_grad
+    ]
+    if not terms:
+        return [None] * len(parameters)
+    return torch.autograd.grad(terms, parameters, allow_unused=True)
+
+
+def _measure_move(
+    moved: Sequence[tuple[Tensor, Tensor]], kept: Sequence[Tensor], step: float
+) -> Move:
+    squared = along = intended = 0.0
+    for (parameter, gradient), original in zip(moved, kept, strict=True):
+        change = widest(parameter.detach() - original)
+        aim = step * widest(gradient)
+        squared += change.square().sum().item()
+        along += (change * aim).sum().item()
+        intended += aim.square().sum().item()
+    return Move(math.sqrt(squared), along / intended if intended > 0 else 1.0)
+
+
+def gradient_norm(gradients: Iterable[Tensor | None]) -> float:
+    """Euclidean length of a whole gradient; None counts as 0."""
+    return math.sqrt(sum(widest(g).square().sum().item() for g in gradients if g is not None))
+
+
+def widest(tensor: Tensor) -> Tensor:
+    """The tensor in fp64, or in fp32 on Apple's accelerator, which has no fp64."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()

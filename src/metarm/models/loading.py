@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading of language models, sequence classifiers and tokenizers, with errors that help."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from metarm.data.encoding import Encoder
+from metarm.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["context_length", "load_causal_lm", "load_encoder", "load_reward_model", "pick_device"]
+
+
+def pick_device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def load_encoder(model: str | Path) -> Encoder:
+    """The encoder of a model folder or hub id.
+
+    Raises:
+        ModelError: When there is no tokenizer there.
+    """
+    from transformers import AutoTokenizer
+
+    with _loading(model, "tokenizer"):
+        return Encoder(AutoTokenizer.from_pretrained(model))
+
+
+def load_causal_lm(model: str | Path) -> "PreTrainedModel":
+    """A causal language model in fp32, on the accelerator, without dropout.
+
+    Raises:
+        ModelError: When it is missing or of another kind.
+    """
+    from transformers import AutoModelForCausalLM
+
+    kind = "causal language model"
+    with _loading(model, kind):
+        loaded, found = AutoModelForCausalLM.from_pretrained(
+            model, dtype=torch.float32, output_loading_info=True
+        )
+    _refuse_missing(model, kind, found["missing_keys"])
+    # With tied embeddings nothing is missing: a policy of a judge's weights would be let through.
+    if any(name.startswith("score.") for name in found["unexpected_keys"]):
+        raise ModelError(f"expected a {kind} at {str(model)!r}, got a reward model: give a policy")
+    return loaded.to(pick_device()).eval()
+
+
+def load_reward_model(
+    model: str | Path,
+    encoder: Encoder,
+    *,
+    seed: int | None = 0,
+    attn_implementation: str | None = None,
+) -> "PreTrainedModel":
+    """A sequence classifier with one score, in fp32.
+
+    Args:
+        model: Folder or hub id.
+        encoder: Names the padding token that the score is not read at.
+        seed: A language model gets a new score head, drawn from it; with None it is refused.
+        attn_implementation: None is the model's own; `eager` can be differentiated twice.
+
+    Raises:
+        ModelError: When it is missing or of another kind.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    kind = "reward model"
+    with _loading(model, kind), torch.random.fork_rng(devices=[]):
+        # Not torch's own manual_seed: that seeds every device, which the fork does not put back.
+        torch.default_generator.manual_seed(seed or 0)
+        _check_labels(model, AutoConfig.from_pretrained(model))
+        loaded, found = AutoModelForSequenceClassification.from_pretrained(
+            model,
+            num_labels=1,
+            dtype=torch.float32,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+        )
+    trunk = f"{loaded.base_model_prefix}."
+    missing = found["missing_keys"]
+    _refuse_missing(model, kind, [k for k in missing if seed is None or k.startswith(trunk)])
+    # The score is read at the last token that is not padding: model and encoder must agree on it.
+    loaded.config.get_text_config().pad_token_id = encoder.pad_token_id
+    return loaded.to(pick_device()).eval()
+
+
+def context_length(model: "PreTrainedModel") -> int:
+    """Tokens the model can attend to; a very large number where its configuration names none."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+
+def _check_labels(model: str | Path, config: Any) -> None:
+    is_classifier = any("Classification" in name for name in config.architectures or ())
+    if is_classifier and config.num_labels != 1:
+        raise ModelError(
+            f"expected a reward model with one score at {str(model)!r}, got a classifier with "
+            f"num_labels={config.num_labels}. Give a reward model or a language model."
+        )
+
+
+def _refuse_missing(model: str | Path, kind: str, missing: Iterable[str]) -> None:
+    names = sorted(missing)
+    if names:
+        raise ModelError(
+            f"expected a whole {kind} at {str(model)!r}, got one without {', '.join(names[:3])} "
+            f"({len(names)} missing): what is missing would be random. Give a folder that was "
+            f"saved as a {kind}."
+        )
+
+
+@contextmanager
+def _loading(model: str | Path, kind: str) -> Iterator[None]:
+    """Errors that help, and quiet: metarm shows its own bars and checks the load report itself."""
+    from safetensors import SafetensorError
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        text = str(error).strip()
+        first = text.splitlines()[0] if text else type(error).__name__
+        place = "the folder exists" if Path(model).is_dir() else "there is no such folder"
+        raise ModelError(
+            f"expected a {kind} in Hugging Face format at {str(model)!r} ({place}): {first} "
+            "Give a folder with config.json, model.safetensors and tokenizer files, or a hub id."
+        ) from error
+    finally:
+        logger.setLevel(level)

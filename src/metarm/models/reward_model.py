@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A transformer with one scalar head as a score function: the same encoder, the same score."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from metarm.data.encoding import Encoder, pad_batch
+from metarm.errors import DataError, EmptySetError, ModelError
+from metarm.models.loading import context_length, load_encoder, load_reward_model
+from metarm.schema import PreferencePair, Prompt, prompt_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["RewardModelScore", "load_score_function"]
+
+
+class RewardModelScore:
+    """A reward model that scores text; satisfies `protocols.ScoreFunction`."""
+
+    def __init__(self, model: "PreTrainedModel", encoder: Encoder, *, batch_size: int = 64) -> None:
+        self.model = model
+        self.encoder = encoder
+        self.batch_size = batch_size
+
+    def fitting_pairs(self, pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+        """The pairs whose both sides fit the model's context; the others cannot be scored.
+
+        Raises:
+            EmptySetError: When none does.
+        """
+        context = context_length(self.model)
+        fits = [
+            pair
+            for pair in pairs
+            if max(len(self.encoder.encode(pair.prompt, r)) for r in (pair.chosen, pair.rejected))
+            <= context
+        ]
+        if not fits:
+            raise EmptySetError(
+                f"none of the {len(pairs)} pairs fits the reward model's context of {context} "
+                "tokens: give shorter ones, or train a model with a longer context"
+            )
+        return fits
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """Score each response, in logits; batches are sorted by length, the order is kept.
+
+        Raises:
+            DataError: When a prompt and its response are longer than the model's context.
+            ModelError: When a score is not finite.
+        """
+        rows = [self.encoder.encode(p, r) for p, r in zip(prompts, responses, strict=True)]
+        context = context_length(self.model)
+        scores = [0.0] * len(rows)
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        for start in range(0, len(order), self.batch_size):
+            indices = order[start : start + self.batch_size]
+            longest = rows[indices[-1]]
+            if len(longest) > context:
+                raise DataError(
+                    f"cannot score {prompt_text(prompts[indices[-1]])[:60]!r}...: prompt and "
+                    f"response have {len(longest)} tokens, the reward model's context is {context}"
+                )
+            batch = pad_batch(
+                [rows[index] for index in indices], self.encoder.pad_token_id, side="right"
+            )
+            logits = self.model(
+                input_ids=batch.input_ids.to(self.model.device),
+                attention_mask=batch.attention_mask.to(self.model.device),
+                use_cache=False,
+            ).logits
+            if not torch.isfinite(logits).all():
+                raise ModelError(
+                    "the reward model gave a score that is not finite: its weights are broken "
+                    "(training diverged?); lower the learning rate and train it again"
+                )
+            for index, score in zip(indices, logits.float().squeeze(-1).tolist(), strict=True):
+                scores[index] = score
+        return scores
+
+
+def load_score_function(model: str | Path, *, batch_size: int = 64) -> RewardModelScore:
+    """The score function of a reward-model folder or hub id.
+
+    Raises:
+        ModelError: When it is missing or of another kind, a language model without a score head.
+    """
+    encoder = load_encoder(model)
+    reward_model = load_reward_model(model, encoder, seed=None)
+    return RewardModelScore(reward_model, encoder, batch_size=batch_size)

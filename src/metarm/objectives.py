@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two losses of MetaRM, scores in and one number out: the difference loss J, Bradley-Terry L.
+
+Deviations from the paper: (1) J is averaged over groups, which the paper leaves open; (2) groups
+may have different k; (3) exact ties have sub-gradient 0, the convention of `torch.abs`.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from metarm.errors import ShapeError
+
+__all__ = ["bradley_terry_loss", "difference_loss"]
+
+
+def difference_loss(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """How far apart the scores within a group are, averaged over groups; needs no label.
+
+    J = mean over groups of (2 / k^2) * sum_{i<j} sigmoid(|s_i - s_j|)
+
+    It sees differences only: adding a constant to a group's scores, permuting them or turning
+    their sign leaves J as it is. It does not see which order is right.
+
+    Args:
+        scores: Shape (groups, k), in logits.
+        mask: Shape (groups, k), True where there is a response; None means everywhere. A group's
+            k is its count of True; what stands in masked places does not matter.
+
+    Returns:
+        Scalar in [(k-1)/(2k), (k-1)/k) for groups of k: for k = 5, 0.4 when all scores are equal
+        and towards 0.8 as they separate. A group of one response counts as 0.
+
+    Raises:
+        ShapeError: When scores are not (groups, k), or the mask has another shape.
+
+    Source:
+        Dou et al. 2024, arXiv 2405.00438, the difference loss of section 3. Differs: see above.
+
+    Example:
+        >>> round(difference_loss(torch.zeros(3, 5)).item(), 4)
+        0.4
+    """
+    if scores.dim() != 2 or scores.shape[0] == 0:
+        raise ShapeError(
+            f"difference_loss expects scores of shape (groups, k), got {tuple(scores.shape)}. "
+            "Reshape flat scores with `.view(groups, k)`."
+        )
+    if mask is None:
+        mask = torch.ones_like(scores, dtype=torch.bool)
+    elif mask.shape != scores.shape or mask.dtype != torch.bool:
+        raise ShapeError(
+            f"mask must be boolean with the shape of scores {tuple(scores.shape)}, "
+            f"got {mask.dtype} {tuple(mask.shape)}"
+        )
+    # Masked scores become 0 before the subtraction: an inf or nan there would poison gradients.
+    filled = scores.masked_fill(~mask, 0.0)
+    differences = filled.unsqueeze(2) - filled.unsqueeze(1)
+    is_pair = (mask.unsqueeze(2) & mask.unsqueeze(1)).triu(diagonal=1)
+    apart = torch.sigmoid(differences.abs()).masked_fill(~is_pair, 0.0).sum(dim=(1, 2))
+    k = mask.sum(dim=1).clamp(min=1).to(scores.dtype)
+    return (2.0 / k.square() * apart).mean()
+
+
+def bradley_terry_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    *,
+    margin: Tensor | float | None = None,
+    label: Tensor | None = None,
+) -> Tensor:
+    """Negative log-likelihood that the chosen response wins, averaged over pairs.
+
+    L = mean of -[ p * log sigmoid(g - m) + (1 - p) * log sigmoid(m - g) ],  g = chosen - rejected
+
+    Args:
+        chosen: Scores of the chosen responses, shape (pairs,), in logits.
+        rejected: Scores of the rejected responses, shape (pairs,), in logits.
+        margin: Gap m that counts as a coin flip, in logits, one number or one a pair; None is 0.
+        label: Probability p in [0, 1] that the chosen response is the better one; None is 1.
+
+    Returns:
+        Scalar >= 0; log 2 = 0.6931 when all gaps are 0 and there is no margin.
+
+    Raises:
+        ShapeError: When the tensors are not all of shape (pairs,): broadcasting would give a
+            number that is wrong without an error.
+
+    Source:
+        Bradley & Terry 1952; the vanilla loss L of arXiv 2405.00438. Written with logsigmoid:
+        log(sigmoid + epsilon) kills the gradient of badly wrong pairs.
+
+    Example:
+        >>> round(bradley_terry_loss(torch.zeros(3), torch.zeros(3)).item(), 4)
+        0.6931
+    """
+    named = {"chosen": chosen, "rejected": rejected, "margin": margin, "label": label}
+    for name, tensor in named.items():
+        if isinstance(tensor, Tensor) and (tensor.dim() != 1 or tensor.shape != chosen.shape):
+            raise ShapeError(
+                f"bradley_terry_loss expects {name} of shape (pairs,), got {tuple(tensor.shape)} "
+                f"beside chosen {tuple(chosen.shape)}. Use `.squeeze(-1)` on a model's logits."
+            )
+    gap = chosen - rejected
+    if margin is not None:
+        gap = gap - margin
+    if label is None:
+        return -functional.logsigmoid(gap).mean()
+    return -(label * functional.logsigmoid(gap) + (1 - label) * functional.logsigmoid(-gap)).mean()

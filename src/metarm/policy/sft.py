@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Supervised fine-tuning: a language model learns to answer prompts as demonstrations do."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from metarm.config import SftSettings
+from metarm.data.encoding import Encoder
+from metarm.errors import EmptySetError
+from metarm.models.loading import load_causal_lm, load_encoder
+from metarm.models.reporting import StepReporter
+from metarm.protocols import ProgressReporter
+from metarm.schema import Prompt
+
+__all__ = ["train_sft"]
+
+IGNORED = -100
+
+
+def train_sft(
+    *,
+    model: str,
+    demonstrations: Sequence[tuple[Prompt, str]],
+    settings: SftSettings,
+    output_dir: Path,
+    seed: int,
+    progress: ProgressReporter,
+) -> Mapping[str, float]:
+    """Fine-tune on the responses of demonstrations and save model and tokenizer.
+
+    Args:
+        model: Folder or hub id of a causal language model.
+        demonstrations: Prompt and response; the loss is on the response and its EOS alone.
+        settings: Epochs, rates and sizes.
+        output_dir: Where to save.
+        seed: Order of the demonstrations.
+        progress: Gets one bar.
+
+    Returns:
+        `loss_nats`, mean negative log-likelihood per response token over the last tenth of
+        training; `num_examples`; `num_too_long`, demonstrations left out.
+
+    Raises:
+        EmptySetError: When no demonstration fits `max_length`.
+
+    Writes:
+        `output_dir` in Hugging Face format.
+    """
+    from transformers import Trainer, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    encoder = load_encoder(model)
+    rows = [_encode(encoder, prompt, response) for prompt, response in demonstrations]
+    fits = [row for row in rows if len(row["input_ids"]) <= settings.max_length]
+    if not fits:
+        raise EmptySetError(
+            f"no demonstration is left: {len(rows)} read, all longer than "
+            f"sft.max_length={settings.max_length} tokens"
+        )
+    policy = load_causal_lm(model)
+    num_steps = max(
+        1,
+        round(settings.num_train_epochs * (-(-len(fits) // settings.per_device_train_batch_size))),
+    )
+    arguments = TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=num_steps,
+        learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.per_device_train_batch_size,
+        warmup_steps=int(settings.warmup_fraction * num_steps),
+        save_strategy="no",
+        logging_steps=max(1, num_steps // 10),
+        report_to=[],
+        seed=seed,
+        disable_tqdm=True,
+        use_cpu=policy.device.type == "cpu",
+        dataloader_pin_memory=policy.device.type != "cpu",
+    )
+    with progress.stage("supervised fine-tuning", num_steps) as bar:
+        trainer = Trainer(
+            model=policy,
+            args=arguments,
+            train_dataset=fits,
+            data_collator=lambda batch: _collate(batch, encoder.pad_token_id),
+            callbacks=[StepReporter(bar)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    # Not `save_model`: it would add a pickle of the arguments, with this machine's paths.
+    policy.save_pretrained(output_dir)
+    encoder.tokenizer.save_pretrained(output_dir)
+    return {
+        "loss_nats": float(losses[-1]) if losses else float("nan"),
+        "num_examples": len(fits),
+        "num_too_long": len(rows) - len(fits),
+    }
+
+
+def _encode(encoder: Encoder, prompt: Prompt, response: str) -> dict[str, list[int]]:
+    ids = encoder.encode(prompt, response)
+    num_prompt = len(encoder.encode_prompt(prompt))
+    answer = ids[num_prompt:]
+    # A template may write a newline after EOS, or no EOS: a policy must learn to end with EOS.
+    if encoder.eos_token_id in answer:
+        answer = answer[: len(answer) - answer[::-1].index(encoder.eos_token_id)]
+    else:
+        answer = [*answer, encoder.eos_token_id]
+    return {"input_ids": ids[:num_prompt] + answer, "labels": [IGNORED] * num_prompt + answer}
+
+
+def _collate(batch: Sequence[Mapping[str, list[int]]], pad_token_id: int) -> dict[str, Tensor]:
+    length = max(len(row["input_ids"]) for row in batch)
+    input_ids = torch.full((len(batch), length), pad_token_id)
+    labels = torch.full((len(batch), length), IGNORED)
+    attention_mask = torch.zeros((len(batch), length), dtype=torch.long)
+    for index, row in enumerate(batch):
+        size = len(row["input_ids"])
+        input_ids[index, :size] = torch.tensor(row["input_ids"])
+        labels[index, :size] = torch.tensor(row["labels"])
+        attention_mask[index, :size] = 1
+    return {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}

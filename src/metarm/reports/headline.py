@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The result of a run in sentences, worked out from its numbers."""
+
+from dataclasses import dataclass
+
+from metarm.config import ARM_PRESETS, ArmSettings
+from metarm.reports.comparisons import Summary, change_since_start, compare, summary_of
+from metarm.reports.measures import MEASURES
+from metarm.reports.read_run import Run
+from metarm.reports.restored import LABEL, restored, restored_difference
+
+__all__ = ["Headline", "arm_description", "basis", "headline"]
+
+SUBJECTS = {
+    "accuracy_shifted": ("the reward model's accuracy on the policy's own pairs", "accuracy"),
+    "gold_score": ("the gold score", "gold"),
+    "gap_spread_ratio": ("the spread of reward gaps relative to SFT's responses", "gap spread"),
+    "accuracy_original": ("accuracy on original pairs", "accuracy on original pairs"),
+}
+"""Each measure a headline tells: in full, and short."""
+NO_GOLD = (
+    "This run has no gold function: whether the policy got better, and whether the reward model "
+    "is still right about its responses, cannot be read from these figures."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """What happened, and how each other arm differs."""
+
+    lead: str
+    points: tuple[str, ...]
+
+
+def headline(run: Run) -> Headline:
+    """What optimisation did to accuracy and gold, then one sentence for each other arm."""
+    if not run.trained_arms:
+        lead = "No arm has finished a round of optimisation yet; only the start is shown."
+        return Headline(lead, ())
+    wanted = ("frozen", str(run.baseline), *run.trained_arms)
+    told = next(arm for arm in wanted if arm in run.trained_arms and _has_reached(run, arm))
+    names = [name for name in ("accuracy_shifted", "gold_score") if _is_told(run, name, told)]
+    if not names:
+        names = [n for n in ("gap_spread_ratio", "accuracy_original") if _is_told(run, n, told)]
+    changes = [_change(run, name, told) for name in names]
+    lead = f"After {_rounds(run)} of {_name(run, told)}, {'; '.join(changes)}."
+    points = [_point(run, names, arm) for arm in run.trained_arms if arm != told]
+    if not run.has_gold:
+        points.append(NO_GOLD)
+    return Headline(lead, tuple(point for point in points if point))
+
+
+def _rounds(run: Run) -> str:
+    """`3 rounds`, or `2 of 3 planned rounds` where there is more to come."""
+    planned = run.settings.rounds if run.settings else run.final_round
+    if planned > run.final_round:
+        return f"{run.final_round} of {planned} planned rounds"
+    return f"{run.final_round} {'round' if run.final_round == 1 else 'rounds'}"
+
+
+def _has_reached(run: Run, arm: str) -> bool:
+    return bool(run.cards_of(arm, run.final_round))
+
+
+def _is_told(run: Run, name: str, arm: str) -> bool:
+    return summary_of(run, name, arm, run.final_round) is not None
+
+
+def _change(run: Run, name: str, arm: str) -> str:
+    """How a measure moved between the start and the compared round of one arm."""
+    decimals = MEASURES[name].decimals
+    subject = SUBJECTS[name][0]
+    end = summary_of(run, name, arm, run.final_round)
+    change = change_since_start(run, name, arm, run.final_round)
+    assert end is not None
+    if change is None:
+        return f"{subject} is {end.text(decimals)}"
+    moved = change.difference
+    verb = "went"
+    if moved.low is None or moved.excludes_zero:
+        verb = "fell" if moved.value < 0 else "rose"
+    note = "" if moved.excludes_zero else f": {moved.verdict()}"
+    return (
+        f"{subject} {verb} from {change.start:.{decimals}f} to {change.end:.{decimals}f}, "
+        f"change {moved.text(decimals, sign=True)}{note}"
+    )
+
+
+def _point(run: Run, names: list[str], arm: str) -> str:
+    """One arm's values, each with its difference to the baseline; empty where it has none."""
+    parts = _restored_words(run, arm)
+    for name in names:
+        end = summary_of(run, name, arm, run.final_round)
+        if end is None:
+            continue
+        part = f"{SUBJECTS[name][1]} {end.value:.{MEASURES[name].decimals}f}"
+        gap = compare(run, name, arm, str(run.baseline), run.final_round)
+        if arm != run.baseline and gap is not None:
+            part += f", {_difference_words(gap, name, str(run.baseline))}"
+        parts.append(part)
+    return f"{_name(run, arm)}: {'; '.join(parts)}." if parts else ""
+
+
+def _restored_words(run: Run, arm: str) -> list[str]:
+    """What retraining gave back in an arm that retrains; empty where it is not measured."""
+    own = restored(run, arm)
+    if own is None:
+        return []
+    words = f"{LABEL[0].lower()}{LABEL[1:]} {own.text(sign=True)}"
+    gap = None if arm == run.baseline else restored_difference(run, arm, str(run.baseline))
+    if gap is not None:
+        words += f", {_difference_words(gap, 'accuracy_shifted', str(run.baseline))}"
+    return [words]
+
+
+def _difference_words(gap: Summary, name: str, baseline: str) -> str:
+    shown = gap.text(MEASURES[name].decimals, sign=True)
+    direction = ("higher" if gap.value > 0 else "lower") + ", " if gap.excludes_zero else ""
+    return f"difference to {baseline} {shown}: {direction}{gap.verdict()}"
+
+
+def basis(run: Run) -> str:
+    """How many seeds and prompts are behind the numbers, and what their intervals leave out."""
+    prompts = sorted({card.kl_nats.count for card in run.cards.values()})
+    each = " to ".join(str(count) for count in dict.fromkeys((prompts[0], prompts[-1])))
+    seeds = run.seeds
+    if len(seeds) == 1:
+        return (
+            f"Behind these numbers: one seed ({seeds[0]}), {each} prompts per evaluation. "
+            "The 95 % intervals are over prompts and pairs. They leave out the randomness of "
+            "training: another seed can fall outside them."
+        )
+    few = {2: " Two seeds hardly ever tell a difference."}.get(len(seeds), "")
+    lone = ", ".join(_arms_with_one_seed(run))
+    if lone:
+        few += (
+            f" Only one seed has got this far in {lone}: intervals there are over prompts and "
+            "leave out the randomness of training."
+        )
+    return (
+        f"Behind these numbers: {len(seeds)} seeds ({', '.join(map(str, seeds))}), {each} prompts "
+        "per evaluation. The 95 % intervals are Student t-intervals over seeds; differences are "
+        f"paired by seed.{few}"
+    )
+
+
+def _arms_with_one_seed(run: Run) -> list[str]:
+    return [arm for arm in run.trained_arms if len(run.cards_of(arm, run.final_round)) == 1]
+
+
+def _settings_of(run: Run, arm: str) -> ArmSettings | None:
+    """An arm's settings; None where this version does not know them."""
+    if run.settings is None or arm not in {**ARM_PRESETS, **run.settings.custom_arms}:
+        return None
+    return run.settings.arm(arm)
+
+
+def _meta_mode(run: Run, settings: ArmSettings) -> str:
+    inherited = run.settings.reward.meta_mode if run.settings else "off"
+    return settings.meta_mode or inherited
+
+
+def _name(run: Run, arm: str) -> str:
+    """An arm's name and, where the settings are known, its main trait."""
+    settings = _settings_of(run, arm)
+    if settings is None:
+        return arm
+    if settings.reward == "frozen":
+        return f"{arm} (reward model not retrained)"
+    has_step = _meta_mode(run, settings) != "off"
+    trait = "with the MetaRM step" if has_step else "retrained on original pairs"
+    if settings.num_gold_labels:
+        trait += f" and {settings.num_gold_labels} labels per round"
+    return f"{arm} ({trait})"
+
+
+def arm_description(run: Run, arm: str) -> str:
+    """What the settings say about an arm; empty where they are not known."""
+    settings = _settings_of(run, arm)
+    if settings is None:
+        return ""
+    if not settings.optimize:
+        return "the SFT policy, evaluated only"
+    if settings.reward == "frozen":
+        return "policy optimised against the first reward model, which stays as it is"
+    mode = _meta_mode(run, settings)
+    text = "reward model retrained each round on the original pairs"
+    if settings.num_gold_labels:
+        text += f" and {settings.num_gold_labels} gold-labelled pairs of the policy's own"
+    if mode != "off":
+        text += f", with the MetaRM step ({mode}) on the policy's unlabelled groups"
+    return text

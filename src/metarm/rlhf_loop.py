@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Iterated RLHF: sample -> train the reward model -> optimise -> evaluate, for several arms.
+
+A run is a folder, a seed a folder in it, a round a folder in that, and each stage of a round a
+folder that is finished or absent: the same command goes on where a stopped one was.
+"""
+
+import gc
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarm.config import ArmSettings, RewardSettings, RunSettings
+from metarm.data.meta_sets import load_groups, save_groups
+from metarm.data.preferences import load_preferences, save_preferences
+from metarm.evaluation.scorecard import (
+    ScoreFunctions,
+    evaluate_round,
+    sample_for_evaluation,
+)
+from metarm.models.reward_model import load_score_function
+from metarm.policy.optimizers import build_optimizer
+from metarm.policy.sampling import sample_groups
+from metarm.protocols import ProgressReporter
+from metarm.run_folder import open_run_folder
+from metarm.schema import PreferencePair, ResponseGroup
+from metarm.sources import Sources, label_groups, prepare_sources
+from metarm.storage import Stage, build_stage, fingerprint, write_json, write_json_lines
+from metarm.training import train_reward_model
+from metarm.workers import run_in_processes
+
+__all__ = ["run_rounds", "run_seed"]
+
+SFT_ARM = "sft"
+
+
+def run_rounds(settings: RunSettings, *, progress: ProgressReporter) -> Path:
+    """Run every arm for every seed, or go on with a run that was stopped.
+
+    A finished run goes on too: with more rounds, arms or seeds, in more workers, elsewhere.
+
+    Args:
+        settings: The whole run.
+        progress: Gets a bar for each stage.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        RunError: When the folder cannot be written, is in use, or a worker died.
+        FingerprintError: When a finished stage was made with other settings.
+
+    Writes:
+        `config.yaml`, `run.json` and a folder for each seed: docs/run-folder.md.
+    """
+    with open_run_folder(settings) as folder:
+        jobs = {f"seed {seed}": partial(run_seed, settings, seed) for seed in settings.seeds}
+        if settings.workers > 1 and len(jobs) > 1:
+            run_in_processes(jobs, workers=settings.workers, progress=progress)
+        else:
+            with progress.stage("all seeds", len(jobs)) as bar:
+                for name, job in jobs.items():
+                    job(progress=progress)
+                    bar.advance(1, f"{name} is done")
+    return folder
+
+
+def run_seed(settings: RunSettings, seed: int, *, progress: ProgressReporter) -> None:
+    """All arms of one seed, one after the other."""
+    _set_threads(settings)
+    folder = settings.output_dir / f"seed_{seed}"
+    sources = prepare_sources(settings, folder, seed=seed, progress=progress)
+    with _cheap_collection():
+        _run_arms(_SeedRun(settings, seed, folder, sources, progress))
+
+
+def _run_arms(seed_run: "_SeedRun") -> None:
+    settings = seed_run.settings
+    first_reward = seed_run.train_first_reward_model()
+    start = seed_run.evaluate_sft(SFT_ARM, first_reward)
+    for arm in settings.arms:
+        if not settings.arm(arm).optimize and arm != SFT_ARM:
+            seed_run.evaluate_sft(arm, first_reward)
+    arms = [name for name in settings.arms if settings.arm(name).optimize]
+    with seed_run.progress.stage("rounds of all arms", len(arms) * settings.rounds) as bar:
+        for arm in arms:
+            position = start
+            for round_number in range(1, settings.rounds + 1):
+                position = seed_run.run_round(arm, round_number, position, first_reward)
+                bar.advance(1, f"{arm} round {round_number}")
+
+
+@contextmanager
+def _cheap_collection() -> Iterator[None]:
+    """A block whose garbage collections pass over the million objects that imports have made."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _set_threads(settings: RunSettings) -> None:
+    """As many threads as were asked for; else an equal share of the cores for each worker."""
+    if settings.threads is None and "OMP_NUM_THREADS" in os.environ:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = (cores or 1) // min(settings.workers, len(settings.seeds))
+    torch.set_num_threads(settings.threads or max(1, share))
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """Where an arm stands between two rounds."""
+
+    policy: Stage
+    reward: Stage
+    evaluation: Stage
+    labels: tuple[Stage, ...] = ()
+    """The sample stages whose gold labels this arm has bought so far."""
+
+
+@dataclass(frozen=True)
+class _SeedRun:
+    """One seed's settings, folder and sources: what every stage of it needs."""
+
+    settings: RunSettings
+    seed: int
+    folder: Path
+    sources: Sources
+    progress: ProgressReporter
+
+    def train_first_reward_model(self) -> Stage:
+        """The plain reward model on original pairs that every arm's round 1 has behind it."""
+        settings = self.settings.reward.model_copy(update={"meta_mode": "off"})
+        return self._reward_stage(
+            self.folder / "reward", settings, self.sources.reward_backbone, [], [], 0
+        )
+
+    def evaluate_sft(self, arm: str, first_reward: Stage) -> _Position:
+        """Round 0: the SFT policy, scored by the first reward model."""
+        place = self.folder / "arms" / arm / "round_00" / "evaluation"
+        policy = self.sources.policy
+        evaluation = self._evaluation_stage(
+            place, arm, 0, policy, first_reward, first_reward, None, 0.0
+        )
+        return _Position(policy, first_reward, evaluation)
+
+    def run_round(
+        self, arm: str, round_number: int, start: _Position, first_reward: Stage
+    ) -> _Position:
+        """One round of one arm: sample, train the reward model, optimise, evaluate."""
+        arm_settings = self.settings.arm(arm)
+        place = self.folder / "arms" / arm / f"round_{round_number:02d}"
+        made: list[Stage] = []
+        reward, labels = first_reward, start.labels
+        if arm_settings.reward == "retrain":
+            settings = self._reward_settings(arm_settings)
+            if settings.meta_mode != "off" or arm_settings.num_gold_labels:
+                made.append(
+                    self._sample_stage(place / "samples", arm_settings, start, round_number)
+                )
+            if arm_settings.num_gold_labels:
+                labels = (*labels, *made)
+            reward = self._retrain(
+                place / "reward", arm_settings, settings, start, made, labels, round_number
+            )
+            made.append(reward)
+        policy = self._policy_stage(place / "policy", start, reward, round_number)
+        seconds = sum(stage.seconds for stage in [*made, policy])
+        evaluation = self._evaluation_stage(
+            place / "evaluation",
+            arm,
+            round_number,
+            policy,
+            reward,
+            first_reward,
+            start.evaluation,
+            seconds,
+        )
+        return _Position(policy, reward, evaluation, labels)
+
+    def _reward_settings(self, arm: ArmSettings) -> RewardSettings:
+        update: dict[str, Any] = {"meta_mode": arm.meta_mode} if arm.meta_mode else {}
+        return self.settings.reward.model_copy(update=update)
+
+    def _draw_seed(self, what: str, round_number: int) -> int:
+        """The same in every arm, so that arms are compared on the same draws.
+
+        32 bits, which numpy takes; streams of their own, so that nothing is drawn twice.
+        """
+        return int(fingerprint(what, self.seed, round_number), 16) % 2**32
+
+    def _sample_stage(
+        self, place: Path, arm: ArmSettings, start: _Position, round_number: int
+    ) -> Stage:
+        sampling = self.settings.sampling
+        seed = self._draw_seed("samples", round_number)
+        record = {
+            "sampling": sampling.model_dump(),
+            "num_gold_labels": arm.num_gold_labels,
+            "gold": self.settings.evaluation.gold if arm.num_gold_labels else None,
+            "seed": seed,
+        }
+
+        def build(folder: Path) -> dict[str, Any]:
+            groups = sample_groups(
+                start.policy.folder,
+                self.sources.prompts,
+                sampling,
+                seed=seed,
+                progress=self.progress,
+            )
+            save_groups(folder / "groups.jsonl", groups)
+            labels: list[PreferencePair] = []
+            if arm.num_gold_labels:
+                assert self.sources.gold is not None  # RunSettings has checked it
+                labels = label_groups(groups, self.sources.gold, arm.num_gold_labels, seed=seed)
+                save_preferences(folder / "labels.jsonl", labels)
+            return {"num_groups": len(groups), "num_labels": len(labels)}
+
+        return build_stage(place, record, [start.policy, self.sources.data], build)
+
+    def _retrain(
+        self,
+        place: Path,
+        arm: ArmSettings,
+        settings: RewardSettings,
+        start: _Position,
+        samples: Sequence[Stage],
+        labels: Sequence[Stage],
+        round_number: int,
+    ) -> Stage:
+        """The round's reward model: original pairs, every label bought so far, and groups."""
+        backbone = self.sources.reward_backbone
+        if self.settings.reward_start == "previous":
+            backbone = start.reward
+        bought = [
+            pair
+            for stage in labels
+            if stage.metrics["num_labels"]
+            for pair in load_preferences(
+                stage.folder / "labels.jsonl", "trl-explicit", keep_blank=True
+            ).pairs
+        ]
+        extra = bought * arm.label_repeat
+        groups: list[ResponseGroup] = []
+        if settings.meta_mode != "off":
+            groups = [g for stage in samples for g in load_groups(stage.folder / "groups.jsonl")]
+        return self._reward_stage(
+            place, settings, backbone, extra, groups, round_number, [*samples, *labels]
+        )
+
+    def _reward_stage(
+        self,
+        place: Path,
+        settings: RewardSettings,
+        backbone: Stage,
+        extra: Sequence[PreferencePair],
+        groups: Sequence[ResponseGroup],
+        round_number: int,
+        inputs: Sequence[Stage] = (),
+    ) -> Stage:
+        seed = self._draw_seed("reward", round_number)
+
+        def build(folder: Path) -> dict[str, Any]:
+            result = train_reward_model(
+                model=str(backbone.folder),
+                pairs=[*self.sources.pairs, *extra],
+                test_pairs=self.sources.test_pairs,
+                groups=groups,
+                settings=settings,
+                output_dir=folder,
+                seed=seed,
+                progress=self.progress,
+            )
+            # The trainer and its callbacks point at each other: with them goes the model's memory.
+            gc.collect()
+            return {
+                **result.metrics,
+                "accuracy": asdict(result.accuracy),
+                "encoding": result.encoding.summary(),
+            }
+
+        record = {"reward": _effective(settings), "num_extra": len(extra), "seed": seed}
+        return build_stage(place, record, [self.sources.data, backbone, *inputs], build)
+
+    def _policy_stage(
+        self, place: Path, start: _Position, reward: Stage, round_number: int
+    ) -> Stage:
+        policy = self.sources.policy
+        if self.settings.policy_start == "previous":
+            policy = start.policy
+        seed = self._draw_seed("policy", round_number)
+        optimize = build_optimizer(self.settings.optimize)
+
+        def build(folder: Path) -> dict[str, Any]:
+            return dict(
+                optimize(
+                    policy_dir=policy.folder,
+                    reference_dir=self.sources.policy.folder,
+                    reward_model_dir=reward.folder,
+                    score=load_score_function(reward.folder),
+                    prompts=self.sources.prompts,
+                    output_dir=folder,
+                    seed=seed,
+                    monitor=self.sources.gold,
+                    progress=self.progress,
+                )
+            )
+
+        record = {"optimize": self.settings.optimize.model_dump(), "seed": seed}
+        return build_stage(place, record, [policy, self.sources.policy, reward], build)
+
+    def _evaluation_stage(
+        self,
+        place: Path,
+        arm: str,
+        round_number: int,
+        policy: Stage,
+        reward: Stage,
+        first_reward: Stage,
+        previous: Stage | None,
+        seconds: float,
+    ) -> Stage:
+        settings, optimize = self.settings.evaluation, self.settings.optimize
+        prompts = self.sources.test_prompts[: settings.num_prompts]
+        sft = self.folder / "arms" / SFT_ARM / "round_00" / "evaluation" / "groups.jsonl"
+
+        def build(folder: Path) -> dict[str, Any]:
+            started = time.monotonic()
+            samples = sample_for_evaluation(
+                policy.folder,
+                self.sources.policy.folder,
+                prompts,
+                settings,
+                optimize,
+                seed=self.seed,
+                progress=self.progress,
+            )
+            save_groups(folder / "groups.jsonl", samples.groups)
+            score = load_score_function(reward.folder)
+            card, rows = evaluate_round(
+                arm=arm,
+                seed=self.seed,
+                round_number=round_number,
+                samples=samples,
+                sft_groups=load_groups(sft) if previous else samples.groups,
+                previous_groups=load_groups(previous.folder / "groups.jsonl") if previous else None,
+                test_pairs=score.fitting_pairs(self.sources.test_pairs),
+                scores=ScoreFunctions(
+                    reward=score,
+                    first=load_score_function(first_reward.folder),
+                    gold=self.sources.gold,
+                ),
+                settings=settings,
+                seconds_before=seconds + time.monotonic() - started,
+            )
+            write_json(folder / "scorecard.json", card.to_json())
+            write_json_lines(folder / "samples.jsonl", rows)
+            return {}
+
+        record = {
+            "evaluation": settings.model_dump(),
+            "sampling": {
+                "temperature": optimize.temperature,
+                "max_completion_length": optimize.max_completion_length,
+                "batch_size": optimize.batch_size,
+            },
+            "arm": arm,
+            "round": round_number,
+            "seed": self.seed,
+        }
+        inputs = [policy, reward, first_reward, *([previous] if previous else [])]
+        return build_stage(place, record, inputs, build)
+
+
+def _effective(settings: RewardSettings) -> dict[str, Any]:
+    """The settings that decide the result: those of the meta step only where there is one."""
+    values = settings.model_dump()
+    if settings.meta_mode == "off":
+        values = {key: value for key, value in values.items() if not key.startswith("meta_")}
+    return values

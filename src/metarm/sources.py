@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run starts from: policy, pairs, prompts and gold, of files, a gold function or a world."""
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metarm.config import RunSettings, SamplingSettings, SftSettings
+from metarm.data.meta_sets import load_demonstrations, load_prompts
+from metarm.data.preferences import load_preferences, save_preferences, split_by_prompt
+from metarm.errors import ConfigError, EmptySetError
+from metarm.policy.sampling import sample_groups
+from metarm.policy.sft import train_sft
+from metarm.protocols import ProgressReporter, ScoreFunction
+from metarm.resolve import load_gold
+from metarm.schema import PreferencePair, Prompt, ResponseGroup, prompt_to_json
+from metarm.storage import Stage, build_stage, content_digest, write_json_lines
+from metarm.world.build import build_world
+from metarm.world.language import GoldReward, build_language
+
+__all__ = ["Sources", "label_groups", "prepare_sources"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What every arm of a seed shares before its first round."""
+
+    data: Stage
+    """Holds the pair and prompt files."""
+    policy: Stage
+    """The SFT policy: every arm's start and every KL's reference."""
+    reward_backbone: Stage
+    """Where reward models start."""
+    pairs: tuple[PreferencePair, ...]
+    test_pairs: tuple[PreferencePair, ...]
+    prompts: tuple[Prompt, ...]
+    test_prompts: tuple[Prompt, ...]
+    gold: ScoreFunction | None
+
+
+def prepare_sources(
+    settings: RunSettings, folder: Path, *, seed: int, progress: ProgressReporter
+) -> Sources:
+    """Build or find everything a seed starts from.
+
+    Raises:
+        ConfigError: When the settings name no data, or a gold function that cannot be imported.
+        DataError: When a file is wrong.
+    """
+    if settings.world is not None:
+        world = settings.world
+        data = build_stage(
+            folder / "world",
+            {"world": world.model_dump(), "seed": seed},
+            [],
+            lambda place: build_world(world, seed, place),
+        )
+        gold: ScoreFunction | None = GoldReward(build_language(world))
+        demonstrations = data.folder / "demonstrations.jsonl"
+        policy = _sft_stage(
+            settings, str(data.folder / "model"), demonstrations, [data], folder, seed, progress
+        )
+    else:
+        name = settings.evaluation.gold
+        gold = load_gold(name, what="evaluation.gold") if name else None
+        policy = _external_policy(settings, folder, seed, progress)
+        data = _data_stage(settings, policy, gold, folder, seed, progress)
+    backbone = policy
+    if settings.reward_model_name_or_path:
+        backbone = _external(settings.reward_model_name_or_path)
+    return Sources(
+        data=data,
+        policy=policy,
+        reward_backbone=backbone,
+        pairs=_saved_pairs(data.folder / "preferences.jsonl"),
+        test_pairs=_saved_pairs(data.folder / "preferences_test.jsonl"),
+        prompts=tuple(load_prompts(data.folder / "prompts.jsonl")),
+        test_prompts=tuple(load_prompts(data.folder / "prompts_test.jsonl")),
+        gold=gold,
+    )
+
+
+def _saved_pairs(path: Path) -> tuple[PreferencePair, ...]:
+    return load_preferences(path, "trl-explicit", keep_blank=True).pairs
+
+
+def label_groups(
+    groups: Sequence[ResponseGroup], gold: ScoreFunction, count: int, *, seed: int
+) -> list[PreferencePair]:
+    """Pairs of responses labelled by gold, `count` of them, spread over the groups.
+
+    Every group gives one pair before any gives a second; groups and pairs are drawn by `seed`.
+    Pairs that tie in gold are passed over: fewer come back where there are no others. Blank
+    responses are labelled like any: a reward model that never saw one may like it best.
+    """
+    draw = random.Random(f"labels|{seed}")
+    choices = []
+    for group in draw.sample(list(groups), len(groups)):
+        texts = list(dict.fromkeys(group.responses))
+        pairs = [(group.prompt, min(p), max(p)) for p in itertools.combinations(texts, 2)]
+        choices.append(draw.sample(pairs, len(pairs)))
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*choices))
+    # Two groups may share a prompt, and then a pair.
+    waiting = [choice for choice in dict.fromkeys(turns) if choice is not None]
+    labelled: list[PreferencePair] = []
+    while waiting and len(labelled) < count:
+        part = waiting[: count - len(labelled)]
+        waiting = waiting[len(part) :]
+        scores = gold(
+            [prompt for prompt, *_ in part for _ in range(2)],
+            [response for _, *pair in part for response in pair],
+        )
+        for (prompt, first, second), one, two in zip(part, scores[::2], scores[1::2], strict=True):
+            if one != two:
+                chosen, rejected = (first, second) if one > two else (second, first)
+                labelled.append(PreferencePair(prompt, chosen, rejected))
+    return labelled
+
+
+def _external(model: str) -> Stage:
+    """A model that no stage of this run made; its files' bytes stand for it, or its hub id."""
+    return Stage(Path(model), content_digest(model), 0.0, {})
+
+
+def _sft_stage(
+    settings: RunSettings,
+    model: str,
+    demonstrations: Path,
+    inputs: Sequence[Stage],
+    folder: Path,
+    seed: int,
+    progress: ProgressReporter,
+) -> Stage:
+    sft = settings.sft or SftSettings()
+    return build_stage(
+        folder / "sft",
+        {"sft": sft.model_dump(), "seed": seed},
+        inputs,
+        lambda place: train_sft(
+            model=model,
+            demonstrations=load_demonstrations(demonstrations),
+            settings=sft,
+            output_dir=place,
+            seed=seed,
+            progress=progress,
+        ),
+    )
+
+
+def _external_policy(
+    settings: RunSettings, folder: Path, seed: int, progress: ProgressReporter
+) -> Stage:
+    model = settings.model_name_or_path
+    assert model is not None  # RunSettings has checked it
+    external = _external(model)
+    if settings.sft is None:
+        return external
+    if settings.data.sft_texts is None:
+        raise ConfigError(
+            "the `sft` section asks for supervised fine-tuning, but `data.sft_texts` names no "
+            "demonstrations: give a file, or remove the section if the model is the SFT policy"
+        )
+    texts = Path(settings.data.sft_texts)
+    inputs = [external, Stage(texts, content_digest(texts), 0.0, {})]
+    return _sft_stage(settings, model, texts, inputs, folder, seed, progress)
+
+
+def _data_stage(
+    settings: RunSettings,
+    policy: Stage,
+    gold: ScoreFunction | None,
+    folder: Path,
+    seed: int,
+    progress: ProgressReporter,
+) -> Stage:
+    data = settings.data
+    files = {
+        "preferences": data.preferences,
+        "preferences_test": data.preferences_test,
+        "prompts": data.prompts,
+    }
+    # Bytes, not paths: a file may move.
+    record: dict[str, Any] = {
+        "files": {name: file and content_digest(file) for name, file in files.items()},
+        "data_format": data.data_format,
+        "test_fraction": data.test_fraction,
+        "seed": seed,
+    }
+    if data.preferences is None:
+        record["num_gold_pairs"] = data.num_gold_pairs
+        record["gold"] = settings.evaluation.gold
+        record["sampling"] = settings.sampling.model_dump()
+
+    def build(place: Path) -> dict[str, Any]:
+        if data.preferences is not None:
+            loaded = load_preferences(data.preferences, data.data_format)
+            pairs, summary = list(loaded.pairs), loaded.report.summary()
+        else:
+            assert gold is not None  # RunSettings has checked it
+            pairs = _gold_pairs(settings, policy, gold, seed, progress)
+            summary = f"{len(pairs)} pairs of the SFT policy's responses labelled by gold"
+        if data.preferences_test is not None:
+            train = pairs
+            test = list(load_preferences(data.preferences_test, data.data_format).pairs)
+        else:
+            train, test = split_by_prompt(pairs, data.test_fraction, seed)
+        train_prompts, test_prompts = _split_prompts(settings, train, test, seed)
+        save_preferences(place / "preferences.jsonl", train)
+        save_preferences(place / "preferences_test.jsonl", test)
+        for name, prompts in (("prompts", train_prompts), ("prompts_test", test_prompts)):
+            rows = ({"prompt": prompt_to_json(prompt)} for prompt in prompts)
+            write_json_lines(place / f"{name}.jsonl", rows)
+        return {"summary": summary, "num_train_pairs": len(train), "num_test_pairs": len(test)}
+
+    return build_stage(folder / "data", record, [policy], build)
+
+
+def _gold_pairs(
+    settings: RunSettings,
+    policy: Stage,
+    gold: ScoreFunction,
+    seed: int,
+    progress: ProgressReporter,
+) -> list[PreferencePair]:
+    """Pairs of the SFT policy's own responses, labelled by the gold function."""
+    assert settings.data.prompts is not None  # RunSettings has checked it
+    prompts = load_prompts(settings.data.prompts)
+    wanted = settings.data.num_gold_pairs
+    rounds = -(-wanted // len(prompts))
+    pairs: list[PreferencePair] = []
+    sampling = SamplingSettings(
+        **{**settings.sampling.model_dump(), "num_generations": 2, "num_prompts": None}
+    )
+    # Twice as many as wanted: some pairs tie in gold.
+    for number in range(2 * rounds):
+        groups = sample_groups(
+            policy.folder, prompts, sampling, seed=seed * 1009 + number, progress=progress
+        )
+        labelled = label_groups(groups, gold, wanted - len(pairs), seed=seed + number)
+        pairs = list(dict.fromkeys([*pairs, *labelled]))
+        if len(pairs) == wanted:
+            return pairs
+    if not pairs:
+        raise EmptySetError(
+            f"the gold function {settings.evaluation.gold} gives every pair of responses the same "
+            "score: there is nothing to learn from; check the function on a few responses"
+        )
+    return pairs
+
+
+def _split_prompts(
+    settings: RunSettings,
+    train: Sequence[PreferencePair],
+    test: Sequence[PreferencePair],
+    seed: int,
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to optimise on and prompts to evaluate on, never the same."""
+    test_prompts = list(dict.fromkeys(pair.prompt for pair in test))
+    if settings.data.prompts is None:
+        held_out = set(test_prompts)
+        train_prompts = [p for p in dict.fromkeys(q.prompt for q in train) if p not in held_out]
+    elif settings.data.preferences is None:
+        held_out = set(test_prompts)
+        train_prompts = [p for p in load_prompts(settings.data.prompts) if p not in held_out]
+    else:
+        prompts = load_prompts(settings.data.prompts)
+        order = random.Random(f"prompts|{seed}").sample(prompts, len(prompts))
+        cut = max(1, round(settings.data.test_fraction * len(order)))
+        test_prompts, train_prompts = order[:cut], order[cut:]
+    if not train_prompts or not test_prompts:
+        raise EmptySetError(
+            f"{len(train_prompts)} prompts to optimise on and {len(test_prompts)} to evaluate on: "
+            "both need at least one; give more prompts or another data.test_fraction"
+        )
+    return train_prompts, test_prompts

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run folder: atomic writes, fingerprints, and stages that are done once.
+
+A stage is a folder. It is built under a temporary name and renamed when it is whole, with a
+`stage.json` inside; so a folder that exists is finished, and a stopped run goes on from there.
+"""
+
+import contextlib
+import errno
+import functools
+import gzip
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from metarm.errors import DataError, FingerprintError, FormatError, RunError
+
+__all__ = [
+    "STAGE_FILE",
+    "Stage",
+    "append_json_line",
+    "build_stage",
+    "check_writable",
+    "content_digest",
+    "fingerprint",
+    "read_json",
+    "read_json_lines",
+    "write_json",
+    "write_json_lines",
+    "write_text",
+]
+
+STAGE_FILE = "stage.json"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: temporary name, fsync, rename, fsync of the folder.
+
+    Raises:
+        RunError: When the place is read-only or full; what stood there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = memoryview(text.encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            try:
+                while data:
+                    data = data[os.write(descriptor, data) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync(path.parent)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}. {_remedy(error)}") from error
+
+
+def _sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's list of names, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_REMEDIES: Final = {
+    errno.ENOSPC: "The disk is full: free space and run the same command again; "
+    "finished stages are kept.",
+    errno.EDQUOT: "Your quota is used up: free space and run the same command again; "
+    "finished stages are kept.",
+    errno.EACCES: "No permission: change the rights or choose another output folder.",
+    errno.EROFS: "The place is read-only: choose another output folder.",
+}
+
+
+_OS_ERROR: Final = re.compile(r"\(os error (\d+)\)")
+
+
+def _remedy(error: OSError) -> str:
+    """What to do about a failed write, by errno."""
+    return _REMEDIES.get(error.errno or 0, "Choose another output folder or mend the place.")
+
+
+def check_writable(folder: Path) -> None:
+    """Fail now, with a clear message, rather than after an hour of work.
+
+    Raises:
+        RunError: When nothing can be written into `folder`.
+    """
+    probe = folder / f".writable.{os.getpid()}"
+    write_text(probe, "")
+    probe.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON document, indented, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON document.
+
+    Raises:
+        DataError: When the file cannot be opened.
+        FormatError: When the file is not JSON; names file, line and column.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}. Check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(
+            f"{path}: expected JSON, got {error}. Mend or remove the file."
+        ) from error
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, whole or not at all."""
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read one JSON object a line (.gz too); a torn last line is an error that names it.
+
+    Raises:
+        DataError: When the file cannot be opened or unpacked.
+        FormatError: When a line is not one JSON object; names file and line.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    try:
+        with opener(path, "rt", encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                yield _json_object(line, f"{path}:{number}")
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            f"{path}:{number + 1}: expected UTF-8, got {error.reason}. Save the file as UTF-8."
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read {path}: {reason}. Check the path.") from error
+
+
+def _json_object(line: str, place: str) -> dict[str, Any]:
+    """The object in one line."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{place}: expected one JSON object a line, got {error}") from error
+    if not isinstance(row, dict):
+        raise FormatError(
+            f"{place}: expected one JSON object a line, got a JSON {type(row).__name__}"
+        )
+    return row
+
+
+def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one JSON object to a log; a crash can tear at most its last line.
+
+    A log must not stop the work that it describes: numbers that are not finite become null.
+    """
+    line = json.dumps(_without_nan(row), ensure_ascii=False, allow_nan=False)
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    """The same JSON value with null in place of nan and infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value
+
+
+def fingerprint(*parts: Any) -> str:
+    """Sixteen hex digits of the parts' JSON: equal settings and inputs, equal fingerprint."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def content_digest(source: str | Path) -> str:
+    """A hash of a file's or folder's bytes, wherever it lies; a hub id stands for itself."""
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return fingerprint({f.relative_to(path).as_posix(): content_digest(f) for f in files})
+    if not path.is_file():
+        return str(source)
+    status = path.stat()
+    return _file_digest(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
+    """Read once for all seeds: `size` and `mtime_ns` tell another content apart."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A finished stage: its folder, the fingerprint of what made it, and what it took."""
+
+    folder: Path
+    fingerprint: str
+    seconds: float
+    metrics: Mapping[str, Any]
+
+
+def build_stage(
+    folder: Path,
+    settings: Any,
+    inputs: Iterable[Stage],
+    build: Callable[[Path], Mapping[str, Any] | None],
+) -> Stage:
+    """Return the finished stage in `folder`, building it first where it is not there.
+
+    Args:
+        folder: Where the stage lives; its parent is made.
+        settings: Whatever decides the result, as JSON values.
+        inputs: The finished stages it reads.
+        build: Fills the folder it is given and returns metrics for `stage.json`, where numbers
+            that are not finite become null.
+
+    Raises:
+        FingerprintError: When the folder was finished with other settings or inputs.
+        RunError: When the folder holds something else, was damaged, or cannot be written.
+
+    Writes:
+        `folder` with everything `build` wrote and `stage.json`, all at once.
+    """
+    expected = fingerprint(settings, [stage.fingerprint for stage in inputs])
+    if (folder / STAGE_FILE).exists():
+        return _finished_stage(folder, expected)
+    # Now, not after hours of work: a rename replaces nothing but an empty folder.
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(
+            f"{folder} exists but has no {STAGE_FILE}: it is not a finished stage. "
+            "Move it away and run the same command again."
+        )
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise RunError(f"cannot write {partial}: {error.strerror}. {_remedy(error)}") from error
+    with _stage_errors(folder):
+        started = time.monotonic()
+        metrics = _without_nan(build(partial) or {})
+        seconds = time.monotonic() - started
+        files = _sync_tree(partial)
+        record = {"fingerprint": expected, "seconds": seconds, "metrics": metrics, "files": files}
+        write_json(partial / STAGE_FILE, {**record, "settings": settings})
+        os.replace(partial, folder)
+        _sync(folder.parent)
+    return Stage(folder, expected, seconds, metrics)
+
+
+def _finished_stage(folder: Path, expected: str) -> Stage:
+    """The stage in a finished folder, checked against what is wanted and what was written."""
+    record = read_json(folder / STAGE_FILE)
+    try:
+        found = record["fingerprint"]
+        stage = Stage(folder, found, record["seconds"], record["metrics"])
+        files = dict(record["files"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{folder / STAGE_FILE}: expected the record of a finished stage, got something else "
+            f"({error!r}). Remove {folder} to do the stage again."
+        ) from error
+    if found != expected:
+        raise FingerprintError(
+            f"{folder} was finished with other settings or inputs (fingerprint {found}, now "
+            f"{expected}). Use another output folder, put the old settings back, or remove this "
+            "folder and those made from it to redo them."
+        )
+    for name, size in files.items():
+        path = folder / name
+        now = path.stat().st_size if path.is_file() else None
+        if now != size:
+            raise RunError(
+                f"{path}: expected {size} bytes as when the stage finished, got "
+                f"{'no file' if now is None else now}. Remove {folder} to do the stage again."
+            )
+    return stage
+
+
+@contextlib.contextmanager
+def _stage_errors(folder: Path) -> Iterator[None]:
+    """A full or closed disk becomes a RunError; every other error of a build stays what it is."""
+    try:
+        yield
+    # Packages written in Rust raise errors of their own, which have the number in their words.
+    except Exception as error:
+        told = _OS_ERROR.search(str(error))
+        number = error.errno if isinstance(error, OSError) else told and int(told.group(1))
+        if number not in _REMEDIES:
+            raise
+        place = getattr(error, "filename", None) or folder
+        raise RunError(
+            f"stage {folder.name} failed on {place}: {os.strerror(number)}. {_REMEDIES[number]}"
+        ) from error
+
+
+def _sync_tree(folder: Path) -> dict[str, int]:
+    """Sync everything below a folder; each file's size by its path inside."""
+    sizes = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            if not path.is_file():
+                continue
+            _sync(path)
+            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+        _sync(Path(parent))
+    return dict(sorted(sizes.items()))
