@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command in processes of its own that have its imports behind them: a start takes no time."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Command", "Finished", "inodes", "scorecards", "start"]
+
+HEAVY = (
+    "metarm.cli.app",
+    "metarm.reports.page",
+    "metarm.rlhf_loop",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.llama.tokenization_llama",
+)
+TIMEOUT = 300
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command said, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of an error, which stands at the end."""
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert (self.code, self.out, len(lines)) == (2, "", 1), self
+        assert "Traceback" not in self.err
+        assert self.err.endswith(f"{lines[0]}\n")
+        return lines[0]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that has been started."""
+
+    process: multiprocessing.Process
+    folder: Path
+
+    def kill(self) -> None:
+        """End it as a loss of power would."""
+        self.process.kill()
+        self.process.join(TIMEOUT)
+
+    def finish(self) -> Finished:
+        """Wait for its end."""
+        self.process.join(TIMEOUT)
+        assert self.process.exitcode is not None, "it hangs"
+        out, err = (
+            (self.folder / f"{self.process.name}.{kind}").read_text("utf-8")
+            for kind in ("out", "err")
+        )
+        return Finished(self.process.exitcode, out, err)
+
+
+def start(words: Sequence[str], cwd: Path, logs: Path) -> Command:
+    """Start `metarm` with these words in the folder `cwd`; its output goes into `logs`."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(HEAVY))
+    process = context.Process(target=_run, args=(list(map(str, words)), str(cwd), str(logs)))
+    process.start()
+    return Command(process, logs)
+
+
+def _run(words: list[str], cwd: str, logs: str) -> None:
+    from metarm.cli.app import run_command
+
+    name = multiprocessing.current_process().name
+    for descriptor, kind in ((1, "out"), (2, "err")):
+        stream = os.open(Path(logs, f"{name}.{kind}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(stream, descriptor)
+    os.chdir(cwd)
+    os.setsid()  # a process group of its own, as a shell would give it
+    sys.argv = ["metarm", *words]
+    # As the interpreter ends: an error that nobody caught goes to the hook.
+    code = 1
+    try:
+        code = run_command(words)
+    finally:
+        if sys.exc_info()[0] is not None:
+            sys.excepthook(*sys.exc_info())
+        sys.__stdout__.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def inodes(folder: Path) -> dict[str, tuple[int, int]]:
+    """What each finished stage's record is on disk: another inode: it was made again."""
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in folder.rglob("stage.json")
+        if not path.parent.name.endswith(".partial")
+    }
+
+
+def scorecards(folder: Path, keep: Callable[[str], bool] = lambda place: True) -> dict[str, str]:
+    """Each scorecard's text by its place, without the seconds it took: equal means bit for bit."""
+    return {
+        place: "".join(
+            line
+            for line in path.read_text("utf-8").splitlines(keepends=True)
+            if '"seconds"' not in line
+        )
+        for path in sorted(folder.glob("seed_*/arms/*/round_*/evaluation/scorecard.json"))
+        if keep(place := path.relative_to(folder).as_posix())
+    }

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A command to run, and one small finished run to look at."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from integration.commands import Command, Finished, start
+
+
+@pytest.fixture
+def launch(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Command]:
+    """Start a command in the test's folder and go on."""
+    logs = tmp_path_factory.mktemp("logs")
+    return lambda *words: start(words, tmp_path, logs)
+
+
+@pytest.fixture
+def metarm(launch: Callable[..., Command]) -> Callable[..., Finished]:
+    """Run a command in the test's folder to its end."""
+    return lambda *words: launch(*words).finish()
+
+
+@pytest.fixture(scope="session")
+def smoke(repository: Path) -> list[str]:
+    """The words of a run that takes seconds; where it goes is to be added."""
+    return ["run", "--config", str(repository / "configs" / "smoke.yaml"), "--output"]
+
+
+@pytest.fixture(scope="session")
+def finished_run(smoke: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run, never stopped: five arms, two rounds, one seed. Read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = start([*smoke, str(folder / "run")], folder, folder).finish()
+    assert done.code == 0, done.err
+    return folder / "run"

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run stopped at any moment, in any way, goes on to the same end; nothing outlives it."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from integration.commands import inodes, scorecards
+
+pytestmark = pytest.mark.slow
+STAGES = ("world", "sft", "reward", "evaluation", "policy", "samples")
+PATIENCE_SECONDS = 120
+
+
+def unfinished(run: Path, since: float = 0.0) -> list[Path]:
+    """The stages begun after `since` that are being built, or were when their process died."""
+    found = []
+    for parent, names, _ in os.walk(run):
+        for path in (Path(parent, name) for name in names if name.endswith(".partial")):
+            with contextlib.suppress(FileNotFoundError):
+                found += [path] * (path.stat().st_ctime >= since)
+    return found
+
+
+def wait_for(what: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.002)
+
+
+def test_killed_in_every_kind_of_stage_it_ends_bit_for_bit_the_same(
+    finished_run: Path, launch, metarm, tmp_path: Path, smoke: list[str]
+) -> None:
+    run = tmp_path / "run"
+    draw = random.Random(0)
+    hit: list[str] = []
+    before: dict[str, tuple[int, int]] = {}
+    for stage in [*STAGES, *draw.choices(STAGES[2:], k=8)]:
+        started = time.time()
+        command = launch(*smoke, run)
+
+        def is_there(stage=stage, started=started, process=command.process) -> bool:
+            names = {path.name for path in unfinished(run, started)}
+            return f".{stage}.partial" in names or not process.is_alive()
+
+        wait_for(is_there)
+        time.sleep(draw.uniform(0, 0.15))
+        command.kill()
+        hit += [path.name for path in unfinished(run, started)]
+        assert inodes(run).items() >= before.items(), "a finished stage was made again"
+        before = inodes(run)
+    assert {f".{stage}.partial" for stage in STAGES} <= set(hit), "no kill inside some stage"
+    done = metarm(*smoke, run)
+    assert done.code == 0, done.err
+    assert unfinished(run) == []
+    assert inodes(run).items() >= before.items()
+    assert scorecards(run) == scorecards(finished_run)
+
+
+def test_two_processes_cannot_have_one_folder(
+    launch, metarm, tmp_path: Path, smoke: list[str]
+) -> None:
+    run = tmp_path / "run"
+    first = launch(*smoke, run)
+    wait_for(lambda: bool(unfinished(run)))
+    config = (run / "config.yaml").read_bytes()
+    error = metarm(*smoke, run, "rounds=1").error
+    assert error == (
+        f"error: {run} is in use by another process: wait for it, stop it, or choose another "
+        "output_dir"
+    )
+    assert (run / "config.yaml").read_bytes() == config
+    assert first.process.is_alive()
+    first.kill()
+
+
+@pytest.fixture
+def shell(tmp_path: Path, smoke: list[str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a run as a shell does, in a process group of its own; nothing of it stays."""
+    started = []
+
+    def start(*more: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "metarm", *smoke, "run", *more],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def group_of(pid: int) -> list[psutil.Process]:
+    """Every process of the run's group that is still there."""
+    found = []
+    for one in psutil.process_iter():
+        try:
+            if os.getpgid(one.pid) == pid and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue
+    return found
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The processes that train: they have torch in memory."""
+    return [
+        one
+        for one in psutil.Process(pid).children()
+        if any("libtorch" in area.path for area in one.memory_maps())
+    ]
+
+
+def is_said_once(err: str) -> bool:
+    lines = [line for line in err.splitlines() if line.startswith(("stopped: ", "error: "))]
+    return len(lines) == 1 and "Traceback" not in err and err.endswith(f"{lines[0]}\n")
+
+
+TWO = ("seeds=[0, 1]", "workers=2", "rounds=1", "arms=[frozen, meta]")
+
+
+def test_two_workers_stopped_in_every_way(
+    finished_run: Path, launch, shell, metarm, tmp_path: Path, smoke: list[str]
+) -> None:
+    run = tmp_path / "run"
+
+    def both_are_at_work() -> bool:
+        return len({path.relative_to(run).parts[0] for path in unfinished(run, started)}) == 2
+
+    started = time.time()
+    command = launch(*smoke, run, *TWO)
+    wait_for(both_are_at_work)
+    workers_of(command.process.pid)[0].kill()
+    error = command.finish().error
+    assert "a worker process was killed by SIGKILL (SIGKILL: often for want of memory" in error
+    assert "Finished stages are kept; the same command goes on from there." in error
+    assert group_of(command.process.pid) == []
+
+    before, started = inodes(run), time.time()
+    command = launch(*smoke, run, *TWO)
+    wait_for(both_are_at_work)
+    assert len(workers_of(command.process.pid)) == 2
+    command.kill()
+    wait_for(lambda: not group_of(command.process.pid), seconds=20)
+
+    started = time.time()
+    process = shell(*TWO)
+    wait_for(both_are_at_work)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, out) == (130, "")
+    assert is_said_once(err), err
+    assert "stopped: finished stages are kept; the same command goes on from there" in err
+    wait_for(lambda: not group_of(process.pid))
+    assert inodes(run).items() >= before.items()
+
+    done = metarm(*smoke, run, *TWO)
+    assert done.code == 0, done.err
+    cards = scorecards(run)
+    assert len(cards) == 6
+    seed_0 = {place: text for place, text in cards.items() if place.startswith("seed_0/")}
+    assert seed_0.items() <= scorecards(finished_run).items()
+
+
+@pytest.mark.parametrize("library", ["pydantic_core", "libtorch_cpu"])
+def test_ctrl_c_while_packages_are_imported(shell, library: str) -> None:
+    process = shell("rounds=1")
+    maps = Path(f"/proc/{process.pid}/maps")
+    if not maps.exists():
+        pytest.skip("needs /proc to see what a process has loaded")
+    wait_for(lambda: library in maps.read_text("utf-8"))
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, out) == (130, ""), err
+    assert is_said_once(err), err
+    assert group_of(process.pid) == []
+
+
+def test_ctrl_c_before_there_is_a_command(shell, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "typer.py").write_text(
+        "import pathlib, time; pathlib.Path('here').touch(); time.sleep(600)", "utf-8"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    process = shell()
+    wait_for((tmp_path / "here").exists)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, out, err) == (130, "", "stopped: nothing has begun\n")
+
+
+def test_ctrl_c_in_a_stage(shell, metarm, tmp_path: Path, smoke: list[str]) -> None:
+    run = tmp_path / "run"
+    process = shell("arms=[sft]")
+    wait_for(lambda: (run / "seed_0" / ".sft.partial").exists())
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, out) == (130, "")
+    assert is_said_once(err), err
+    assert group_of(process.pid) == []
+    before = inodes(run)
+    assert list(before) == ["seed_0/world/stage.json"]
+    done = metarm(*smoke, run, "arms=[sft]")
+    assert done.code == 0, done.err
+    assert inodes(run).items() >= before.items()

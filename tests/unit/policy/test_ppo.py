@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PPO as a whole on tiny models: what KL, scores and penalties refer to, and how it fails."""
+
+import math
+from statistics import fmean
+
+import pytest
+import torch
+
+from metarm.config import OptimizeSettings
+from metarm.errors import DataError, EmptySetError, ModelError
+from metarm.models.loading import load_causal_lm, load_encoder
+from metarm.policy import ppo
+from metarm.policy.ppo import optimize_ppo
+from metarm.progress import SilentProgress
+from metarm.storage import read_json_lines
+from tiny_models import (
+    EOS,
+    WORDS,
+    folder_digest,
+    save_causal_lm,
+    save_fixed_policy,
+    save_reward_model,
+)
+
+PROMPTS = ["a b c", "b", "c d", "f"]
+
+
+def count_a(prompts, responses):
+    return [float(response.split().count("a")) for response in responses]
+
+
+def settings(**changes):
+    small = {
+        "num_iterations": 3,
+        "batch_size": 8,
+        "max_completion_length": 5,
+        "learning_rate": 1e-3,
+        "value_learning_rate": 1e-3,
+        "value_warmup_iterations": 0,
+    }
+    return OptimizeSettings(**(small | changes))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    save_causal_lm(folder / "policy", seed=1)
+    save_causal_lm(folder / "reference", seed=2)
+    save_reward_model(folder / "reward")
+    return folder
+
+
+@pytest.fixture
+def optimize(models, tmp_path):
+    """Runs PPO into a folder of its own; returns that folder and the rows of its log."""
+    calls = iter(range(99))
+
+    def run(*, score=count_a, prompts=PROMPTS, seed=0, monitor=None, folders=None, **changes):
+        output = tmp_path / f"out{next(calls)}"
+        output.mkdir()
+        places = {name: models / name for name in ("policy", "reference", "reward")}
+        places |= folders or {}
+        returned = optimize_ppo(
+            policy_dir=places["policy"],
+            reference_dir=places["reference"],
+            reward_model_dir=places["reward"],
+            score=score,
+            prompts=prompts,
+            output_dir=output,
+            seed=seed,
+            monitor=monitor,
+            progress=SilentProgress(),
+            settings=settings(**changes),
+        )
+        rows = list(read_json_lines(output / "metrics.jsonl"))
+        assert rows[-1] == returned
+        return output, rows
+
+    return run
+
+
+def set_up(models, tmp_path, score=count_a, **changes):
+    return ppo._set_up(
+        settings(**changes),
+        models / "policy",
+        models / "reference",
+        models / "reward",
+        score,
+        None,
+        0,
+    )
+
+
+def weights(folder):
+    return load_causal_lm(folder).state_dict()
+
+
+def distance(first, second):
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_first_ratio_of_every_iteration_is_1(optimize, temperature):
+    """One update an iteration: its ratios are those before the update."""
+    _, rows = optimize(
+        temperature=temperature, num_ppo_epochs=1, num_mini_batches=1, num_iterations=5
+    )
+    assert [row["policy/clipfrac_avg"] for row in rows] == [0.0] * 5
+    # k3 is half the squared log ratio: 5e-11 bounds it by 1e-5.
+    assert all(abs(row["policy/approxkl_avg"]) < 5e-11 for row in rows)
+    _, rows = optimize(temperature=temperature, num_ppo_epochs=2, num_mini_batches=1)
+    assert all(row["policy/approxkl_avg"] > 1e-8 for row in rows), "the second pass has moved"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_recomputed_log_probs_are_the_old_ones(models, tmp_path, temperature):
+    run = set_up(models, tmp_path, temperature=temperature)
+    rollout = ppo._roll_out(run, PROMPTS * 2, seed=4)
+    with torch.no_grad():
+        for rows in torch.randperm(8).chunk(2):
+            batch = type(rollout.batch)(*(tensor[rows] for tensor in rollout.batch))
+            again = ppo.response_log_probs(run.policy, batch, temperature)
+            assert (again - rollout.old_log_probs[rows]).abs().max() < 1e-5
+
+
+FLAT = torch.tensor([-30.0, -30.0, 0.0, -30.0, 0.5, 1.0, 0.0, -0.5, -1.0, 0.2])
+TILTED = torch.tensor([-30.0, -30.0, 0.5, -30.0, 2.0, -1.0, 0.0, 0.3, -0.4, 0.1])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_kl_is_to_the_reference_and_under_the_sampling_distribution(
+    optimize, tmp_path, temperature
+):
+    """Log ratios of these policies are known in closed form, token by token."""
+    policy = save_fixed_policy(tmp_path / "tilted", TILTED)
+    reference = save_fixed_policy(tmp_path / "flat", FLAT)
+    seen = []
+
+    def score(prompts, responses):
+        seen.append(responses)
+        return [0.0] * len(responses)
+
+    _, rows = optimize(
+        score=score,
+        folders={"policy": policy, "reference": reference},
+        max_completion_length=1,
+        batch_size=64,
+        num_iterations=1,
+        value_warmup_iterations=1,
+        temperature=temperature,
+        kl_coef=0.2,
+    )
+    log_ratios = torch.log_softmax(TILTED / temperature, 0) - torch.log_softmax(
+        FLAT / temperature, 0
+    )
+    token = {"": EOS, **{f" {word}": 4 + place for place, word in enumerate(WORDS)}}
+    expected = fmean(log_ratios[token[response]].item() for response in seen[0])
+    assert abs(expected) > 0.1
+    assert rows[0]["objective/kl"] == pytest.approx(expected, abs=1e-5)
+    # Scores are all alike: what is left of the reward is the KL and the missing EOS.
+    unfinished = 1.0 - rows[0]["completions/finished_fraction"]
+    assert rows[0]["objective/rlhf_reward"] == pytest.approx(
+        -0.2 * expected - 1.0 * unfinished, abs=1e-5
+    )
+
+
+def test_the_penalty_hits_the_unfinished_responses_alone(models, tmp_path):
+    run = set_up(
+        models,
+        tmp_path,
+        score=lambda prompts, responses: [3.0] * len(responses),
+        missing_eos_penalty=0.75,
+        kl_coef=0.0,
+        gamma=1.0,
+        lam=1.0,
+    )
+    rollout = ppo._roll_out(run, PROMPTS * 4, seed=0)
+    # Monte-Carlo returns of constant scores and no KL: each token's is the penalty of its row.
+    penalties = [
+        set(row[mask].round(decimals=5).tolist())
+        for row, mask in zip(rollout.returns, rollout.batch.response_mask, strict=True)
+    ]
+    unfinished = [EOS not in row for row in rollout.batch.response_ids.tolist()]
+    assert {True, False} == set(unfinished)
+    assert penalties == [{-0.75} if cut else {0.0} for cut in unfinished]
+
+
+def test_scores_are_normalised_by_what_has_been_seen_in_this_call(models, tmp_path):
+    """First batch 0 and 2, then 4 and 6: mean 3 and deviation sqrt(20/3) of all four by then."""
+    batches = iter([[0.0, 2.0], [4.0, 6.0]])
+    run = set_up(
+        models,
+        tmp_path,
+        score=lambda prompts, responses: next(batches),
+        missing_eos_penalty=0.0,
+        kl_coef=0.0,
+        gamma=1.0,
+        lam=1.0,
+    )
+    first = ppo._roll_out(run, ["a", "b"], seed=0).returns[:, 0]
+    assert first.tolist() == pytest.approx([-1 / math.sqrt(2), 1 / math.sqrt(2)], abs=1e-5)
+    second = ppo._roll_out(run, ["a", "b"], seed=0).returns[:, 0]
+    deviation = math.sqrt(20 / 3)
+    assert second.tolist() == pytest.approx([1 / deviation, 3 / deviation], abs=1e-5)
+
+
+def test_normalised_scores_are_clipped_before_the_penalty(models, tmp_path):
+    run = set_up(
+        models,
+        tmp_path,
+        score=lambda prompts, responses: [1000.0] + [0.0] * (len(responses) - 1),
+        reward_clip=0.1,
+        missing_eos_penalty=1.0,
+        kl_coef=0.0,
+        gamma=1.0,
+        lam=1.0,
+    )
+    rollout = ppo._roll_out(run, PROMPTS * 4, seed=0)
+    cut = torch.tensor([EOS not in row for row in rollout.batch.response_ids.tolist()]).float()
+    # The others' normalised score is -0.25: clipped to -0.1 as well.
+    expected = torch.full((16,), -0.1)
+    expected[0] = 0.1
+    torch.testing.assert_close(rollout.returns[:, 0], expected - cut, atol=1e-5, rtol=0)
+
+
+def test_advantages_are_whitened_and_returns_are_not(models, tmp_path):
+    run = set_up(models, tmp_path)
+    rollout = ppo._roll_out(run, PROMPTS * 4, seed=0)
+    mask = rollout.batch.response_mask
+    inside = rollout.advantages[mask]
+    assert inside.mean().item() == pytest.approx(0.0, abs=1e-5)
+    assert inside.std(unbiased=False).item() == pytest.approx(1.0, abs=1e-4)
+    plain = (rollout.returns - rollout.old_values)[mask]
+    assert plain.std(unbiased=False).item() != pytest.approx(1.0, abs=0.05)
+    white = (plain - plain.mean()) / plain.std(unbiased=False)
+    torch.testing.assert_close(inside, white, atol=1e-4, rtol=0)
+
+
+def test_no_call_leaves_anything_for_the_next(optimize):
+    """Running moments are new in each call: another reward model has another scale."""
+    first, _ = optimize()
+    optimize(score=lambda prompts, responses: [1e4 + len(response) for response in responses])
+    again, _ = optimize()
+    assert folder_digest(first / "model.safetensors") == folder_digest(again / "model.safetensors")
+    assert distance(weights(first), weights(again)) == 0
+
+
+def test_unit_and_offset_of_the_scores_do_not_matter(optimize):
+    plain, _ = optimize()
+    scaled, _ = optimize(
+        score=lambda prompts, responses: [64.0 * s - 32.0 for s in count_a(prompts, responses)]
+    )
+    assert distance(weights(plain), weights(scaled)) < 1e-4
+    other, _ = optimize(score=lambda prompts, responses: [-s for s in count_a(prompts, responses)])
+    assert distance(weights(plain), weights(other)) > 1e-3
+
+
+def test_constant_scores_move_no_more_than_the_penalty_asks(optimize):
+    """A reward model with one score for everything has no spread to divide by."""
+    _, rows = optimize(score=lambda prompts, responses: [0.1] * len(responses))
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert rows[0]["objective/scores"] == pytest.approx(0.1)
+
+
+def test_only_the_value_model_learns_while_it_warms_up(models, optimize):
+    output, rows = optimize(value_warmup_iterations=3)
+    assert distance(weights(output), weights(models / "policy")) == 0
+    assert all("loss/value_avg" in row and "loss/policy_avg" not in row for row in rows)
+    output, rows = optimize(value_warmup_iterations=2)
+    assert ["loss/policy_avg" in row for row in rows] == [False, False, True]
+    assert distance(weights(output), weights(models / "policy")) > 0
+
+
+def test_no_gradient_is_taken_of_the_policy_while_values_warm_up(models, tmp_path):
+    run = set_up(models, tmp_path, value_warmup_iterations=1)
+    rollout = ppo._roll_out(run, PROMPTS, seed=0)
+    ppo._update(run, rollout, torch.Generator(), 0)
+    assert all(weight.grad is None for weight in run.policy.parameters())
+    assert all(weight.grad is None for weight in run.reference.parameters())
+    assert run.value_model.score.weight.grad.abs().sum() > 0
+
+
+def test_each_model_has_its_learning_rate_and_its_own_clip(models, tmp_path):
+    run = set_up(models, tmp_path, learning_rate=3e-4, value_learning_rate=7e-4, max_grad_norm=1e-3)
+    groups = [
+        (group["lr"], {id(weight) for weight in group["params"]})
+        for group in run.optimizer.param_groups
+    ]
+    assert groups == [
+        (3e-4, {id(weight) for weight in run.policy.parameters()}),
+        (7e-4, {id(weight) for weight in run.value_model.parameters()}),
+    ]
+    ppo._update(run, ppo._roll_out(run, PROMPTS * 2, seed=0), torch.Generator(), 0)
+    for model in (run.policy, run.value_model):
+        norm = torch.stack([weight.grad.norm() for weight in model.parameters()]).norm()
+        assert norm.item() == pytest.approx(1e-3, rel=0.01)
+
+
+def test_the_value_model_starts_as_the_reward_model(models, tmp_path):
+    from safetensors.torch import load_file
+
+    run = set_up(models, tmp_path)
+    saved = load_file(models / "reward" / "model.safetensors")
+    assert distance(saved, run.value_model.state_dict()) == 0
+
+
+def test_every_prompt_comes_once_before_any_comes_again(optimize):
+    asked = []
+
+    def score(prompts, responses):
+        asked.extend(prompts)
+        return count_a(prompts, responses)
+
+    optimize(score=score, batch_size=3, num_iterations=8, value_warmup_iterations=8)
+    passes = [asked[start : start + 4] for start in range(0, 24, 4)]
+    assert all(sorted(one) == sorted(PROMPTS) for one in passes)
+    assert len({tuple(one) for one in passes}) > 1, "each pass in another order"
+
+
+def test_the_monitor_is_logged_and_changes_nothing(optimize):
+    without, _ = optimize()
+    with_monitor, rows = optimize(monitor=lambda prompts, responses: [7.0] * len(responses))
+    assert [row["objective/gold"] for row in rows] == [7.0] * 3
+    assert distance(weights(without), weights(with_monitor)) == 0
+
+
+def test_metrics_are_those_of_the_responses(optimize):
+    seen = []
+
+    def score(prompts, responses):
+        seen.append(responses)
+        return count_a(prompts, responses)
+
+    _, rows = optimize(score=score)
+    for row, responses in zip(rows, seen, strict=True):
+        assert row["objective/scores"] == pytest.approx(fmean(count_a([], responses)))
+        # Words are tokens; EOS is a token of finished responses.
+        words = fmean(len(response.split()) for response in responses)
+        assert row["completions/mean_length"] >= words
+        assert row["completions/mean_length"] <= 5
+    assert [row["iteration"] for row in rows] == [1, 2, 3]
+
+
+def test_entropy_is_that_of_the_sampling_distribution(optimize, tmp_path):
+    policy = save_fixed_policy(tmp_path / "policy", FLAT)
+    _, rows = optimize(
+        folders={"policy": policy, "reference": policy},
+        max_completion_length=1,
+        batch_size=4000,
+        num_iterations=1,
+        value_warmup_iterations=1,
+        temperature=0.7,
+    )
+    log_probs = torch.log_softmax(FLAT / 0.7, 0)
+    entropy = -(log_probs.exp() * log_probs).sum().item()
+    # Of 4000 draws: three standard errors of -log p, whose deviation is 0.7, are 0.03.
+    assert rows[0]["objective/entropy"] == pytest.approx(entropy, abs=0.035)
+    assert rows[0]["objective/kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_policy_learns_what_is_rewarded(optimize, tmp_path):
+    start = save_fixed_policy(tmp_path / "start", FLAT)
+    output, rows = optimize(
+        folders={"policy": start, "reference": start},
+        score=lambda prompts, responses: [float(r == " e") for r in responses],
+        max_completion_length=1,
+        batch_size=64,
+        num_iterations=20,
+        learning_rate=0.02,
+        kl_coef=0.01,
+        missing_eos_penalty=0.0,
+    )
+    assert rows[0]["objective/scores"] < 0.2
+    assert rows[-1]["objective/scores"] > 0.8
+    policy = load_causal_lm(output)
+    logits = policy(input_ids=torch.tensor([[1, 4]])).logits[0, -1]
+    assert torch.softmax(logits, 0)[4 + WORDS.index("e")] > 0.8
+
+
+def test_a_prompt_that_does_not_fit_is_found_before_anything_is_scored(optimize):
+    def refuse(prompts, responses):
+        raise AssertionError("scored before the prompts were checked")
+
+    with pytest.raises(DataError, match="context is 24"):
+        optimize(prompts=[*PROMPTS, " ".join("a" * 19)], score=refuse, batch_size=1)
+
+
+def test_no_prompts_is_an_error(optimize):
+    with pytest.raises(EmptySetError, match="at least one prompt"):
+        optimize(prompts=[])
+
+
+@pytest.mark.parametrize("name", ["reward", "reference"])
+def test_another_tokenizer_is_an_error(optimize, tmp_path, name):
+    save = save_reward_model if name == "reward" else save_causal_lm
+    other = save(tmp_path / "other", words=tuple("bacdef"))
+    with pytest.raises(ModelError, match="has another tokenizer than"):
+        optimize(folders={name: other})
+
+
+@pytest.mark.parametrize("learning_rate", [1e6, 1e30])
+def test_divergence_is_an_error_and_saves_nothing(optimize, tmp_path, learning_rate):
+    with pytest.raises(ModelError, match=r"diverged.*learning_rate"):
+        optimize(learning_rate=learning_rate)
+    assert not list(tmp_path.rglob("model.safetensors"))
+
+
+def test_a_score_that_is_not_finite_is_an_error(optimize, tmp_path):
+    with pytest.raises(ModelError, match="not finite"):
+        optimize(score=lambda prompts, responses: [math.nan] * len(responses))
+    assert not list(tmp_path.rglob("model.safetensors"))
+
+
+def test_the_saved_policy_is_whole(optimize):
+    output, _ = optimize(num_iterations=1)
+    assert load_encoder(output).encode("a", " b") == [1, 4, 5, EOS]
