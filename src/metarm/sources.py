@@ -10,7 +10,13 @@ from typing import Any
 
 from metarm.config import RunSettings, SamplingSettings, SftSettings
 from metarm.data.meta_sets import load_demonstrations, load_prompts
-from metarm.data.preferences import load_preferences, save_preferences, split_by_prompt
+from metarm.data.preferences import (
+    load_preferences,
+    save_preferences,
+    split_by_prompt,
+    unseen_prompts,
+    without_prompts_of,
+)
 from metarm.errors import ConfigError, EmptySetError
 from metarm.policy.sampling import sample_groups
 from metarm.policy.sft import train_sft
@@ -203,8 +209,8 @@ def _data_stage(
             pairs = _gold_pairs(settings, policy, gold, seed, progress)
             summary = f"{len(pairs)} pairs of the SFT policy's responses labelled by gold"
         if data.preferences_test is not None:
-            train = pairs
             test = list(load_preferences(data.preferences_test, data.data_format).pairs)
+            train = without_prompts_of(pairs, test)
         else:
             train, test = split_by_prompt(pairs, data.test_fraction, seed)
         train_prompts, test_prompts = _split_prompts(settings, train, test, seed)
@@ -213,7 +219,12 @@ def _data_stage(
         for name, prompts in (("prompts", train_prompts), ("prompts_test", test_prompts)):
             rows = ({"prompt": prompt_to_json(prompt)} for prompt in prompts)
             write_json_lines(place / f"{name}.jsonl", rows)
-        return {"summary": summary, "num_train_pairs": len(train), "num_test_pairs": len(test)}
+        return {
+            "summary": summary,
+            "num_train_pairs": len(train),
+            "num_test_pairs": len(test),
+            "num_sharing_test_prompt": len(pairs) - len(train) if data.preferences_test else 0,
+        }
 
     return build_stage(folder / "data", record, [policy], build)
 
@@ -257,22 +268,26 @@ def _split_prompts(
     test: Sequence[PreferencePair],
     seed: int,
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to optimise on and prompts to evaluate on, never the same."""
-    test_prompts = list(dict.fromkeys(pair.prompt for pair in test))
+    """Prompts to optimise on and prompts to evaluate on.
+
+    None is in both, and none of the second is in a training pair.
+    """
+    labelled, held_out = [pair.prompt for pair in train], [pair.prompt for pair in test]
+    test_prompts = unseen_prompts(held_out, labelled)
     if settings.data.prompts is None:
-        held_out = set(test_prompts)
-        train_prompts = [p for p in dict.fromkeys(q.prompt for q in train) if p not in held_out]
-    elif settings.data.preferences is None:
-        held_out = set(test_prompts)
-        train_prompts = [p for p in load_prompts(settings.data.prompts) if p not in held_out]
+        train_prompts = unseen_prompts(labelled, held_out)
     else:
         prompts = load_prompts(settings.data.prompts)
-        order = random.Random(f"prompts|{seed}").sample(prompts, len(prompts))
-        cut = max(1, round(settings.data.test_fraction * len(order)))
-        test_prompts, train_prompts = order[:cut], order[cut:]
+        if settings.data.preferences is not None:
+            # Pairs may be of another domain: both sides are of the prompts the user optimises on.
+            free = unseen_prompts(prompts, labelled)
+            cut = max(1, round(settings.data.test_fraction * len(prompts)))
+            test_prompts = random.Random(f"prompts|{seed}").sample(free, min(cut, len(free)))
+        train_prompts = unseen_prompts(prompts, [*test_prompts, *held_out])
     if not train_prompts or not test_prompts:
         raise EmptySetError(
-            f"{len(train_prompts)} prompts to optimise on and {len(test_prompts)} to evaluate on: "
-            "both need at least one; give more prompts or another data.test_fraction"
+            f"{len(train_prompts)} prompts to optimise on and {len(test_prompts)} to evaluate on, "
+            "which no training pair has: both need at least one; give more prompts or another "
+            "data.test_fraction"
         )
     return train_prompts, test_prompts

@@ -81,7 +81,9 @@ def test_labels_are_of_the_policy_that_began_the_round_and_accumulate(finished_r
     for number in (1, 2):
         place = seed / f"arms/labels/round_{number:02d}"
         groups = {g.prompt: g for g in load_groups(place / "samples/groups.jsonl")}
-        labels = load_preferences(place / "samples/labels.jsonl", "trl-explicit").pairs
+        labels = load_preferences(
+            place / "samples/labels.jsonl", "trl-explicit", keep_blank=True
+        ).pairs
         assert len(labels) == 10
         for pair in labels:
             assert {pair.chosen, pair.rejected} <= set(groups[pair.prompt].responses)

@@ -94,11 +94,11 @@ def test_gold_labels_instead_of_preferences(words: list[str], metarm, tmp_path: 
     pairs = [
         pair
         for name in ("preferences", "preferences_test")
-        for pair in load_preferences(data / f"{name}.jsonl", "trl-explicit").pairs
+        for pair in load_preferences(data / f"{name}.jsonl", "trl-explicit", keep_blank=True).pairs
     ]
     assert len(pairs) == 30
     labels = tmp_path / "run/seed_0/arms/labels/round_01/samples/labels.jsonl"
-    bought = load_preferences(labels, "trl-explicit").pairs
+    bought = load_preferences(labels, "trl-explicit", keep_blank=True).pairs
     assert len(bought) == 20, "more than there are groups: some groups give two"
     for pair in [*pairs, *bought]:
         assert len(pair.chosen.split()) < len(pair.rejected.split())

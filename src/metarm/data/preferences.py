@@ -3,7 +3,7 @@
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ __all__ = [
     "load_preferences",
     "save_preferences",
     "split_by_prompt",
+    "unseen_prompts",
+    "without_prompts_of",
 ]
 
 EXAMPLES_PER_REASON = 5
@@ -198,10 +200,40 @@ def split_by_prompt(
     return train, [pairs[index] for index in sorted(held_out)]
 
 
+def without_prompts_of(
+    pairs: Sequence[PreferencePair], held_out: Iterable[PreferencePair]
+) -> list[PreferencePair]:
+    """The training pairs whose prompt no held-out pair has; case and spacing do not count.
+
+    Raises:
+        EmptySetError: When none is left.
+    """
+    tested = {_prompt_key(pair.prompt) for pair in held_out}
+    kept = [pair for pair in pairs if _prompt_key(pair.prompt) not in tested]
+    if not kept:
+        raise EmptySetError(
+            f"expected training pairs of prompts that the test file does not have, got none: all "
+            f"{len(pairs)} share theirs with it. Give another test file, or leave it out to have "
+            "the pairs split by prompt."
+        )
+    return kept
+
+
+def unseen_prompts(prompts: Iterable[Prompt], seen: Iterable[Prompt]) -> list[Prompt]:
+    """Those of `prompts` that are not in `seen`, each once; case and spacing do not count."""
+    keys = {_prompt_key(prompt) for prompt in seen}
+    unseen = {_prompt_key(prompt): prompt for prompt in reversed(list(prompts))}
+    return [prompt for key, prompt in reversed(unseen.items()) if key not in keys]
+
+
 def _prompt_hash(prompt: Prompt, seed: int) -> str:
-    """Hash of the seed and of the prompt without its case and spacing."""
-    turns = [("", prompt)] if isinstance(prompt, str) else list(prompt)
-    return fingerprint(seed, [[role, text.casefold().split()] for role, text in turns])
+    return fingerprint(seed, _prompt_key(prompt))
+
+
+def _prompt_key(prompt: Prompt) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The prompt without its case and spacing: what makes two prompts the same."""
+    turns = [("", prompt)] if isinstance(prompt, str) else prompt
+    return tuple((role, tuple(text.casefold().split())) for role, text in turns)
 
 
 def save_preferences(path: Path, pairs: Sequence[PreferencePair]) -> None:
