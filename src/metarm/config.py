@@ -177,6 +177,8 @@ class OptimizeSettings(_Settings):
     """Responses per iteration."""
     num_mini_batches: Count = 2
     """Optimiser steps per pass over an iteration's responses."""
+    micro_batch_size: Count | None = None
+    """Responses per forward and backward pass: less memory, same result; None: a mini-batch's."""
     num_ppo_epochs: Count = 2
     """Passes over an iteration's responses."""
     kl_coef: NonNegative = 0.05
@@ -205,6 +207,16 @@ class OptimizeSettings(_Settings):
     """Longest response, in tokens."""
     num_candidates: Annotated[int, Field(ge=2)] = 16
     """Best-of-n: responses drawn per prompt, of which the best is kept."""
+
+    @model_validator(mode="after")
+    def _moves_the_policy(self) -> "OptimizeSettings":
+        if self.algo == "ppo" and self.num_iterations <= self.value_warmup_iterations:
+            raise ValueError(
+                f"num_iterations ({self.num_iterations}) must be above value_warmup_iterations "
+                f"({self.value_warmup_iterations}): in those only the value model learns, and the "
+                "policy would stay as it is"
+            )
+        return self
 
 
 class EvaluationSettings(_Settings):
@@ -325,7 +337,8 @@ class RunSettings(_Settings):
         needs_gold = [n for n in self.arms if known[n].num_gold_labels]
         if needs_gold and self.world is None and self.evaluation.gold is None:
             raise ValueError(
-                f"arms {needs_gold} need gold labels: set `evaluation.gold` or leave them out"
+                f"arms {needs_gold} need gold labels: set `evaluation.gold`, or leave them out: "
+                f"`arms: [{', '.join(n for n in self.arms if n not in needs_gold)}]`"
             )
         if self.reward.meta_group_size > self.sampling.num_generations:
             raise ValueError(

@@ -288,6 +288,8 @@ class _SeedRun:
                 **result.metrics,
                 "accuracy": asdict(result.accuracy),
                 "encoding": result.encoding.summary(),
+                **({"meta_encoding": meta.summary()} if (meta := result.meta_encoding) else {}),
+                "num_test_too_long": result.num_test_too_long,
             }
 
         record = {"reward": _effective(settings), "num_extra": len(extra), "seed": seed}
@@ -348,22 +350,28 @@ class _SeedRun:
             )
             save_groups(folder / "groups.jsonl", samples.groups)
             score = load_score_function(reward.folder)
-            card, rows = evaluate_round(
-                arm=arm,
-                seed=self.seed,
-                round_number=round_number,
-                samples=samples,
-                sft_groups=load_groups(sft) if previous else samples.groups,
-                previous_groups=load_groups(previous.folder / "groups.jsonl") if previous else None,
-                test_pairs=score.fitting_pairs(self.sources.test_pairs),
-                scores=ScoreFunctions(
-                    reward=score,
-                    first=load_score_function(first_reward.folder),
-                    gold=self.sources.gold,
-                ),
-                settings=settings,
-                seconds_before=seconds + time.monotonic() - started,
-            )
+            test_pairs = score.fitting_pairs(self.sources.test_pairs)
+            # By the reward model: own, SFT's and the last policy's; by the first one: own.
+            num_scores = 4 * len(prompts) * settings.num_generations + 2 * len(test_pairs)
+            with self.progress.stage("evaluate: score responses", num_scores) as bar:
+                card, rows = evaluate_round(
+                    arm=arm,
+                    seed=self.seed,
+                    round_number=round_number,
+                    samples=samples,
+                    sft_groups=load_groups(sft) if previous else samples.groups,
+                    previous_groups=load_groups(previous.folder / "groups.jsonl")
+                    if previous
+                    else None,
+                    test_pairs=test_pairs,
+                    scores=ScoreFunctions(
+                        reward=score.reporting_to(bar),
+                        first=load_score_function(first_reward.folder).reporting_to(bar),
+                        gold=self.sources.gold,
+                    ),
+                    settings=settings,
+                    seconds_before=seconds + time.monotonic() - started,
+                )
             write_json(folder / "scorecard.json", card.to_json())
             write_json_lines(folder / "samples.jsonl", rows)
             return {}

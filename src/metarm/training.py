@@ -212,6 +212,8 @@ class MetaRewardTrainer(RewardTrainer):
 
     def _refuse_unsupported(self) -> None:
         kind = str(self.accelerator.distributed_type).rpartition(".")[2]
+        if self.args.n_gpu > 1:
+            kind = f"nn.DataParallel over {self.args.n_gpu} GPUs (start with torchrun)"
         if self.accelerator.parallelism_config is not None:
             kind = "a parallelism_config"
         if kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
@@ -455,7 +457,8 @@ def train_reward_model(
     # A model sees nothing sensible beyond its context, whatever max_length asks for.
     limit = min(settings.max_length, context_length(reward_model))
     settings = settings.model_copy(update={"max_length": limit})
-    encoded, report = encode_pairs(encoder, pairs, limit)
+    with progress.stage("encode the pairs", len(pairs)) as bar:
+        encoded, report = encode_pairs(encoder, pairs, limit, bar)
     has_margin = any(pair.margin is not None for pair in encoded)
     rows = [
         {"chosen_ids": pair.chosen_ids, "rejected_ids": pair.rejected_ids}
@@ -482,7 +485,8 @@ def train_reward_model(
     write_json_lines(output_dir / "train_log.jsonl", trainer.state.log_history)
     score = RewardModelScore(trained.eval(), encoder)
     fitting = score.fitting_pairs(test_pairs)
-    accuracy = measure_accuracy(score, fitting)
+    with progress.stage("score held-out pairs", 2 * len(fitting)) as bar:
+        accuracy = measure_accuracy(score.reporting_to(bar), fitting)
     metrics = _last_metrics(trainer.state.log_history)
     return RewardTrainingResult(
         metrics, accuracy, report, trainer.meta_report, len(test_pairs) - len(fitting)
@@ -504,7 +508,7 @@ def _trainer_arguments(
 ) -> MetaRewardConfig:
     on_cpu = model.device.type == "cpu"
     shared = settings.model_dump(exclude={"use_peft", "lora_r"})
-    return MetaRewardConfig(
+    arguments = MetaRewardConfig(
         output_dir=str(output_dir),
         seed=seed,
         report_to=[],
@@ -515,6 +519,9 @@ def _trainer_arguments(
         dataloader_pin_memory=not on_cpu,
         **shared,
     )
+    # Not nn.DataParallel: several GPUs take a launcher, and one process each.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _count_steps(settings: RewardSettings, num_pairs: int) -> int:

@@ -47,7 +47,7 @@ def run_in_processes(jobs: Mapping[str, Job], *, workers: int, progress: Progres
     with _deaf_to_interrupts():
         manager.start(initializer=_end_with_parent)
     waiting = list(jobs.items())
-    running: dict[Any, tuple[Any, Connection]] = {}
+    running: dict[Connection, Any] = {}
     with manager:
         queue = manager.Queue()
         try:
@@ -60,16 +60,16 @@ def run_in_processes(jobs: Mapping[str, Job], *, workers: int, progress: Progres
                         process = context.Process(target=_work, args=arguments)
                         with _deaf_to_interrupts():
                             process.start()
-                            running[process.sentinel] = (process, receiver)
+                            running[receiver] = process
                         sender.close()
-                    for sentinel in wait(list(running)):
-                        process, receiver = running.pop(sentinel)
-                        process.join()
-                        _raise_from(process, receiver)
+                    # A pipe can be read when its worker has failed, and when it is no more.
+                    readable = wait(list(running))
+                    for receiver in [r for r in running if r in readable]:
+                        _raise_from(running.pop(receiver), receiver)
         finally:
-            for process, _ in running.values():
+            for process in running.values():
                 process.terminate()
-            for process, _ in running.values():
+            for process in running.values():
                 process.join()
 
 
@@ -108,19 +108,30 @@ def _work(job: Job, progress: ProgressReporter, sender: Connection) -> None:
         # stdout is for the parent's answer alone.
         with redirect_stdout(sys.stderr):
             job(progress=progress)
-    except MetarmError as error:
+    except Exception as error:  # noqa: BLE001 - the parent raises it
         # Pickling drops the traceback and the cause: a note keeps them for --debug.
-        error.add_note("".join(traceback.format_exception(error)))
-        sender.send(error)
+        told = error if isinstance(error, MetarmError) else RunError(_describe(error))
+        told.add_note("".join(traceback.format_exception(error)))
+        sender.send(told)
         sys.exit(2)
 
 
+def _describe(error: Exception) -> str:
+    """An error that metarm did not foresee: its kind and what it says, on one line."""
+    said = " ".join(str(error).split())
+    return f"a worker process stopped: {type(error).__name__}{': ' if said else ''}{said}"
+
+
 def _raise_from(process: Any, receiver: Connection) -> None:
+    """Raise what ended a worker, if anything did."""
+    try:
+        # Before the join: a long message is not sent before it is read.
+        with suppress(EOFError):
+            raise receiver.recv()
+    finally:
+        process.join()
     if process.exitcode == 0:
         return
-    # A dead worker's end of the pipe is closed, which counts as something to read.
-    with suppress(EOFError):
-        raise receiver.recv()
     if process.exitcode > 0:
         raise RunError(
             f"a worker process ended with code {process.exitcode}: what happened stands above. "

@@ -18,6 +18,7 @@ from metarm.cli.doctor import doctor
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
 from metarm.cli.runs import report, run
+from metarm.cli.settings_help import settings_of
 from metarm.cli.train import optimize, reward, sft
 from metarm.errors import ConfigError, MetarmError, nearest_names
 
@@ -152,6 +153,11 @@ def _usage_message(error: Any, verb: str) -> str:
     params = command.commands[verb].params if verb else command.params
     flags = [name for param in params for name in param.opts if name.startswith("-")]
     name = error.option_name
+    setting = name.lstrip("-").replace("-", "_")
+    settings = VERBS[verb][1] if verb else None
+    known = {row.name for row in settings_of(settings)} if settings else set()
+    if setting.split(".")[0] in known:
+        return f"unknown option {name!r}: settings are words without dashes, {setting}=... {where}"
     return f"unknown option {name!r}: {nearest_names(name, [*flags, '--help'])} {where}"
 
 

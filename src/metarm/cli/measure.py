@@ -93,7 +93,8 @@ def evaluate(
     pairs = score_function.fitting_pairs(loaded.pairs)
     if num_too_long := len(loaded.pairs) - len(pairs):
         note(f"{num_too_long} pairs left out: longer than the reward model's context")
-    found = evaluate_preferences(score_function, pairs)
+    with choose_progress().stage("score both sides of the pairs", 2 * len(pairs)) as bar:
+        found = evaluate_preferences(score_function.reporting_to(bar), pairs)
     if as_json:
         print_json(
             {
@@ -154,7 +155,9 @@ def score(
 
     prompts = [prompt for prompt, responses, _ in items for _ in responses]
     flat = [response for _, responses, _ in items for response in responses]
-    scores = iter(load_score_function(reward_model)(prompts, flat))
+    score_function = load_score_function(reward_model)
+    with choose_progress().stage("score responses", len(flat)) as bar:
+        scores = iter(score_function.reporting_to(bar)(prompts, flat))
     scored: list[dict[str, Any]] = []
     for row, (_, responses, is_group) in zip(rows, items, strict=True):
         own = [next(scores) for _ in responses]

@@ -125,7 +125,11 @@ def reward(
 
     def build(folder: Path) -> dict[str, Any]:
         from metarm.data.meta_sets import load_groups
-        from metarm.data.preferences import load_preferences, split_by_prompt
+        from metarm.data.preferences import (
+            load_preferences,
+            split_by_prompt,
+            without_prompts_of,
+        )
         from metarm.training import train_reward_model
 
         loaded = load_preferences(preferences, data_format)
@@ -135,7 +139,10 @@ def reward(
         else:
             held_out = load_preferences(preferences_test, data_format)
             note(f"{preferences_test}: {held_out.report.summary()}")
-            pairs, test_pairs = list(loaded.pairs), list(held_out.pairs)
+            test_pairs = list(held_out.pairs)
+            pairs = without_prompts_of(loaded.pairs, test_pairs)
+            if num_shared := len(loaded.pairs) - len(pairs):
+                note(f"{num_shared} training pairs left out: the test file has their prompts")
         groups = [] if meta_set is None else load_groups(meta_set)
         result = train_reward_model(
             model=model,
@@ -153,6 +160,7 @@ def reward(
             **({"meta_encoding": meta.summary()} if (meta := result.meta_encoding) else {}),
             "meta_mode": settings.meta_mode,
             "num_pairs": len(pairs),
+            "num_sharing_test_prompt": len(loaded.pairs) - len(pairs) if preferences_test else 0,
             "num_test_pairs": len(test_pairs),
             "num_test_too_long": result.num_test_too_long,
             "num_groups": len(groups),

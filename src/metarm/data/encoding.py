@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metarm.errors import DataError, EmptySetError, ModelError
+from metarm.protocols import StageProgress
 from metarm.schema import PreferencePair, Prompt, ResponseGroup, prompt_text, prompt_to_json
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class EncodingReport:
     num_too_long: int
     num_too_small: int
     max_length: int | None
+    num_responses_too_long: int = 0
+    """Responses left out of their groups, whatever became of the group."""
 
     def summary(self) -> str:
         """One line for people."""
@@ -73,6 +76,11 @@ class EncodingReport:
             )
         if self.num_too_small:
             text += f"; {self.num_too_small} groups left out: fewer than 2 responses remained"
+        if self.num_responses_too_long:
+            text += (
+                f"; {self.num_responses_too_long} responses of groups left out: longer than "
+                f"{self.max_length} tokens"
+            )
         return text
 
 
@@ -153,21 +161,22 @@ def pad_batch(rows: Sequence[Sequence[int]], pad_token_id: int, *, side: str) ->
 
 
 def encode_pairs(
-    encoder: Encoder, pairs: Iterable[PreferencePair], max_length: int | None
+    encoder: Encoder,
+    pairs: Iterable[PreferencePair],
+    max_length: int | None,
+    bar: StageProgress | None = None,
 ) -> tuple[list[EncodedPair], EncodingReport]:
     """Encode pairs; those with a side longer than `max_length` are counted and left out.
 
     Raises:
         EmptySetError: When no pair is left.
     """
-    encoded = [
-        EncodedPair(
-            encoder.encode(pair.prompt, pair.chosen),
-            encoder.encode(pair.prompt, pair.rejected),
-            pair.margin,
-        )
-        for pair in pairs
-    ]
+    encoded = []
+    for pair in pairs:
+        chosen, rejected = (encoder.encode(pair.prompt, r) for r in (pair.chosen, pair.rejected))
+        encoded.append(EncodedPair(chosen, rejected, pair.margin))
+        if bar is not None:
+            bar.advance()
     fits = [
         pair
         for pair in encoded
@@ -194,11 +203,12 @@ def encode_groups(
         EmptySetError: When no group of two or more responses is left.
     """
     kept: list[EncodedGroup] = []
-    num_read = num_too_long = num_too_small = 0
+    num_read = num_too_long = num_too_small = num_responses_too_long = 0
     for group in groups:
         num_read += 1
         rows = [encoder.encode(group.prompt, response) for response in group.responses]
         rows = [row for row in rows if max_length is None or len(row) <= max_length]
+        num_responses_too_long += len(group.responses) - len(rows)
         if len(rows) >= 2:
             kept.append(EncodedGroup(tuple(rows)))
         elif rows:
@@ -211,7 +221,10 @@ def encode_groups(
             f"{num_too_long} longer than max_length={max_length} tokens, {num_too_small} with one "
             "response. Sample with k >= 2 or raise max_length."
         )
-    return kept, EncodingReport(num_read, num_too_long, num_too_small, max_length)
+    report = EncodingReport(
+        num_read, num_too_long, num_too_small, max_length, num_responses_too_long
+    )
+    return kept, report
 
 
 def check_prompt_length(encoder: Encoder, prompt: Prompt, context: int, room: int) -> list[int]:

@@ -6,7 +6,6 @@ To add one: write `detect` and `parse`, add a row to `FORMATS`, a sample to `tes
 """
 
 import hashlib
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,7 +13,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from metarm.data.fields import Row
-from metarm.errors import ConfigError, FormatError, nearest_names
+from metarm.errors import FormatError
+from metarm.resolve import resolve_name
 from metarm.schema import Message, PreferencePair, Prompt
 
 __all__ = [
@@ -87,19 +87,8 @@ def resolve_format(name: str) -> PairFormat:
     """
     if name in FORMATS:
         return FORMATS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ConfigError(
-            f"expected a data format or 'module:function', got {name!r}; "
-            f"{nearest_names(name, FORMATS)}"
-        )
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"data format {name!r}: expected a function that can be imported, got: {error}. "
-            "Mend the name, or put the module's folder on PYTHONPATH."
-        ) from error
+    parsers = {known: pair_format.parse for known, pair_format in FORMATS.items()}
+    function = resolve_name(name, parsers, what="data_format")
     return PairFormat("those that it asks for", lambda row: False, _user_parser(name, function))
 
 

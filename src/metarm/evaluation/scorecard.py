@@ -33,7 +33,7 @@ from metarm.policy.sampling import (
     join_rows,
     response_log_probs,
 )
-from metarm.protocols import ProgressReporter, ScoreFunction
+from metarm.protocols import ProgressReporter, ScoreFunction, StageProgress
 from metarm.schema import Estimate, PreferencePair, Prompt, ResponseGroup, Scorecard, prompt_text
 
 __all__ = [
@@ -155,7 +155,8 @@ def sample_for_evaluation(
         )
     analytic = sampled.kl_of_best_of_n()
     if analytic is None:
-        kl = _measure_kl(sampled, reference_dir, prompts, samples, optimize)
+        with progress.stage("evaluate: measure KL", len(prompts) * settings.num_generations) as bar:
+            kl = _measure_kl(sampled, reference_dir, prompts, samples, optimize, bar)
     else:
         kl = Estimate(analytic, analytic, analytic, len(prompts))
     flat = [sample for group in samples for sample in group]
@@ -181,6 +182,7 @@ def _measure_kl(
     prompts: Sequence[Prompt],
     samples: Sequence[Sequence[Sample]],
     optimize: OptimizeSettings,
+    bar: StageProgress,
 ) -> Estimate:
     reference = load_causal_lm(reference_dir)
     rows = [
@@ -196,6 +198,7 @@ def _measure_kl(
         ours = response_log_probs(sampled.model, batch, optimize.temperature)
         theirs = response_log_probs(reference, batch, optimize.temperature)
         log_ratios += (ours - theirs).sum(dim=1).tolist()
+        bar.advance(len(part))
     return kl_estimate(log_ratios, [index for index, _, _ in rows])
 
 

@@ -10,6 +10,7 @@ import torch
 from metarm.data.encoding import Encoder, pad_batch
 from metarm.errors import DataError, EmptySetError, ModelError
 from metarm.models.loading import context_length, load_encoder, load_reward_model
+from metarm.protocols import StageProgress
 from metarm.schema import PreferencePair, Prompt, prompt_text
 
 if TYPE_CHECKING:
@@ -21,10 +22,22 @@ __all__ = ["RewardModelScore", "load_score_function"]
 class RewardModelScore:
     """A reward model that scores text; satisfies `protocols.ScoreFunction`."""
 
-    def __init__(self, model: "PreTrainedModel", encoder: Encoder, *, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        encoder: Encoder,
+        *,
+        batch_size: int = 64,
+        bar: StageProgress | None = None,
+    ) -> None:
         self.model = model
         self.encoder = encoder
         self.batch_size = batch_size
+        self.bar = bar
+
+    def reporting_to(self, bar: StageProgress) -> "RewardModelScore":
+        """The same, which moves `bar` by one for each response it has scored."""
+        return RewardModelScore(self.model, self.encoder, batch_size=self.batch_size, bar=bar)
 
     def fitting_pairs(self, pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
         """The pairs whose both sides fit the model's context; the others cannot be scored.
@@ -81,6 +94,8 @@ class RewardModelScore:
                 )
             for index, score in zip(indices, logits.float().squeeze(-1).tolist(), strict=True):
                 scores[index] = score
+            if self.bar is not None:
+                self.bar.advance(len(indices))
         return scores
 
 

@@ -379,9 +379,12 @@ def _roll_out(run: PpoRun, prompts: Sequence[Prompt], *, seed: int) -> Rollout:
     batch = Conversation(
         *(t.to(device) for t in join_rows(run.encoder, prompts, [s.response_ids for s in samples]))
     )
-    log_probs = response_log_probs(run.policy, batch, settings.temperature)
-    reference_log_probs = response_log_probs(run.reference, batch, settings.temperature)
-    values = token_values(run.value_model, batch)
+    parts = [_rows_of(batch, rows) for rows in _micro_batches(run, torch.arange(len(samples)))]
+    log_probs, reference_log_probs = (
+        torch.cat([response_log_probs(model, part, settings.temperature) for part in parts])
+        for model in (run.policy, run.reference)
+    )
+    values = torch.cat([token_values(run.value_model, part) for part in parts])
     raw_scores = run.score(prompts, responses)
     run.moments.update(raw_scores)
     finished = torch.tensor([sample.finished for sample in samples], device=device)
@@ -430,9 +433,45 @@ def _update(
     return {name: value / num_updates for name, value in totals.items()}
 
 
+def _rows_of(batch: Conversation, rows: Tensor) -> Conversation:
+    return Conversation(*(tensor[rows] for tensor in batch))
+
+
+def _micro_batches(run: PpoRun, rows: Tensor) -> tuple[Tensor, ...]:
+    """The rows in parts that fit into memory."""
+    return rows.split(run.settings.micro_batch_size or len(rows))
+
+
 def _step(run: PpoRun, rollout: Rollout, rows: Tensor, *, only_values: bool) -> dict[str, float]:
+    run.optimizer.zero_grad(set_to_none=True)
+    num_tokens = rollout.batch.response_mask[rows].sum()
+    metrics: dict[str, float] = {}
+    total = 0.0
+    for part in _micro_batches(run, rows):
+        loss, parts = _losses(run, rollout, part, only_values=only_values)
+        # Means over tokens: weighted by tokens, the parts add up to the mini-batch's own mean.
+        share = rollout.batch.response_mask[part].sum() / num_tokens
+        (loss * share).backward()
+        total += (loss.detach() * share).item()
+        for name, value in parts.items():
+            metrics[name] = metrics.get(name, 0.0) + value * share.item()
+    norms = [
+        torch.nn.utils.clip_grad_norm_(model.parameters(), run.settings.max_grad_norm)
+        for model in (run.policy, run.value_model)
+    ]
+    # A finite loss can have an infinite gradient; either would break the weights.
+    if not all(math.isfinite(number) for number in (total, *map(float, norms))):
+        raise ModelError(f"the PPO loss or its gradient is not finite: {DIVERGED_REMEDY}")
+    run.optimizer.step()
+    return metrics
+
+
+def _losses(
+    run: PpoRun, rollout: Rollout, rows: Tensor, *, only_values: bool
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of some rows, a mean over their tokens, and its parts."""
     settings = run.settings
-    batch = Conversation(*(tensor[rows] for tensor in rollout.batch))
+    batch = _rows_of(rollout.batch, rows)
     mask = batch.response_mask
     values = token_values(run.value_model, batch)
     value_loss = clipped_value_loss(
@@ -455,17 +494,7 @@ def _step(run: PpoRun, rollout: Rollout, rows: Tensor, *, only_values: bool) -> 
             "policy/approxkl_avg": policy.approx_kl.item(),
             "policy/clipfrac_avg": policy.clip_fraction.item(),
         }
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norms = [
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-        for model in (run.policy, run.value_model)
-    ]
-    # A finite loss can have an infinite gradient; either would break the weights.
-    if not all(math.isfinite(float(number)) for number in (loss.detach(), *norms)):
-        raise ModelError(f"the PPO loss or its gradient is not finite: {DIVERGED_REMEDY}")
-    run.optimizer.step()
-    return metrics
+    return loss, metrics
 
 
 def _length(model: "PreTrainedModel") -> float:

@@ -79,6 +79,8 @@ def train_sft(
         use_cpu=policy.device.type == "cpu",
         dataloader_pin_memory=policy.device.type != "cpu",
     )
+    # Not nn.DataParallel: several GPUs take a launcher, and one process each.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     with progress.stage("supervised fine-tuning", num_steps) as bar:
         trainer = Trainer(
             model=policy,

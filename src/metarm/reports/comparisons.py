@@ -4,10 +4,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeGuard
 
-from scipy.stats import t as student_t
-
+from metarm.metrics import mean_estimate, paired_difference
 from metarm.reports.measures import MEASURES, value_of
 from metarm.reports.read_run import Run
 from metarm.schema import Estimate
@@ -24,7 +23,6 @@ __all__ = [
     "t_interval",
 ]
 
-LEVEL = 0.95
 LIMITS: Final = {
     "fraction": (0.0, 1.0),
     "-1 to 1": (-1.0, 1.0),
@@ -79,15 +77,15 @@ class Change(NamedTuple):
 
 
 def t_interval(values: Sequence[float]) -> Summary:
-    """Mean over seeds with Student's t-interval; needs two values or more.
+    """Mean over seeds with Student's t-interval: mean +- t(0.975, n - 1) * sd / sqrt(n)."""
+    return _summary(mean_estimate(values), "seeds")
 
-    mean +- t(0.975, n - 1) * sd / sqrt(n)
-    """
-    count = len(values)
-    mean = math.fsum(values) / count
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    half = float(student_t.ppf((1 + LEVEL) / 2, count - 1)) * math.sqrt(variance / count)
-    return Summary(mean, mean - half, mean + half, count, "seeds")
+
+def _summary(estimate: Estimate, over: Literal["seeds", "prompts"]) -> Summary:
+    """An estimate from one unit has no interval: nothing tells how far another would lie."""
+    if estimate.count < 2:
+        return Summary(estimate.value, None, None, estimate.count, over)
+    return Summary(estimate.value, estimate.low, estimate.high, estimate.count, over)
 
 
 def summarise(by_seed: Mapping[int, Estimate | float | None]) -> Summary | None:
@@ -99,7 +97,7 @@ def summarise(by_seed: Mapping[int, Estimate | float | None]) -> Summary | None:
         return t_interval([_number(value) for value in values])
     (value,) = values
     if isinstance(value, Estimate):
-        return Summary(value.value, value.low, value.high, value.count, "prompts")
+        return _summary(value, "prompts")
     return Summary(value, None, None, 1, "prompts")
 
 
@@ -117,12 +115,14 @@ def difference(
         if arm[seed] is not None and other.get(seed) is not None
     ]
     if len(pairs) > 1:
-        return t_interval([_number(left) - _number(right) for left, right in pairs])
+        lefts, rights = zip(*pairs, strict=True)
+        gap_over_seeds = paired_difference([*map(_number, lefts)], [*map(_number, rights)])
+        return _summary(gap_over_seeds, "seeds")
     if not pairs:
         return None
     ((left, right),) = pairs
     gap = _number(left) - _number(right)
-    if not (isinstance(left, Estimate) and isinstance(right, Estimate)):
+    if not _has_interval(left) or not _has_interval(right):
         return Summary(gap, None, None, 1, "prompts")
     return Summary(
         gap,
@@ -131,6 +131,10 @@ def difference(
         min(left.count, right.count),
         "prompts",
     )
+
+
+def _has_interval(value: Estimate | float | None) -> TypeGuard[Estimate]:
+    return isinstance(value, Estimate) and value.count > 1
 
 
 def compare(run: Run, name: str, arm: str, other: str, round_number: int) -> Summary | None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The result of a run in sentences, worked out from its numbers."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from metarm.config import ARM_PRESETS, ArmSettings
+from metarm.config import ARM_PRESETS, ArmSettings, RewardSettings
 from metarm.reports.comparisons import Summary, change_since_start, compare, summary_of
 from metarm.reports.measures import MEASURES
 from metarm.reports.read_run import Run
@@ -22,6 +23,14 @@ NO_GOLD = (
     "This run has no gold function: whether the policy got better, and whether the reward model "
     "is still right about its responses, cannot be read from these figures."
 )
+
+
+STEPS: Mapping[str, Callable[[RewardSettings], str]] = {
+    "ascent": lambda _: "MetaRM, Algorithm 1 as printed",
+    "descent": lambda _: "MetaRM, its sign turned",
+    "joint": lambda reward: f"MetaRM, joint loss L - {reward.meta_weight:g} J",
+}
+"""Each mode of the meta step in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,7 @@ def headline(run: Run) -> Headline:
     if not names:
         names = [n for n in ("gap_spread_ratio", "accuracy_original") if _is_told(run, n, told)]
     changes = [_change(run, name, told) for name in names]
+    changes += _restored_words(run, told)
     lead = f"After {_rounds(run)} of {_name(run, told)}, {'; '.join(changes)}."
     points = [_point(run, names, arm) for arm in run.trained_arms if arm != told]
     if not run.has_gold:
@@ -87,16 +97,20 @@ def _change(run: Run, name: str, arm: str) -> str:
 
 
 def _point(run: Run, names: list[str], arm: str) -> str:
-    """One arm's values, each with its difference to the baseline; empty where it has none."""
+    """One arm's values, each with its difference to the baseline; empty where it has none.
+
+    The baseline's own are to the frozen reward model: what retraining alone does.
+    """
+    other = next((base for base in run.baselines if base != arm), None)
     parts = _restored_words(run, arm)
     for name in names:
         end = summary_of(run, name, arm, run.final_round)
         if end is None:
             continue
         part = f"{SUBJECTS[name][1]} {end.value:.{MEASURES[name].decimals}f}"
-        gap = compare(run, name, arm, str(run.baseline), run.final_round)
-        if arm != run.baseline and gap is not None:
-            part += f", {_difference_words(gap, name, str(run.baseline))}"
+        gap = compare(run, name, arm, other, run.final_round) if other else None
+        if other and gap is not None:
+            part += f", {_difference_words(gap, name, other)}"
         parts.append(part)
     return f"{_name(run, arm)}: {'; '.join(parts)}." if parts else ""
 
@@ -140,7 +154,17 @@ def basis(run: Run) -> str:
     return (
         f"Behind these numbers: {len(seeds)} seeds ({', '.join(map(str, seeds))}), {each} prompts "
         "per evaluation. The 95 % intervals are Student t-intervals over seeds; differences are "
-        f"paired by seed.{few}"
+        f"paired by seed.{few}{_worlds(run)}"
+    )
+
+
+def _worlds(run: Run) -> str:
+    """What the seeds have in common in the embedded world."""
+    if run.settings is None or run.settings.world is None:
+        return ""
+    return (
+        f" All seeds share one drawn true reward (world.seed={run.settings.world.seed}): the "
+        "intervals cover data and training, not other worlds."
     )
 
 
@@ -160,6 +184,12 @@ def _meta_mode(run: Run, settings: ArmSettings) -> str:
     return settings.meta_mode or inherited
 
 
+def _step(run: Run, settings: ArmSettings) -> str:
+    """An arm's meta step in words; empty where it takes none."""
+    words = STEPS.get(_meta_mode(run, settings))
+    return words(run.settings.reward) if words and run.settings else ""
+
+
 def _name(run: Run, arm: str) -> str:
     """An arm's name and, where the settings are known, its main trait."""
     settings = _settings_of(run, arm)
@@ -167,8 +197,7 @@ def _name(run: Run, arm: str) -> str:
         return arm
     if settings.reward == "frozen":
         return f"{arm} (reward model not retrained)"
-    has_step = _meta_mode(run, settings) != "off"
-    trait = "with the MetaRM step" if has_step else "retrained on original pairs"
+    trait = _step(run, settings) or "retrained on original pairs"
     if settings.num_gold_labels:
         trait += f" and {settings.num_gold_labels} labels per round"
     return f"{arm} ({trait})"
@@ -183,10 +212,13 @@ def arm_description(run: Run, arm: str) -> str:
         return "the SFT policy, evaluated only"
     if settings.reward == "frozen":
         return "policy optimised against the first reward model, which stays as it is"
-    mode = _meta_mode(run, settings)
     text = "reward model retrained each round on the original pairs"
     if settings.num_gold_labels:
-        text += f" and {settings.num_gold_labels} gold-labelled pairs of the policy's own"
-    if mode != "off":
-        text += f", with the MetaRM step ({mode}) on the policy's unlabelled groups"
+        text += (
+            f" and on {settings.num_gold_labels} more pairs of the policy's own each round, "
+            f"labelled by gold without noise, each in the training set {settings.label_repeat} "
+            "times (so with more optimiser steps)"
+        )
+    if step := _step(run, settings):
+        text += f"; {step}, on the policy's unlabelled groups"
     return text

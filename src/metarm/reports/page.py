@@ -13,12 +13,20 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from metarm.reports.comparisons import compare, summary_of
+from metarm.reports.data_account import account_of_data
 from metarm.reports.drawing import arm_colours
 from metarm.reports.figures import draw_figures
 from metarm.reports.headline import arm_description, basis, headline
 from metarm.reports.measures import MEASURES, definitions
 from metarm.reports.read_run import Cell, Run, Sample, read_run
-from metarm.reports.restored import LABEL, restored_difference
+from metarm.reports.restored import (
+    DEFINITION,
+    HOW_TO_READ,
+    LABEL,
+    NAME,
+    restored,
+    restored_difference,
+)
 from metarm.storage import write_text
 
 __all__ = [
@@ -124,14 +132,15 @@ def _context(run: Run) -> dict[str, Any]:
             for d in draw_figures(run)
         ],
         "columns": columns,
-        "final_rows": _rows(run, columns),
+        "final_rows": [*_rows(run, columns), *_restored_row(run, columns)],
         "all_rounds": [
             (arm, rounds, _rows(run, [(arm, r) for r in rounds]))
             for arm in run.arms
             if (rounds := [r for r in range(run.last_round + 1) if run.cards_of(arm, r)])
         ],
-        "comparisons": _comparisons(run),
+        "comparisons": [found for base in run.baselines if (found := _comparisons(run, base))],
         "samples": _samples(run),
+        "account": account_of_data(run.folder),
         "meanings": _meanings(),
         "facts": _facts(run.facts),
         "seconds": _seconds(run),
@@ -165,10 +174,16 @@ def _rows(run: Run, columns: list[tuple[str, int]]) -> list[tuple[str, str, list
     return [row for row in rows if any(row[2])]
 
 
-def _comparisons(run: Run) -> dict[str, Any]:
-    """Every trained arm against the baseline, in every measure that can be compared."""
-    others = [arm for arm in run.trained_arms if arm != run.baseline]
-    base = str(run.baseline)
+def _restored_row(run: Run, columns: list[tuple[str, int]]) -> list[tuple[str, str, list[str]]]:
+    """What retraining gave back in each arm, where any column has it."""
+    found = [restored(run, arm) if r else None for arm, r in columns]
+    cells = [summary.text(sign=True) if summary else "" for summary in found]
+    return [(LABEL, "fraction", cells)] if any(cells) else []
+
+
+def _comparisons(run: Run, base: str) -> dict[str, Any] | None:
+    """Every other trained arm against one, in every measure that can be compared."""
+    others = [arm for arm in run.trained_arms if arm != base]
     table = [(LABEL, "fraction", 3, [restored_difference(run, arm, base) for arm in others])]
     table += [
         (m.label, m.unit, m.decimals, [compare(run, n, a, base, run.final_round) for a in others])
@@ -185,7 +200,9 @@ def _comparisons(run: Run) -> dict[str, Any]:
         ]
         if any(text for text, _ in cells):
             rows.append((label, unit, cells))
-    return {"arms": others, "rows": rows, "total": total, "excluding": excluding}
+    if not rows:
+        return None
+    return {"base": base, "arms": others, "rows": rows, "total": total, "excluding": excluding}
 
 
 def _samples(run: Run) -> dict[str, Any]:
@@ -231,7 +248,7 @@ def _meanings() -> list[tuple[str, str, str, str]]:
         measure = MEASURES.get(name)
         label = f"{measure.label} ({measure.unit})" if measure else ""
         rows.append((name, label, texts[name], measure.how_to_read if measure else ""))
-    return rows
+    return [*rows, (NAME, f"{LABEL} (fraction)", DEFINITION, HOW_TO_READ)]
 
 
 def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -89,6 +89,12 @@ class Run:
         return "plain" if "plain" in self.trained_arms else next(iter(self.trained_arms), None)
 
     @property
+    def baselines(self) -> tuple[str, ...]:
+        """The arms that others are compared with: the baseline, then the frozen reward model."""
+        names = (self.baseline, "frozen")
+        return tuple(dict.fromkeys(name for name in names if name in self.trained_arms))
+
+    @property
     def final_round(self) -> int:
         """The last round that two trained arms have reached (or one, where no two have one)."""
         reached = [{c.arm for c in self.cards if c.round == r} for r in range(self.last_round + 1)]

@@ -8,9 +8,18 @@ from metarm.reports.comparisons import Summary, difference, summarise
 from metarm.reports.read_run import Run
 from metarm.schema import Estimate
 
-__all__ = ["LABEL", "restored", "restored_difference"]
+__all__ = ["DEFINITION", "HOW_TO_READ", "LABEL", "NAME", "restored", "restored_difference"]
 
+NAME = "accuracy_restored"
 LABEL = "Accuracy restored by retraining, on the same pairs"
+DEFINITION = (
+    "Mean over rounds r of `accuracy_before` of round r + 1 minus `accuracy_shifted` of round r: "
+    "the same policy and pairs, before and after the reward model was trained again."
+)
+HOW_TO_READ = (
+    "The fairest comparison of two ways to retrain: what the policy then does with the reward "
+    "model is not in it. Worked out from two rounds on; not for a frozen reward model."
+)
 
 
 def restored(run: Run, arm: str) -> Summary | None:
