@@ -345,6 +345,7 @@ class _SeedRun:
                 prompts,
                 settings,
                 optimize,
+                batch_size=self.settings.sampling.batch_size,
                 seed=self.seed,
                 progress=self.progress,
             )
@@ -381,7 +382,7 @@ class _SeedRun:
             "sampling": {
                 "temperature": optimize.temperature,
                 "max_completion_length": optimize.max_completion_length,
-                "batch_size": optimize.batch_size,
+                "batch_size": self.settings.sampling.batch_size,
             },
             "arm": arm,
             "round": round_number,

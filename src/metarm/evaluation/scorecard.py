@@ -136,6 +136,7 @@ def sample_for_evaluation(
     settings: EvaluationSettings,
     optimize: OptimizeSettings,
     *,
+    batch_size: int,
     seed: int,
     progress: ProgressReporter,
 ) -> PolicySamples:
@@ -149,14 +150,16 @@ def sample_for_evaluation(
             temperature=optimize.temperature,
             top_p=1.0,
             max_completion_length=optimize.max_completion_length,
-            batch_size=optimize.batch_size,
+            batch_size=batch_size,
             seed=seed,
             bar=bar,
         )
     analytic = sampled.kl_of_best_of_n()
     if analytic is None:
         with progress.stage("evaluate: measure KL", len(prompts) * settings.num_generations) as bar:
-            kl = _measure_kl(sampled, reference_dir, prompts, samples, optimize, bar)
+            kl = _measure_kl(
+                sampled, reference_dir, prompts, samples, optimize.temperature, batch_size, bar
+            )
     else:
         kl = Estimate(analytic, analytic, analytic, len(prompts))
     flat = [sample for group in samples for sample in group]
@@ -181,7 +184,8 @@ def _measure_kl(
     reference_dir: Path,
     prompts: Sequence[Prompt],
     samples: Sequence[Sequence[Sample]],
-    optimize: OptimizeSettings,
+    temperature: float,
+    batch_size: int,
     bar: StageProgress,
 ) -> Estimate:
     reference = load_causal_lm(reference_dir)
@@ -191,12 +195,12 @@ def _measure_kl(
         for sample in group
     ]
     log_ratios: list[float] = []
-    for start in range(0, len(rows), optimize.batch_size):
-        part = rows[start : start + optimize.batch_size]
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
         batch = _joined(sampled.encoder, [p for _, p, _ in part], [s for _, _, s in part])
         batch = Conversation(*(tensor.to(sampled.model.device) for tensor in batch))
-        ours = response_log_probs(sampled.model, batch, optimize.temperature)
-        theirs = response_log_probs(reference, batch, optimize.temperature)
+        ours = response_log_probs(sampled.model, batch, temperature)
+        theirs = response_log_probs(reference, batch, temperature)
         log_ratios += (ours - theirs).sum(dim=1).tolist()
         bar.advance(len(part))
     return kl_estimate(log_ratios, [index for index, _, _ in rows])
