@@ -208,16 +208,6 @@ class OptimizeSettings(_Settings):
     num_candidates: Annotated[int, Field(ge=2)] = 16
     """Best-of-n: responses drawn per prompt, of which the best is kept."""
 
-    @model_validator(mode="after")
-    def _moves_the_policy(self) -> "OptimizeSettings":
-        if self.algo == "ppo" and self.num_iterations <= self.value_warmup_iterations:
-            raise ValueError(
-                f"num_iterations ({self.num_iterations}) must be above value_warmup_iterations "
-                f"({self.value_warmup_iterations}): in those only the value model learns, and the "
-                "policy would stay as it is"
-            )
-        return self
-
 
 class EvaluationSettings(_Settings):
     """What is measured after each round."""
@@ -339,6 +329,13 @@ class RunSettings(_Settings):
             raise ValueError(
                 f"arms {needs_gold} need gold labels: set `evaluation.gold`, or leave them out: "
                 f"`arms: [{', '.join(n for n in self.arms if n not in needs_gold)}]`"
+            )
+        optimize = self.optimize
+        if optimize.algo == "ppo" and optimize.num_iterations <= optimize.value_warmup_iterations:
+            raise ValueError(
+                f"optimize.num_iterations ({optimize.num_iterations}) must be above "
+                f"optimize.value_warmup_iterations ({optimize.value_warmup_iterations}): in those "
+                "only the value model learns, and the policy would stay as it is"
             )
         if self.reward.meta_group_size > self.sampling.num_generations:
             raise ValueError(

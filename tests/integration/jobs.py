@@ -10,7 +10,7 @@ from pathlib import Path
 from metarm.errors import DataError
 from metarm.protocols import ProgressReporter
 
-__all__ = ["ends_itself", "fails", "leaves", "says_when", "sleeps"]
+__all__ = ["breaks", "ends_itself", "fails", "leaves", "says_when", "sleeps"]
 
 
 def says_when(file: Path, *, progress: ProgressReporter) -> None:
@@ -36,6 +36,12 @@ def fails(after: Path, *, progress: ProgressReporter) -> None:
         raise KeyError("the reason")
     except KeyError as error:
         raise DataError("a row is wrong") from error
+
+
+def breaks(after: Path, *, progress: ProgressReporter) -> None:
+    """Fail as nobody foresaw, with more to say than a pipe holds."""
+    _wait(after)
+    raise ZeroDivisionError("long\n" * 100_000)
 
 
 def ends_itself(after: Path, *, progress: ProgressReporter) -> None:

@@ -12,7 +12,7 @@ from integration.commands import inodes, scorecards
 from metarm.data.meta_sets import load_prompts
 from metarm.data.preferences import load_preferences
 from metarm.reports.read_run import read_run
-from metarm.storage import read_json
+from metarm.storage import read_json, write_json_lines
 
 pytestmark = pytest.mark.slow
 GOLD = """
@@ -109,6 +109,32 @@ def test_gold_labels_instead_of_preferences(words: list[str], metarm, tmp_path: 
     )
     assert not train & test
     assert train | test == set(load_prompts(tmp_path / "prompts.jsonl"))
+
+
+def test_no_evaluation_prompt_is_in_a_training_pair(
+    words: list[str], metarm, tmp_path: Path
+) -> None:
+    """Pairs and prompts from two files that share most of their prompts, spelled otherwise."""
+    rows = list(load_prompts(tmp_path / "prompts.jsonl"))
+    rows += [pair.prompt for pair in load_preferences(tmp_path / "preferences.jsonl").pairs[:40]]
+    shouted = [{"prompt": f"{prompt.upper()} "} for prompt in rows]
+    write_json_lines(tmp_path / "prompts.jsonl", shouted)
+    words += ["data.preferences=preferences.jsonl", "data.prompts=prompts.jsonl", "arms=[sft]"]
+    done = metarm(*words)
+    assert done.code == 0, done.err
+    data = tmp_path / "run/seed_0/data"
+    train_prompts, test_prompts = (
+        {p.casefold().strip() for p in load_prompts(data / f"{name}.jsonl")}
+        for name in ("prompts", "prompts_test")
+    )
+    labelled, tested = (
+        {pair.prompt.casefold() for pair in load_preferences(data / f"{name}.jsonl").pairs}
+        for name in ("preferences", "preferences_test")
+    )
+    assert test_prompts
+    assert train_prompts & labelled, "the test could not tell"
+    assert not test_prompts & (train_prompts | labelled)
+    assert not tested & (train_prompts | labelled)
 
 
 def test_supervised_start_and_an_own_reward_backbone(

@@ -99,6 +99,7 @@ def test_no_file_means_defaults_and_overrides() -> None:
         ("model_name_or_path: 123", "expected text, got 123. Put quotes around it: '123'"),
         ("model_name_or_path: 2026-01-01\nrounds: 0", "run.yaml:4:1"),
         ("output_dir: other", "run.yaml:3:1: expected each key once"),
+        ("optimize: {num_iterations: 2}", "optimize.num_iterations (2) must be above"),
         ("arms: [pla]", "run.yaml: unknown arm 'pla': did you mean 'plain'?"),
         ("rounds: 0\nworkers: 0\nthreads: 0", "got 0 (2 more errors after this one)"),
     ],

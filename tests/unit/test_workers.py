@@ -55,6 +55,7 @@ def test_all_jobs_run_a_few_at_a_time_in_their_order(tmp_path: Path, capfd) -> N
     ("job", "kind", "message"),
     [
         (jobs.fails, DataError, "^a row is wrong"),
+        (jobs.breaks, RunError, r"^a worker process stopped: ZeroDivisionError: long long"),
         (jobs.ends_itself, RunError, "killed by SIGKILL .* the same command goes on"),
         (jobs.leaves, RunError, "ended with code 3: what happened stands above"),
     ],

@@ -79,6 +79,8 @@ REWARD = ("reward", "--model", "M", "--preferences", "F", "--output", "out")
         (["frob"], "unknown verb 'frob': known: doctor, evaluate, optimize"),
         (["reward", "--mdel", "x"], "unknown option '--mdel': did you mean '--model'?"),
         (["doctor", "--jsn"], "unknown option '--jsn': did you mean '--json'?"),
+        (["run", "--rounds", "2"], "unknown option '--rounds': settings are words without dashes"),
+        (["reward", "--learning-rate", "1"], "words without dashes, learning_rate=... (see"),
         (["--vrsion"], "unknown option '--vrsion': did you mean '--version'?"),
         (["reward"], "Missing option '--model'. (see metarm reward --help)"),
         (["sft", "--model"], "requires an argument. (see metarm sft --help)"),
@@ -93,6 +95,10 @@ REWARD = ("reward", "--model", "M", "--preferences", "F", "--output", "out")
         (["run"], "output_dir: expected a value, got none"),
         (["run", "--output", "o"], "without a `world`"),
         (["run", "--output", "o", "world={}", "arms=[pla]"], "unknown arm 'pla': did you mean"),
+        (
+            ["run", "--output", "o", "model_name_or_path=m", "data.preferences=p"],
+            "or leave them out: `arms: [sft, frozen, plain, meta]`",
+        ),
         (["report", "absent"], "absent"),
     ],
 )

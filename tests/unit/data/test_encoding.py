@@ -215,6 +215,9 @@ def test_too_long_responses_leave_their_group():
     assert (report.num_read, report.num_too_long, report.num_too_small) == (3, 1, 1)
     assert "1 of 3 encoded" in report.summary()
     assert "1 groups left out" in report.summary()
+    assert report.num_responses_too_long == 4
+    assert "4 responses of groups left out: longer than" in report.summary()
+    assert encode_groups(encoder, groups, None)[1].num_responses_too_long == 0
     with pytest.raises(EmptySetError, match=r"2 read, 1 longer than .* 1 with one response"):
         encode_groups(encoder, groups[1:], limit)
 

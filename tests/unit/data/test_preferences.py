@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metarm.data.preferences import load_preferences, save_preferences, split_by_prompt
+from metarm.data.preferences import (
+    load_preferences,
+    save_preferences,
+    split_by_prompt,
+    unseen_prompts,
+    without_prompts_of,
+)
 from metarm.errors import ConfigError, EmptySetError
 from metarm.schema import Message, PreferencePair
 from strategies import pairs
@@ -211,3 +217,18 @@ def test_blank_responses_of_a_policy_are_kept_where_asked(tmp_path):
     loaded = load_preferences(tmp_path / "pairs.jsonl", keep_blank=True)
     assert loaded.pairs == pairs
     assert loaded.report.num_empty == 1
+
+
+def test_pairs_whose_prompt_is_tested_are_left_out():
+    turns = (Message("user", "Which way?"),)
+    train = [PreferencePair(p, "c", "r") for p in ("a", "b  C", turns, "d")]
+    tested = [PreferencePair(p, "x", "y") for p in ("B c\n", (Message("user", "which  way?"),))]
+    assert [pair.prompt for pair in without_prompts_of(train, tested)] == ["a", "d"]
+    assert without_prompts_of(train, []) == train
+    with pytest.raises(EmptySetError, match="all 2 share theirs"):
+        without_prompts_of(train[1:3], tested)
+
+
+def test_unseen_prompts_keep_their_order_and_come_once():
+    assert unseen_prompts(["d", "a", "A", "c", "b b"], ["B  B"]) == ["d", "a", "c"]
+    assert unseen_prompts([], ["a"]) == []

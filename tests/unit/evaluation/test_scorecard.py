@@ -251,7 +251,8 @@ def sample(policy, reference, *, k=4, num_prompts=3, length=1, temperature=0.7):
         reference,
         ["a", "b c", "d"][:num_prompts],
         EvaluationSettings(num_generations=k),
-        OptimizeSettings(temperature=temperature, max_completion_length=length, batch_size=5),
+        OptimizeSettings(temperature=temperature, max_completion_length=length),
+        batch_size=5,
         seed=0,
         progress=SilentProgress(),
     )

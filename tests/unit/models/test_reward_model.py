@@ -30,6 +30,20 @@ def test_a_score_is_the_models_logit(score):
     assert len({round(value, 3) for value in expected}) == len(expected)
 
 
+def test_a_bar_counts_every_response(score):
+    bar = Recorder()
+    assert score.reporting_to(bar)(PROMPTS, RESPONSES) == score(PROMPTS, RESPONSES)
+    assert bar.steps == [2, 2, 1]
+
+
+class Recorder:
+    def __init__(self):
+        self.steps = []
+
+    def advance(self, steps=1, note=""):
+        self.steps.append(steps)
+
+
 def test_padding_moves_no_position(score):
     """This GPT-2's positions are absolute: padding on the left would change its scores."""
     together = RewardModelScore(make_double_model(), score.encoder, batch_size=5)

@@ -264,10 +264,8 @@ def test_constant_scores_move_no_more_than_the_penalty_asks(optimize):
 
 
 def test_only_the_value_model_learns_while_it_warms_up(models, optimize):
-    output, rows = optimize(value_warmup_iterations=3)
-    assert distance(weights(output), weights(models / "policy")) == 0
-    assert all("loss/value_avg" in row and "loss/policy_avg" not in row for row in rows)
     output, rows = optimize(value_warmup_iterations=2)
+    assert all("loss/value_avg" in row for row in rows)
     assert ["loss/policy_avg" in row for row in rows] == [False, False, True]
     assert distance(weights(output), weights(models / "policy")) > 0
 
@@ -279,6 +277,23 @@ def test_no_gradient_is_taken_of_the_policy_while_values_warm_up(models, tmp_pat
     assert all(weight.grad is None for weight in run.policy.parameters())
     assert all(weight.grad is None for weight in run.reference.parameters())
     assert run.value_model.score.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_micro_batches_give_the_same_gradient(models, tmp_path, size):
+    """Responses differ in length: parts weighted by rows instead of tokens would be off."""
+    gradients = []
+    changes = {"num_mini_batches": 1, "temperature": 30.0}  # hot: some end early
+    for micro_batch_size in (None, size):
+        run = set_up(models, tmp_path, micro_batch_size=micro_batch_size, **changes)
+        rollout = ppo._roll_out(run, PROMPTS * 2, seed=0)
+        metrics = ppo._step(run, rollout, torch.arange(8), only_values=False)
+        weights_of = [*run.policy.parameters(), *run.value_model.parameters()]
+        gradients.append((torch.cat([w.grad.ravel() for w in weights_of]), metrics))
+    assert len(set(rollout.batch.response_mask.sum(dim=1).tolist())) > 1
+    (whole, told), (parts, told_in_parts) = gradients
+    assert torch.allclose(parts, whole, atol=1e-6)
+    assert told_in_parts == pytest.approx(told, abs=1e-6)
 
 
 def test_each_model_has_its_learning_rate_and_its_own_clip(models, tmp_path):

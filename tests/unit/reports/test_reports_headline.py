@@ -73,9 +73,26 @@ def test_an_arm_of_the_users_own_is_told_by_its_settings(make_run, tmp_path):
     run = read_run(make_run(tmp_path / "run", arms=("sft", "mine", "other"), seeds=(0,)))
     told = headline(run)
     assert run.baseline == "mine"
-    assert told.lead.startswith("After 3 rounds of mine (with the MetaRM step)")
+    assert told.lead.startswith("After 3 rounds of mine (MetaRM, joint loss L - 0.1 J)")
     assert "difference to mine" in point_of(told, "other")
-    assert "MetaRM step (joint)" in arm_description(run, "mine")
+    assert "joint loss L - 0.1 J, on the policy's unlabelled" in arm_description(run, "mine")
+
+
+def test_plain_is_compared_with_the_frozen_reward_model(make_run, tmp_path, with_accuracy):
+    table = {"sft": 0.71, "frozen": 0.50, "plain": 0.60, "meta": 0.6, "labels": 0.66}
+    run = read_run(make_run(tmp_path / "run", change=accuracies(with_accuracy, table)))
+    assert run.baselines == ("plain", "frozen")
+    assert re.search(
+        r"accuracy 0\.\d{3}, difference to frozen \+0\.[01]\d\d \[.*: higher, distinguishable",
+        point_of(headline(run), "plain"),
+    )
+
+
+def test_what_labels_get_beside_their_number_is_told(make_run, tmp_path):
+    text = arm_description(read_run(make_run(tmp_path / "run", seeds=(0,))), "labels")
+    assert "50 more pairs" in text
+    assert "without noise" in text
+    assert "8 times (so with more optimiser steps)" in text
 
 
 def test_without_gold_only_label_free_figures_are_told(make_run, tmp_path):
@@ -105,6 +122,7 @@ def test_basis_says_what_an_interval_leaves_out(make_run, tmp_path):
     assert "3 seeds (0, 1, 5)" in three
     assert "paired by seed" in three
     assert "randomness of training" not in three
+    assert "share one drawn true reward (world.seed=0)" in three
 
 
 def test_basis_names_the_arms_that_only_one_seed_has_finished(make_run, tmp_path):

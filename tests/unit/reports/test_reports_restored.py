@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Restored accuracy: the next round's start minus this round's end, on the same pairs."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from metarm.reports.headline import headline
+from metarm.reports.page import write_report
 from metarm.reports.read_run import read_run
-from metarm.reports.restored import restored, restored_difference
+from metarm.reports.restored import LABEL, restored, restored_difference
 from metarm.schema import Estimate
 
 BEFORE = {"plain": (0.9, 0.60, 0.62), "meta": (0.9, 0.64, 0.70)}
@@ -46,3 +48,13 @@ def test_over_seeds_and_paired(make_run, tmp_path):
     assert "): accuracy restored by retraining, on the same pairs +0.130 [" in point
     assert "difference to plain +0.060" in point
     assert not any("restored" in p for p in headline(run).points if p.startswith("frozen"))
+
+
+def test_it_is_in_the_table_and_in_a_lead(make_run, tmp_path):
+    folder = make_run(tmp_path / "run", seeds=(0, 1, 2), change=change)
+    text = write_report(folder).read_text("utf-8")
+    row = text.split(f"{LABEL} <span")[1].split("</tr>")[0]
+    cells = [" ".join(cell.split())[:6] for cell in re.findall(r"<td>([^<]*)", row)]
+    assert cells[:4] == ["-", "-", "+0.070", "+0.130"], "sft, frozen, plain, meta"
+    lone = read_run(make_run(tmp_path / "lone", arms=("sft", "plain"), seeds=(0, 1), change=change))
+    assert "on the same pairs +0.065 [" in headline(lone).lead

@@ -56,6 +56,13 @@ def test_no_interval_is_made_up_where_there_is_none():
     assert (alone.low, alone.high) == (None, None)
     assert not alone.excludes_zero
     assert alone.verdict() == "no interval"
+    one_prompt = Estimate(0.4, 0.4, 0.4, 1)
+    lone = summarise({3: one_prompt})
+    assert lone is not None
+    assert (lone.low, lone.excludes_zero, lone.verdict()) == (None, False, "no interval")
+    gap = difference({0: Estimate(0.6, 0.5, 0.7, 9)}, {0: one_prompt})
+    assert gap is not None
+    assert (gap.value, gap.low) == (pytest.approx(0.2), None)
     assert summarise({0: None, 1: None}) is None
     assert difference({0: 0.5}, {1: 0.4}) is None
 
