@@ -44,8 +44,8 @@ from metarm.meta_step import (
     through_look_ahead,
     widest,
 )
-from metarm.metrics import accuracy_estimate, pair_accuracy
 from metarm.models.loading import context_length, load_encoder, load_reward_model
+from metarm.models.pair_evaluation import evaluate_preferences
 from metarm.models.reporting import StepReporter
 from metarm.models.reward_model import RewardModelScore
 from metarm.objectives import difference_loss
@@ -54,7 +54,6 @@ from metarm.schema import (
     Estimate,
     PreferencePair,
     ResponseGroup,
-    prompt_text,
 )
 from metarm.storage import write_json, write_json_lines
 
@@ -63,7 +62,6 @@ __all__ = [
     "MetaRewardConfig",
     "MetaRewardTrainer",
     "RewardTrainingResult",
-    "measure_accuracy",
     "train_reward_model",
 ]
 
@@ -486,21 +484,11 @@ def train_reward_model(
     score = RewardModelScore(trained.eval(), encoder)
     fitting = score.fitting_pairs(test_pairs)
     with progress.stage("score held-out pairs", 2 * len(fitting)) as bar:
-        accuracy = measure_accuracy(score.reporting_to(bar), fitting)
+        accuracy = evaluate_preferences(score.reporting_to(bar), fitting).accuracy
     metrics = _last_metrics(trainer.state.log_history)
     return RewardTrainingResult(
         metrics, accuracy, report, trainer.meta_report, len(test_pairs) - len(fitting)
     )
-
-
-def measure_accuracy(score: RewardModelScore, pairs: Sequence[PreferencePair]) -> Estimate:
-    """Share of pairs whose chosen response scores higher, clustered by prompt."""
-    prompts = [pair.prompt for pair in pairs]
-    chosen = score(prompts, [pair.chosen for pair in pairs])
-    rejected = score(prompts, [pair.rejected for pair in pairs])
-    gaps = [first - second for first, second in zip(chosen, rejected, strict=True)]
-    correct = pair_accuracy(gaps, [1.0] * len(gaps))
-    return accuracy_estimate(correct, clusters=[prompt_text(prompt) for prompt in prompts])
 
 
 def _trainer_arguments(

@@ -12,10 +12,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from metarm.config import RewardSettings
 from metarm.errors import DataError, ModelError
+from metarm.models.pair_evaluation import evaluate_preferences
 from metarm.models.reward_model import RewardModelScore, load_score_function
 from metarm.progress import SilentProgress
 from metarm.schema import PreferencePair, ResponseGroup
-from metarm.training import measure_accuracy, train_reward_model
+from metarm.training import train_reward_model
 from tiny_models import CONTEXT, WORDS, save_causal_lm
 
 SETTINGS = RewardSettings(
@@ -77,7 +78,7 @@ def test_what_is_saved_has_learnt_and_scores_the_same(backbone, tmp_path, mode, 
     assert model.config.num_labels == 1
     assert model.config.pad_token_id == tokenizer.pad_token_id
     score = load_score_function(tmp_path)
-    assert measure_accuracy(score, _pairs("test", 30)) == result.accuracy
+    assert evaluate_preferences(score, _pairs("test", 30)).accuracy == result.accuracy
     plain = RewardModelScore(model.eval(), score.encoder)
     assert plain(["b"], [" a c"]) == score(["b"], [" a c"])
     names = {path.name for path in tmp_path.iterdir()}
@@ -96,7 +97,7 @@ def test_the_accuracy_is_the_saved_models_after_autocast_too(backbone, tmp_path,
     tests = _pairs("near", 600)
     tests = [PreferencePair(p.prompt, p.rejected, p.rejected[:-1] + "f") for p in tests]
     result = _train(backbone, tmp_path, settings=settings, test_pairs=tests)
-    assert measure_accuracy(load_score_function(tmp_path), tests) == result.accuracy
+    assert evaluate_preferences(load_score_function(tmp_path), tests).accuracy == result.accuracy
 
 
 def test_settings_seed_and_data_decide_the_weights(reward_model_dir, tmp_path):
@@ -169,15 +170,16 @@ def test_margins_are_learnt_from(backbone, tmp_path):
 
 class _Bars:
     def __init__(self):
-        self.total, self.done, self.name = 0, 0, ""
+        self.stages = {}
 
     @contextmanager
     def stage(self, name, total):
-        self.name, self.total = name, total
+        self.name = name
+        self.stages[name] = [total, 0]
         yield self
 
     def advance(self, steps=1, note=""):
-        self.done += steps
+        self.stages[self.name][1] += steps
 
 
 @pytest.mark.parametrize(
@@ -191,8 +193,13 @@ class _Bars:
 def test_the_bar_ends_where_it_says(backbone, tmp_path, changes, steps):
     bars = _Bars()
     _train(backbone, tmp_path, settings=SETTINGS.model_copy(update=changes), progress=bars)
-    assert (bars.total, bars.done) == (steps, steps)
-    assert "ascent" in bars.name
+    assert bars.stages["train the reward model (ascent)"] == [steps, steps]
+    assert list(bars.stages) == [
+        "encode the pairs",
+        "train the reward model (ascent)",
+        "score held-out pairs",
+    ]
+    assert all(total == done > 0 for total, done in bars.stages.values())
 
 
 def test_it_is_quiet(backbone, tmp_path, capfd):

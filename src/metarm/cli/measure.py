@@ -86,7 +86,7 @@ def evaluate(
     loaded = load_preferences(preferences, data_format)
     note(f"{preferences}: {loaded.report.summary()}")
 
-    from metarm.evaluation.scorecard import evaluate_preferences
+    from metarm.models.pair_evaluation import evaluate_preferences
     from metarm.models.reward_model import load_score_function
 
     score_function = load_score_function(reward_model)

@@ -26,6 +26,7 @@ from metarm.metrics import (
     within_group_gaps,
 )
 from metarm.models.loading import load_causal_lm
+from metarm.models.pair_evaluation import evaluate_preferences
 from metarm.policy.sampling import (
     Conversation,
     Sample,
@@ -38,9 +39,7 @@ from metarm.schema import Estimate, PreferencePair, Prompt, ResponseGroup, Score
 
 __all__ = [
     "PolicySamples",
-    "PreferenceEvaluation",
     "ScoreFunctions",
-    "evaluate_preferences",
     "evaluate_round",
     "sample_for_evaluation",
     "score_groups",
@@ -48,21 +47,6 @@ __all__ = [
 
 Scores = NDArray[np.float64]
 TINY_SPREAD = 1e-12
-
-
-@dataclass(frozen=True, slots=True)
-class PreferenceEvaluation:
-    """A reward model on labelled pairs."""
-
-    accuracy: Estimate
-    """Clustered by prompt."""
-    accuracy_length_balanced: float | None
-    """Mean of the accuracies where the chosen response is longer and where it is shorter."""
-    gap_mean: float
-    """Mean chosen-minus-rejected score, in logits."""
-    gap_spread: float
-    """Standard deviation of the same, in logits."""
-    num_pairs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,31 +69,6 @@ class ScoreFunctions:
     """The first reward model: plain, original pairs only."""
     gold: ScoreFunction | None
     """The true reward, where one is known."""
-
-
-def evaluate_preferences(
-    score: ScoreFunction, pairs: Sequence[PreferencePair]
-) -> PreferenceEvaluation:
-    """How a score function orders labelled pairs.
-
-    Raises:
-        EmptySetError: When there are no pairs.
-    """
-    prompts = [pair.prompt for pair in pairs]
-    chosen = np.array(score(prompts, [pair.chosen for pair in pairs]))
-    rejected = np.array(score(prompts, [pair.rejected for pair in pairs]))
-    gaps = chosen - rejected
-    correct = pair_accuracy(gaps, np.ones_like(gaps))
-    balanced = length_balanced_accuracy(
-        correct, [len(pair.chosen) for pair in pairs], [len(pair.rejected) for pair in pairs]
-    )
-    return PreferenceEvaluation(
-        accuracy=accuracy_estimate(correct, [prompt_text(prompt) for prompt in prompts]),
-        accuracy_length_balanced=balanced,
-        gap_mean=float(gaps.mean()),
-        gap_spread=float(gaps.std()),
-        num_pairs=len(pairs),
-    )
 
 
 def score_groups(score: ScoreFunction, groups: Sequence[ResponseGroup]) -> Scores:

@@ -12,11 +12,11 @@ from metarm.errors import DataError, EmptySetError
 from metarm.evaluation.scorecard import (
     PolicySamples,
     ScoreFunctions,
-    evaluate_preferences,
     evaluate_round,
     sample_for_evaluation,
     score_groups,
 )
+from metarm.models.pair_evaluation import evaluate_preferences
 from metarm.policy.sampling import BEST_OF_N_FILE
 from metarm.progress import SilentProgress
 from metarm.schema import Estimate, PreferencePair, ResponseGroup, Scorecard
