@@ -105,8 +105,8 @@ class SftSettings(_Settings):
 class RewardSettings(_Settings):
     """Reward-model training. Paper: lr 5e-6, batch 16, 1 epoch, k = 5."""
 
-    learning_rate: Positive = 5e-6
-    """Peak learning rate of AdamW."""
+    learning_rate: Positive | None = None
+    """Peak of AdamW; None: the paper's 5e-6 at 7e9 trainable weights, as 1 / sqrt(weights)."""
     num_train_epochs: Positive = 1.0
     """Passes over the pairs."""
     max_steps: int = -1

@@ -60,7 +60,8 @@ EXPECTED = {
             f"SUBREDDIT: r/cats\n\nTITLE: Sleepy cat\n\nPOST: {POST}\n\nTL;DR:",
             " Cat sleeps all day; normal?",
             " Dogs bark.",
-        )
+        ),
+        PreferencePair("It snowed in May.\n\nTL;DR:", " Snow in May.", " It is May."),
     ],
     "ultrafeedback": [
         PreferencePair("Name a prime number.", "Seven.", "Four."),

@@ -16,7 +16,8 @@ from metarm.models.pair_evaluation import evaluate_preferences
 from metarm.models.reward_model import RewardModelScore, load_score_function
 from metarm.progress import SilentProgress
 from metarm.schema import PreferencePair, ResponseGroup
-from metarm.training import train_reward_model
+from metarm.storage import read_json, read_json_lines
+from metarm.training import default_learning_rate, train_reward_model
 from tiny_models import CONTEXT, WORDS, save_causal_lm
 
 SETTINGS = RewardSettings(
@@ -221,3 +222,15 @@ def test_exact_order_trains_a_transformer(backbone, tmp_path):
     settings = SETTINGS.model_copy(update={"meta_order": "exact", "max_steps": 2})
     result = _train(backbone, tmp_path / "exact", settings=settings)
     assert result.metrics["meta/move_length"] == pytest.approx(0.05, rel=1e-3)
+
+
+def test_the_learning_rate_is_set_by_size_where_none_is_given(backbone, tmp_path):
+    """5e-6 at 7e9 weights, four times as much at a sixteenth of them, never above 1e-3."""
+    for shape, expected in (((70_000, 100_000), 5e-6), ((70_000, 6_250), 2e-5), ((2, 2), 1e-3)):
+        model = torch.nn.Linear(*shape, bias=False, device="meta")
+        assert default_learning_rate(model) == pytest.approx(expected)
+    settings = SETTINGS.model_copy(update={"learning_rate": None, "max_steps": 5})
+    _train(backbone, tmp_path, settings=settings)
+    assert read_json(tmp_path / "metarm.json")["settings"]["learning_rate"] == 1e-3
+    used = [row["learning_rate"] for row in read_json_lines(tmp_path / "train_log.jsonl")[:1]]
+    assert 0 < used[0] <= 1e-3

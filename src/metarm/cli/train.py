@@ -285,8 +285,7 @@ def _print_result(output: Path, document: dict[str, Any], *, as_json: bool) -> N
     if accuracy and accuracy["low"] <= 0.5 <= accuracy["high"]:
         note(
             "The interval holds 0.5, a coin's accuracy: these pairs do not show that anything was "
-            "learned. The default learning_rate suits models of billions of weights; small ones "
-            "need 1e-4 to 1e-3, and num_train_epochs=2 or 3 may help."
+            "learned. More pairs, num_train_epochs=2 or 3, or another learning_rate may help."
         )
 
 

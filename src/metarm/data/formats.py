@@ -233,15 +233,21 @@ def _parse_messages(row: Row, prompt: Prompt) -> Parsed:
 
 
 def _parse_summaries(row: Row) -> Parsed:
-    """OpenAI's comparisons of summaries of Reddit posts, under the prompt of their paper."""
+    """OpenAI's comparisons of summaries: of Reddit posts under the prompt of their paper, or of
+    news articles (their `post` is null) under the article alone.
+    """
     if row.length("summaries") != 2:
         count = f"{row.length('summaries')} of them"
         row.fail(("summaries",), "two summaries", count, "Mend or remove the row.")
     choice = row.number("choice")
     if choice not in (0, 1):
         row.fail(("choice",), "0 or 1", f"{choice:g}", "Mend or remove the row.")
-    subreddit, title, post = (row.text("info", name) for name in ("subreddit", "title", "post"))
-    prompt = f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+    info = row.values["info"]
+    if isinstance(info, Mapping) and info.get("post") is None and "article" in info:
+        prompt = f"{row.text('info', 'article')}\n\nTL;DR:"
+    else:
+        subreddit, title, post = (row.text("info", key) for key in ("subreddit", "title", "post"))
+        prompt = f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
     better = int(choice)
     texts = [row.text("summaries", at, "text") for at in (better, 1 - better)]
     return _pair(row, prompt, *texts)
