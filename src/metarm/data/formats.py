@@ -233,8 +233,9 @@ def _parse_messages(row: Row, prompt: Prompt) -> Parsed:
 
 
 def _parse_summaries(row: Row) -> Parsed:
-    """OpenAI's comparisons of summaries: of Reddit posts under the prompt of their paper, or of
-    news articles (their `post` is null) under the article alone.
+    """OpenAI's comparisons of summaries of Reddit posts, under the prompt of their paper.
+
+    Rows on news have a null `post` and an `article`, which is then the prompt.
     """
     if row.length("summaries") != 2:
         count = f"{row.length('summaries')} of them"
