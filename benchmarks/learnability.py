@@ -33,10 +33,12 @@ NUM_OWN_LABELS = 2000
 
 
 def measure(model: Path, gold: GoldReward, groups: Sequence[ResponseGroup]) -> float:
-    gaps = within_group_gaps(score_groups(load_score_function(model), groups))
-    return accuracy_estimate(
-        pair_accuracy(gaps, within_group_gaps(score_groups(gold, groups)))
-    ).value
+    gaps, gold_gaps = (
+        within_group_gaps(score_groups(score, groups)).ravel()
+        for score in (load_score_function(model), gold)
+    )
+    told = gold_gaps != 0
+    return accuracy_estimate(pair_accuracy(gaps[told], gold_gaps[told])).value
 
 
 def train(

@@ -72,7 +72,7 @@ class DataSettings(_Settings):
     """Where prompts and preferences come from; left empty where the run has a `world`."""
 
     preferences: str | None = None
-    """Preference file, or the id of a hub data set."""
+    """Preference file, or the id of a hub data set: `owner/name` or `owner/name:split`."""
     preferences_test: str | None = None
     """Held-out preference file; None: `test_fraction` of `preferences`, split by prompt."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -168,7 +168,7 @@ class OptimizeSettings(_Settings):
     algo: str = "ppo"
     """`ppo`, `best_of_n`, or `module:function` with the PolicyOptimizer protocol."""
     learning_rate: Positive = 5e-7
-    """Policy's peak learning rate. Paper: 5e-7 (7B)."""
+    """Policy's learning rate, constant. Paper: 5e-7 (7B)."""
     value_learning_rate: Positive = 1.5e-6
     """Value model's learning rate. Paper: 1.5e-6 (7B)."""
     num_iterations: Count = 200

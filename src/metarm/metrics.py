@@ -351,10 +351,12 @@ def _mean_and_half_width(values: Floats, labels: NDArray[Any]) -> tuple[float, f
 def _cluster_labels(clusters: ArrayLike | None, size: int) -> NDArray[Any]:
     if clusters is None:
         return np.arange(size)
-    names = np.asarray(clusters)
-    if names.shape != (size,):
-        raise ShapeError(f"expected one cluster a value, shape ({size},), got {names.shape}")
-    return np.unique(names, return_inverse=True)[1]
+    names: list[Any] = list(clusters)  # type: ignore[arg-type]
+    if len(names) != size:
+        raise ShapeError(f"expected one cluster a value, shape ({size},), got ({len(names)},)")
+    # Not numpy's own unique: an array of texts is as wide as the longest in every place.
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.intp)
 
 
 def _numbers(values: ArrayLike, name: str) -> Floats:

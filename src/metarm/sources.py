@@ -17,7 +17,8 @@ from metarm.data.preferences import (
     unseen_prompts,
     without_prompts_of,
 )
-from metarm.errors import ConfigError, EmptySetError
+from metarm.errors import ConfigError, EmptySetError, ModelError
+from metarm.models.loading import load_encoder, read_context_length
 from metarm.policy.sampling import sample_groups
 from metarm.policy.sft import train_sft
 from metarm.protocols import ProgressReporter, ScoreFunction
@@ -77,6 +78,7 @@ def prepare_sources(
     backbone = policy
     if settings.reward_model_name_or_path:
         backbone = _external(settings.reward_model_name_or_path)
+        _check_vocabulary(settings, policy, backbone)
     return Sources(
         data=data,
         policy=policy,
@@ -193,6 +195,7 @@ def _data_stage(
         "files": {name: file and content_digest(file) for name, file in files.items()},
         "data_format": data.data_format,
         "test_fraction": data.test_fraction,
+        "room": _room(settings),
         "seed": seed,
     }
     if data.preferences is None:
@@ -207,26 +210,74 @@ def _data_stage(
         else:
             assert gold is not None  # RunSettings has checked it
             pairs = _gold_pairs(settings, policy, gold, seed, progress)
-            summary = f"{len(pairs)} pairs of the SFT policy's responses labelled by gold"
+            summary = (
+                f"{len(pairs)} pairs of the SFT policy's responses labelled by gold, "
+                f"{data.num_gold_pairs} asked for"
+            )
         if data.preferences_test is not None:
-            test = list(load_preferences(data.preferences_test, data.data_format).pairs)
+            loaded_test = load_preferences(data.preferences_test, data.data_format)
+            test, test_summary = list(loaded_test.pairs), loaded_test.report.summary()
             train = without_prompts_of(pairs, test)
         else:
             train, test = split_by_prompt(pairs, data.test_fraction, seed)
-        train_prompts, test_prompts = _split_prompts(settings, train, test, seed)
+            test_summary = ""
+        prompts = _split_prompts(settings, train, test, seed)
+        train_prompts, test_prompts = (_fitting(settings, policy, part) for part in prompts)
+        num_too_long = sum(map(len, prompts)) - len(train_prompts) - len(test_prompts)
         save_preferences(place / "preferences.jsonl", train)
         save_preferences(place / "preferences_test.jsonl", test)
-        for name, prompts in (("prompts", train_prompts), ("prompts_test", test_prompts)):
-            rows = ({"prompt": prompt_to_json(prompt)} for prompt in prompts)
+        for name, kept in (("prompts", train_prompts), ("prompts_test", test_prompts)):
+            rows = ({"prompt": prompt_to_json(prompt)} for prompt in kept)
             write_json_lines(place / f"{name}.jsonl", rows)
         return {
             "summary": summary,
+            **({"test_summary": test_summary} if test_summary else {}),
             "num_train_pairs": len(train),
             "num_test_pairs": len(test),
+            "num_prompts_too_long": num_too_long,
             "num_sharing_test_prompt": len(pairs) - len(train) if data.preferences_test else 0,
         }
 
     return build_stage(folder / "data", record, [policy], build)
+
+
+def _room(settings: RunSettings) -> int:
+    """Tokens that every prompt must leave for a response."""
+    return max(settings.sampling.max_completion_length, settings.optimize.max_completion_length)
+
+
+def _fitting(settings: RunSettings, policy: Stage, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts that leave room for a response in the policy's context.
+
+    Raises:
+        EmptySetError: When none does.
+    """
+    encoder, context = load_encoder(policy.folder), read_context_length(policy.folder)
+    room = _room(settings) + 1  # and EOS, which a response that fills the room is scored with
+    fits = [p for p in prompts if len(encoder.encode_prompt(p)) + room <= context]
+    if not fits:
+        raise EmptySetError(
+            f"none of the {len(prompts)} prompts leaves {room} tokens for a response in the "
+            f"policy's context of {context}: lower max_completion_length or shorten the prompts"
+        )
+    return fits
+
+
+def _check_vocabulary(settings: RunSettings, policy: Stage, backbone: Stage) -> None:
+    """PPO's value model starts from the reward model: say so now, not after hours.
+
+    Raises:
+        ModelError: When the reward model's backbone has another vocabulary than the policy.
+    """
+    if settings.optimize.algo != "ppo" or backbone == policy:
+        return
+    ours, theirs = (load_encoder(m.folder).tokenizer.get_vocab() for m in (policy, backbone))
+    if ours != theirs:
+        raise ModelError(
+            f"reward_model_name_or_path={backbone.folder} has another tokenizer than the policy: "
+            "PPO's value model starts from the reward model and reads the policy's tokens. Give a "
+            "backbone of the policy's family, or set optimize.algo to best_of_n"
+        )
 
 
 def _gold_pairs(

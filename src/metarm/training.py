@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import IntervalStrategy
 from trl import RewardConfig, RewardTrainer
 
 from metarm.config import RewardSettings
@@ -369,6 +370,8 @@ class MetaRewardTrainer(RewardTrainer):
 
     def _is_last_before_log(self) -> bool:
         """Whether no other meta step comes before the next log."""
+        if self.args.logging_strategy != IntervalStrategy.STEPS:
+            return True  # logged once an epoch, whose last step is not foreseen here
         every = max(1, int(self.state.logging_steps))
         step = self.state.global_step
         return step + self.args.meta_every >= (step // every + 1) * every

@@ -93,6 +93,10 @@ def test_labels_are_of_the_policy_that_began_the_round_and_accumulate(finished_r
         expected = num_original + 2 * len(all_labels)
         assert encoded.startswith(f"{expected} of {expected} ")
     # Round 2 samples from the policy that round 1 ended with: a new policy, other responses.
+    first_groups, second_groups = (
+        (seed / f"arms/labels/round_0{n}/samples/groups.jsonl").read_text("utf-8") for n in (1, 2)
+    )
+    assert first_groups != second_groups
     first, second = (
         read_json(seed / f"arms/labels/round_0{n}/samples/stage.json")["metrics"] for n in (1, 2)
     )

@@ -106,6 +106,13 @@ def run_command(arguments: Sequence[str]) -> int:
         ignored += ",ignore:resource_tracker:UserWarning"
         os.environ.setdefault("PYTHONWARNINGS", ignored)
     verb = next((word for word in words if not word.startswith("-")), "")
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _say(
+            "error: a metarm command is one process, got WORLD_SIZE="
+            f"{os.environ['WORLD_SIZE']}: start it without torchrun. For several GPUs use "
+            "MetaRewardTrainer in a script of your own (docs/training.md)."
+        )
+        return 2
     failure: BaseException
     try:
         if verb and verb not in VERBS:

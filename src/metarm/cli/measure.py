@@ -51,6 +51,7 @@ def sample(
     from metarm.storage import check_writable
 
     settings = read_section(config, words, SamplingSettings)
+    _refuse_existing(output)
     check_writable(output.parent)
 
     from metarm.data.meta_sets import load_prompts, save_groups
@@ -73,7 +74,8 @@ def sample(
 def evaluate(
     reward_model: RewardModel,
     preferences: Annotated[
-        str, typer.Option("--preferences", metavar="F", help="Preference set: file or hub id.")
+        str,
+        typer.Option("--preferences", metavar="F", help="Preferences: file or hub id[:split]."),
     ],
     data_format: Annotated[
         str | None, typer.Option("--data-format", metavar="NAME", help="Default: detected.")
@@ -146,10 +148,11 @@ def score(
     from metarm.data.rows import read_rows
     from metarm.storage import check_writable, write_json_lines
 
+    if output is not None:
+        _refuse_existing(output)
+        check_writable(output.parent)
     rows = list(read_rows(source))
     items = [_responses(row) for row in rows]
-    if output is not None:
-        check_writable(output.parent)
 
     from metarm.models.reward_model import load_score_function
 
@@ -171,6 +174,18 @@ def score(
     else:
         for line in scored:
             answer(json.dumps(line, ensure_ascii=False, allow_nan=False))
+
+
+def _refuse_existing(output: Path) -> None:
+    """Hours of samples or scores are not written over.
+
+    Raises:
+        ConfigError: When there is such a file.
+    """
+    from metarm.errors import ConfigError
+
+    if output.exists():
+        raise ConfigError(f"{output} exists: name another file, or remove it first")
 
 
 def _responses(row: "Row") -> "tuple[Prompt, list[str], bool]":

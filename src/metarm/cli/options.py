@@ -117,6 +117,8 @@ def build_output(
         "inputs": {name: source and content_digest(source) for name, source in inputs.items()},
         **facts,
     }
-    if (output / STAGE_FILE).exists():
+    was_there = (output / STAGE_FILE).exists()
+    stage = build_stage(output, record, [], build)
+    if was_there:
         note(f"{output} is finished; nothing is done again")
-    return build_stage(output, record, [], build)
+    return stage

@@ -85,7 +85,8 @@ def reward(
         str, typer.Option("--model", metavar="M", help="Backbone or reward model: folder or id.")
     ],
     preferences: Annotated[
-        str, typer.Option("--preferences", metavar="F", help="Preference set: file or hub id.")
+        str,
+        typer.Option("--preferences", metavar="F", help="Preferences: file or hub id[:split]."),
     ],
     output: Output,
     preferences_test: Annotated[

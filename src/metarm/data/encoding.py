@@ -127,6 +127,10 @@ class Encoder:
         ids = list(self.tokenizer(text=prompt)["input_ids"])
         return ids[:-1] if ids and ids[-1] == self.eos_token_id else ids
 
+    def encode_continuation(self, response: str) -> list[int]:
+        """Token ids of a response by itself, as it would follow a prompt's; no EOS."""
+        return list(self.tokenizer(text=response, add_special_tokens=False)["input_ids"])
+
     def decode(self, response_ids: Sequence[int]) -> str:
         """Text of sampled token ids as it follows the prompt, without special tokens."""
         # Decoders in the manner of Llama drop a text's first space: decode after another token.

@@ -32,7 +32,8 @@ def read_rows(source: str | Path, split: str = "train") -> Iterator[Row]:
     """The rows of a file, a folder that `datasets` can load, or a hub data set, in order.
 
     Args:
-        source: A path; or `owner/name`, where no such file exists and a network is there.
+        source: A path; or `owner/name` or `owner/name:split`, where no such file exists and a
+            network is there.
         split: The split of a hub data set; files have none.
 
     Raises:
@@ -41,10 +42,13 @@ def read_rows(source: str | Path, split: str = "train") -> Iterator[Row]:
         EmptySetError: When there is no row at all.
     """
     path = Path(source)
+    name, colon, own_split = str(source).partition(":")
     if path.is_file():
         rows = CONTAINERS[sniff_container(path)](path)
     elif path.is_dir() or (HUB_ID.fullmatch(str(source)) and path.suffix not in DATA_SUFFIXES):
         rows = _hub_rows(str(source), split)
+    elif colon and HUB_ID.fullmatch(name):
+        rows = _hub_rows(name, own_split)
     else:
         raise DataError(_missing_file(path))
     count = 0
@@ -235,8 +239,8 @@ def _hub_rows(name: str, split: str) -> Iterator[Row]:
         reason = " ".join(str(error).split()).removesuffix(".")
         raise DataError(
             f"{name}: no such file here, and as a hub data set its split {split!r} could not be "
-            f"loaded: {type(error).__name__}: {reason}. Check the name and split, go online, or "
-            "download the file and give its path."
+            f"loaded: {type(error).__name__}: {reason}. Check the name, name another "
+            f"split as {name}:SPLIT, go online, or download the file and give its path."
         ) from error
     for number, values in enumerate(rows, start=1):
         yield Row(f"{name}[{split}], row {number}", values)

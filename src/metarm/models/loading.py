@@ -15,7 +15,14 @@ from metarm.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["context_length", "load_causal_lm", "load_encoder", "load_reward_model", "pick_device"]
+__all__ = [
+    "context_length",
+    "load_causal_lm",
+    "load_encoder",
+    "load_reward_model",
+    "pick_device",
+    "read_context_length",
+]
 
 
 def pick_device() -> torch.device:
@@ -98,8 +105,23 @@ def load_reward_model(
 
 def context_length(model: "PreTrainedModel") -> int:
     """Tokens the model can attend to; a very large number where its configuration names none."""
-    config = model.config.get_text_config()
-    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    return _context_length(model.config)
+
+
+def read_context_length(model: str | Path) -> int:
+    """The same of a model folder or hub id, without its weights.
+
+    Raises:
+        ModelError: When there is no model there.
+    """
+    from transformers import AutoConfig
+
+    with _loading(model, "model"):
+        return _context_length(AutoConfig.from_pretrained(model))
+
+
+def _context_length(config: Any) -> int:
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
 
 def _check_labels(model: str | Path, config: Any) -> None:

@@ -78,6 +78,7 @@ def generate(
     """
     context = context_length(model)
     rows = [check_prompt_length(encoder, p, context, max_completion_length) for p in prompts]
+    ends = end_tokens(model, encoder)
     batch = pad_batch(rows, encoder.pad_token_id, side="left")
     with _seeded(seed), _without_defaults(model), torch.no_grad():
         output = model.generate(
@@ -89,15 +90,23 @@ def generate(
             top_k=0,
             max_new_tokens=max_completion_length,
             pad_token_id=encoder.pad_token_id,
-            eos_token_id=encoder.eos_token_id,
+            eos_token_id=ends,
             logits_processor=[_refuse_broken_logits],
         )
     samples = []
     for row in output[:, batch.input_ids.shape[1] :].tolist():
-        finished = encoder.eos_token_id in row
-        ids = row[: row.index(encoder.eos_token_id) + 1] if finished else row
+        end = next((place for place, token in enumerate(row) if token in ends), None)
+        finished = end is not None
+        ids = row if end is None else row[: end + 1]
         samples.append(Sample(encoder.decode(ids[:-1] if finished else ids), ids, finished))
     return samples
+
+
+def end_tokens(model: "PreTrainedModel", encoder: Encoder) -> list[int]:
+    """Ids that end a response: EOS, and the end of a turn where the model's settings name one."""
+    named = model.generation_config.eos_token_id if model.generation_config else None
+    others = named if isinstance(named, list) else [named]
+    return list(dict.fromkeys([encoder.eos_token_id, *(t for t in others if t is not None)]))
 
 
 @contextmanager
@@ -222,7 +231,14 @@ class SampledPolicy:
         seed: int,
         bar: StageProgress,
     ) -> list[list[Sample]]:
-        """`num_generations` responses to each prompt; every response advances the bar by one."""
+        """`num_generations` responses to each prompt; every response advances the bar by one.
+
+        Raises:
+            DataError: When a prompt leaves no room for a response; before anything is sampled.
+        """
+        context = context_length(self.model)
+        for prompt in dict.fromkeys(prompts):
+            check_prompt_length(self.encoder, prompt, context, max_completion_length)
         candidates = self.best_of_n.num_candidates if self.best_of_n else 1
         repeated = [prompt for prompt in prompts for _ in range(num_generations * candidates)]
         # Prompts of like length share a batch: less padding, and the order is put back below.

@@ -103,8 +103,12 @@ def train_sft(
 
 
 def _encode(encoder: Encoder, prompt: Prompt, response: str) -> dict[str, list[int]]:
+    prompt_ids = encoder.encode_prompt(prompt)
+    num_prompt = len(prompt_ids)
     ids = encoder.encode(prompt, response)
-    num_prompt = len(encoder.encode_prompt(prompt))
+    if ids[:num_prompt] != prompt_ids:
+        # The two merge where they meet: learn what sampling will continue, the prompt by itself.
+        ids = prompt_ids + encoder.encode_continuation(response)
     answer = ids[num_prompt:]
     # A template may write a newline after EOS, or no EOS: a policy must learn to end with EOS.
     if encoder.eos_token_id in answer:

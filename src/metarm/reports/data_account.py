@@ -36,13 +36,16 @@ def _findings(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         (what, str(metrics[key]))
         for key, what in (
             ("summary", "preference file"),
+            ("test_summary", "held-out preference file"),
             ("encoding", "training pairs"),
             ("meta_encoding", "groups of the meta set"),
         )
         if key in metrics
     ]
     for key, what, text in (
+        ("num_too_long", "demonstrations", "left out: longer than sft.max_length"),
         ("num_sharing_test_prompt", "training pairs", "left out: a test pair has their prompt"),
+        ("num_prompts_too_long", "prompts", "left out: no room for a response in the context"),
         ("num_test_too_long", "held-out pairs", "left out: longer than the model's context"),
     ):
         if metrics.get(key):
