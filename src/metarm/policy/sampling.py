@@ -78,7 +78,7 @@ def generate(
     """
     context = context_length(model)
     rows = [check_prompt_length(encoder, p, context, max_completion_length) for p in prompts]
-    ends = end_tokens(model, encoder)
+    ends = _end_tokens(model, encoder)
     batch = pad_batch(rows, encoder.pad_token_id, side="left")
     with _seeded(seed), _without_defaults(model), torch.no_grad():
         output = model.generate(
@@ -102,7 +102,7 @@ def generate(
     return samples
 
 
-def end_tokens(model: "PreTrainedModel", encoder: Encoder) -> list[int]:
+def _end_tokens(model: "PreTrainedModel", encoder: Encoder) -> list[int]:
     """Ids that end a response: EOS, and the end of a turn where the model's settings name one."""
     named = model.generation_config.eos_token_id if model.generation_config else None
     others = named if isinstance(named, list) else [named]
