@@ -25,7 +25,7 @@ threads: 1
 model_name_or_path: model
 sampling: {num_generations: 2, max_completion_length: 4, num_prompts: 4}
 reward: {meta_group_size: 2, max_length: 24, max_steps: 1, learning_rate: 0.001}
-optimize: {num_iterations: 1, batch_size: 4, max_completion_length: 4}
+optimize: {num_iterations: 1, value_warmup_iterations: 0, batch_size: 4, max_completion_length: 4}
 evaluation: {num_prompts: 2, num_generations: 2}
 """
 GOLD = """
@@ -164,7 +164,7 @@ def test_a_meta_set_is_not_what_it_should_be(
         ("reward_model_name_or_path=absent", ["absent", "there is no such folder"]),
         ("data.prompts=absent.txt", ["absent.txt"]),
         ("data.prompts=one.txt", ["0 prompts to optimise on and 1 to evaluate on"]),
-        ("data.prompts=long.txt", ["long", "context"]),
+        ("data.prompts=long.txt", ["prompts leaves 5 tokens for a response", "context of 24"]),
         ("data.data_format=trl-explcit", ["trl-explicit"]),
         ("seeds=[0, 0]", ["named once"]),
         ("seeds=[-1]", ["seeds", "at least 0", "-1"]),
@@ -184,7 +184,7 @@ def test_a_meta_set_is_not_what_it_should_be(
 )
 def test_a_run_is_given_nonsense(place: Path, metarm, words: str, messages: list[str]) -> None:
     (place / "one.txt").write_text("a b\n", "utf-8")
-    (place / "long.txt").write_text("a b\n" + f"long {'a ' * 40}\n" * 2 + "a c\n", "utf-8")
+    (place / "long.txt").write_text("".join(f"{n} {'a ' * 40}\n" for n in range(4)), "utf-8")
     error = metarm(*WITH_PAIRS, words).error
     for message in messages:
         assert message in error
