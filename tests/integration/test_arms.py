@@ -54,7 +54,7 @@ def test_divergence_is_to_sft_in_the_last_round(finished_run: Path, arm: str) ->
         temperature=1.0,
         top_p=1.0,
         max_completion_length=settings.optimize.max_completion_length,
-        batch_size=settings.optimize.batch_size,
+        batch_size=settings.sampling.batch_size,
         seed=0,
         bar=Bar(),
     )

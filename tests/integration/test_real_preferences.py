@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real language model on real human pairs, as a new user would type it, cut down to few steps."""
 
+import gzip
+import itertools
 import json
 import re
 from pathlib import Path
@@ -43,12 +45,14 @@ def test_human_pairs_train_a_reward_model(shared: Path, metarm, tmp_path: Path) 
     # What is measured again with the folder alone, and the folder is what Hugging Face expects.
     reward_model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
     assert reward_model.config.num_labels == 1
+    with gzip.open(pairs, "rt", encoding="utf-8") as whole:
+        (tmp_path / "some.jsonl").write_text("".join(itertools.islice(whole, 300)), "utf-8")
     fitting = [
         pair
-        for pair in load_preferences(pairs).pairs
+        for pair in load_preferences(tmp_path / "some.jsonl").pairs
         if max(len(tokenizer(pair.prompt + s)["input_ids"]) for s in (pair.chosen, pair.rejected))
         < CONTEXT
     ]
-    measured = metarm("evaluate", "--reward-model", "rm", "--preferences", pairs, "--json")
+    measured = metarm("evaluate", "--reward-model", "rm", "--preferences", "some.jsonl", "--json")
     assert measured.code == 0, measured.err
     assert json.loads(measured.out)["num_pairs"] == len(fitting)
