@@ -14,13 +14,16 @@ from metarm.errors import nearest_names
 __all__ = [
     "ARM_PRESETS",
     "ArmSettings",
+    "CompareSettings",
     "DataSettings",
     "EvaluationSettings",
+    "HeadSettings",
     "OptimizeSettings",
     "RewardSettings",
     "RunSettings",
     "SamplingSettings",
     "SftSettings",
+    "SourceSettings",
     "WorldSettings",
 ]
 
@@ -348,3 +351,76 @@ class RunSettings(_Settings):
     def arm(self, name: str) -> ArmSettings:
         """The settings of the arm called `name`."""
         return {**ARM_PRESETS, **self.custom_arms}[name]
+
+
+class HeadSettings(_Settings):
+    """A small reward head on frozen features, for `metarm compare`."""
+
+    hidden: Annotated[list[Count], Field(min_length=1)] = [128, 64]
+    """Widths of its hidden layers."""
+    learning_rate: Positive = 1e-3
+    """Learning rate of AdamW, constant."""
+    weight_decay: NonNegative = 0.01
+    """Weight decay of AdamW."""
+    num_steps: Count = 300
+    """Optimiser steps; the stopping rule takes the best of the measured ones."""
+    measure_every: Count = 20
+    """Steps between two measurements."""
+    batch_size: Count = 64
+    """Pairs per step."""
+    num_groups: Count = 32
+    """Groups per step."""
+
+
+class SourceSettings(_Settings):
+    """What a shift is read from."""
+
+    data: str | None = None
+    """File of a shift of the table; `hh`: the folder of its two files."""
+    preferences: str | None = None
+    """Shift `files`: labelled original pairs."""
+    groups: str | None = None
+    """Shift `files`: unlabelled groups of the shifted policy, as `metarm sample` writes them."""
+    preferences_shifted: str | None = None
+    """Shift `files`: labelled shifted pairs, where there are any."""
+
+
+class CompareSettings(_Settings):
+    """Methods x shifts x seeds, on paired splits."""
+
+    output_dir: PathText
+    """Folder of the comparison; finished cells are kept."""
+    shifts: Annotated[list[str], Field(min_length=1)]
+    """Names of shifts: `alpaca`, `gsm8k`, `hh`, `files` (your own)."""
+    sources: dict[str, SourceSettings] = {}
+    """What each shift is read from, by its name."""
+    methods: Annotated[list[str], Field(min_length=1)] = [
+        "plain",
+        "ascent",
+        "descent",
+        "joint",
+        "random-direction",
+        "sam",
+        "deployed-look-ahead",
+        "reward-centring",
+        "batch-sum",
+        "importance-weighted",
+        "west-of-n",
+        "domain-invariant",
+        "100-labels",
+        "oracle",
+    ]
+    """Names of methods; `+` combines some, `N-labels` adds N labelled shifted pairs."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2, 3, 4]
+    """Each is a split of its own, the same for every method."""
+    backbone: str
+    """Pretrained model whose frozen hidden states are the features."""
+    max_length: Count = 128
+    """Longest text, in tokens; what is longer is cut."""
+    features_dir: PathText | None = None
+    """Where frozen features are kept; None: in `output_dir`."""
+    head: HeadSettings = HeadSettings()
+    workers: Count = 1
+    """Splits run at the same time, each in a process of its own."""
+    allow_unequal_budgets: bool = False
+    """Compare methods that train several heads with methods that train one."""

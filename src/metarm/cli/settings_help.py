@@ -23,6 +23,8 @@ class SettingHelp:
     text: str
     section: str | None = None
     """The class of its settings, where it is a section."""
+    is_by_name: bool = False
+    """Whether it holds any number of such sections, each under a name of the user's."""
 
 
 @functools.cache
@@ -41,7 +43,8 @@ def settings_of(class_name: str) -> list[SettingHelp]:
         section = _section(node.annotation)
         text = _constant_text(following) or (_first_line(section) if section else "")
         default = "" if section else _default(node.value)
-        found.append(SettingHelp(node.target.id, default, text, section))
+        is_by_name = ast.unparse(node.annotation).startswith("dict[")
+        found.append(SettingHelp(node.target.id, default, text, section, is_by_name))
     return found
 
 
@@ -80,7 +83,7 @@ def setting_lines(class_name: str) -> list[tuple[str, str]]:
     """What to write and what it means, for a list of two columns."""
     lines = []
     for setting in settings_of(class_name):
-        if setting.section == "ArmSettings":
+        if setting.is_by_name:
             lines.append((f"{setting.name}.NAME.KEY=VALUE", setting.text))
         elif setting.section:
             lines.append((f"{setting.name}.KEY=VALUE", setting.text))

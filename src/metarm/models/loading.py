@@ -13,10 +13,11 @@ from metarm.data.encoding import Encoder
 from metarm.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "context_length",
+    "load_backbone",
     "load_causal_lm",
     "load_encoder",
     "load_reward_model",
@@ -101,6 +102,22 @@ def load_reward_model(
     # The score is read at the last token that is not padding: model and encoder must agree on it.
     loaded.config.get_text_config().pad_token_id = encoder.pad_token_id
     return loaded.to(pick_device()).eval()
+
+
+def load_backbone(
+    model: str | Path,
+) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
+    """A tokenizer and a model without a head, in fp32 and without dropout, to read states of.
+
+    Raises:
+        ModelError: When one of them is missing.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    with _loading(model, "backbone"):
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
+    return tokenizer, loaded.to(pick_device()).eval()
 
 
 def context_length(model: "PreTrainedModel") -> int:

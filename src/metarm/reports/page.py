@@ -30,6 +30,7 @@ from metarm.reports.restored import (
 from metarm.storage import write_text
 
 __all__ = [
+    "read_template",
     "summary_table",
     "visible_text",
     "write_report",
@@ -100,11 +101,15 @@ def visible_text(value: str) -> str:
     )
 
 
+def read_template(name: str) -> str:
+    """A file of the package's `templates`."""
+    return (files("metarm.reports") / "templates" / name).read_text(encoding="utf-8")
+
+
 def _environment() -> Environment:
     """Templates from inside the package; everything they print is escaped."""
-    folder = files("metarm.reports") / "templates"
     return Environment(
-        loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        loader=FunctionLoader(read_template),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A shift as tensors: features of every text once, and rows of indices into them."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from metarm.bench.shifts import Shift
+from metarm.data.preferences import split_by_prompt
+from metarm.schema import PreferencePair, Prompt, ResponseGroup
+
+__all__ = ["Problem", "build_problem"]
+
+VALIDATION_FRACTION: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """What a method may see: labelled original pairs and unlabelled groups.
+
+    `own_labels` are for the methods that say that they use labels; nothing here is tested on.
+    """
+
+    features: Tensor
+    """Shape (texts, size), mean 0 and spread 1 over the texts of training pairs."""
+    pairs: Tensor
+    """Shape (pairs, 2), rows of `features`: chosen, rejected."""
+    validation: Tensor
+    """The same, of training prompts that are kept for the stopping rule."""
+    groups: Tensor
+    """Shape (groups, k), rows of `features`; -1 where a group is smaller."""
+    watched_groups: Tensor
+    """The same, kept for guards."""
+    own_labels: Tensor
+    """Shape (labels, 2): labelled shifted pairs, in an order drawn by the seed."""
+
+
+def build_problem(shift: Shift, features: Tensor, seed: int) -> Problem:
+    """The tensors of a shift; `features` belong to `shift.texts()`."""
+    place = {text: index for index, text in enumerate(shift.texts())}
+
+    def rows(pairs: Sequence[PreferencePair]) -> Tensor:
+        found = [[place[p.prompt, p.chosen], place[p.prompt, p.rejected]] for p in pairs]
+        return torch.tensor(found, dtype=torch.long).reshape(-1, 2)
+
+    draw = random.Random(f"problem|{seed}")
+    train, validation = split_by_prompt(shift.pairs, VALIDATION_FRACTION, seed)
+    groups = draw.sample(list(shift.groups), len(shift.groups))
+    cut = max(1, round(VALIDATION_FRACTION * len(groups)))
+    labels = draw.sample(list(shift.shifted_labels), len(shift.shifted_labels))
+    pairs = rows(train)
+    seen = features[pairs.unique()]
+    spread = seen.std(dim=0).clamp(min=1e-6)
+    return Problem(
+        features=(features - seen.mean(dim=0)) / spread,
+        pairs=pairs,
+        validation=rows(validation),
+        groups=_padded(groups[cut:] or groups, place),
+        watched_groups=_padded(groups[:cut], place),
+        own_labels=rows(labels),
+    )
+
+
+def _padded(groups: Sequence[ResponseGroup], place: Mapping[tuple[Prompt, str], int]) -> Tensor:
+    size = max(len(group.responses) for group in groups)
+    found = torch.full((len(groups), size), -1, dtype=torch.long)
+    for row, group in enumerate(groups):
+        ids = [place[group.prompt, response] for response in group.responses]
+        found[row, : len(ids)] = torch.tensor(ids)
+    return found

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods by name: each a recipe, a small set of choices; names joined by + are combined.
+
+`descent+ensemble-mean+100-labels` is a look-ahead in each member of an ensemble that also sees 100
+labels; `module:function` is a method of the user's own.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from metarm.errors import ConfigError, nearest_names
+
+__all__ = ["METHODS", "Recipe", "read_recipe"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a reward head is trained and used; the defaults are plain training."""
+
+    step: Literal["off", "ascent", "descent", "joint", "random", "sam"] = "off"
+    """Where the preference gradient is taken, or what is added to it."""
+    strength: float = 0.0
+    """eta of a look-ahead, weight of J in `joint`."""
+    reward_fraction: float | None = None
+    """Look-ahead so long that rewards change by this share of their spread, instead of eta."""
+    least_rank_correlation: float | None = None
+    """Guard: below this, measured on watched groups against plain, half the strength, then off."""
+    centring: float = 0.0
+    """Weight of the squared sum of a pair's scores: TRL's reward centring."""
+    batch_sum: float = 0.0
+    """Weight of the squared sum of a batch's scores (BSR)."""
+    domain_weight: float = 0.0
+    """Weight of a critic that tells original from shifted hidden states (DIAL)."""
+    weighs_pairs: bool = False
+    """Whether pairs count by how likely their texts are among the shifted ones (OCRM)."""
+    pseudo_confidence: float | None = None
+    """West-of-n: best against worst of a group, where plain is at least this sure."""
+    num_labels: int = 0
+    """Labelled shifted pairs added to the original ones."""
+    is_oracle: bool = False
+    """All labelled shifted pairs, and no original one."""
+    seed_offset: int = 0
+    """Added to the seed: what another start alone does."""
+    members: int = 1
+    """Heads trained from other seeds and on other bootstrap draws."""
+    pessimism: float | None = None
+    """beta of -beta log E exp(-r / beta) over members; None: their mean."""
+    averages_weights: bool = False
+    """One head of the members' mean weights (WARM), all trained from one start."""
+    deploys_look_ahead: bool = False
+    """Scores with theta', the looked-ahead weights, instead of theta."""
+
+
+METHODS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "plain": {},
+        "plain-again": {"seed_offset": 1},
+        "ascent": {"step": "ascent", "strength": 1.0},
+        "descent": {"step": "descent", "strength": 3.0},
+        "joint": {"step": "joint", "strength": 0.3},
+        "descent-auto": {
+            "step": "descent",
+            "reward_fraction": 0.5,
+            "least_rank_correlation": 0.7,
+        },
+        "random-direction": {"step": "random", "strength": 3.0},
+        "sam": {"step": "sam", "strength": 0.05},
+        "deployed-look-ahead": {"step": "ascent", "strength": 1.0, "deploys_look_ahead": True},
+        "reward-centring": {"centring": 0.01},
+        "batch-sum": {"batch_sum": 0.01},
+        "importance-weighted": {"weighs_pairs": True},
+        "west-of-n": {"pseudo_confidence": 0.8},
+        "domain-invariant": {"domain_weight": 0.1},
+        "ensemble-mean": {"members": 4},
+        "ensemble-uncertainty": {"members": 4, "pessimism": 1.0},
+        "weight-average": {"members": 4, "averages_weights": True},
+        "oracle": {"is_oracle": True},
+    }
+)
+"""Name -> what it changes in a recipe. `N-labels` stands for any number of labels."""
+
+_LABELS = re.compile(r"([1-9]\d*)-labels")
+
+
+def read_recipe(name: str) -> Recipe:
+    """The recipe called `name`, or those of its parts joined by `+`.
+
+    Raises:
+        ConfigError: When a part is unknown, or two parts want different things.
+    """
+    changes: dict[str, Any] = {}
+    for part in name.split("+"):
+        labels = _LABELS.fullmatch(part)
+        if labels is None and part not in METHODS:
+            known = [*METHODS, "100-labels"]
+            raise ConfigError(
+                f"unknown method {part!r}: {nearest_names(part, known)}; or give your own as "
+                "module:function"
+            )
+        wanted = {"num_labels": int(labels[1])} if labels else METHODS[part]
+        for key, value in wanted.items():
+            if changes.setdefault(key, value) != value:
+                raise ConfigError(
+                    f"method {name!r}: its parts want {key}={changes[key]} and {key}={value}; "
+                    "combine methods that change different things"
+                )
+    return replace(Recipe(), **changes)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shifts: labelled pairs of one distribution, responses of another; the SHIFTS table.
+
+A reader draws a prompt-disjoint split by its seed. Labels of the shifted side are there to test
+with, and for the methods that say that they use them.
+"""
+
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from metarm.config import SourceSettings
+from metarm.data.fields import Row
+from metarm.data.meta_sets import load_groups
+from metarm.data.preferences import load_preferences, split_by_prompt
+from metarm.data.rows import read_rows
+from metarm.errors import ConfigError, EmptySetError
+from metarm.schema import PreferencePair, Prompt, ResponseGroup
+
+__all__ = [
+    "SHIFTS",
+    "Shift",
+    "ShiftReader",
+    "read_alpaca",
+    "read_files",
+    "read_gsm8k",
+    "read_hh",
+]
+
+TEST_FRACTION: Final = 0.3
+GROUP_SIZE: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """One split of one shift; no prompt is on both sides of training and test."""
+
+    name: str
+    pairs: tuple[PreferencePair, ...]
+    """Labelled original pairs to train on."""
+    groups: tuple[ResponseGroup, ...]
+    """Unlabelled responses of the shifted policy to training prompts: the meta set."""
+    test_original: tuple[PreferencePair, ...]
+    test_shifted: tuple[PreferencePair, ...]
+    """Empty where nobody has labelled any: only label-free figures are shown then."""
+    shifted_labels: tuple[PreferencePair, ...]
+    """Labelled shifted pairs of training prompts, for `+N-labels` and `oracle`; may be empty."""
+
+    def texts(self) -> list[tuple[Prompt, str]]:
+        """Every prompt with a response that occurs, each once, in a fixed order."""
+        pairs = (*self.pairs, *self.test_original, *self.test_shifted, *self.shifted_labels)
+        rows = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
+        rows += [(group.prompt, response) for group in self.groups for response in group.responses]
+        return list(dict.fromkeys(rows))
+
+
+ShiftReader = Callable[[SourceSettings, int], Shift]
+
+
+class _Rated(NamedTuple):
+    """A response and how good it is."""
+
+    response: str
+    gold: float
+
+
+def _label_pairs(
+    rated: Mapping[str, Sequence[_Rated]], count: int, draw: random.Random
+) -> list[PreferencePair]:
+    """Up to `count` pairs of each prompt's responses, by their ratings; ties make none."""
+    pairs = []
+    for prompt, responses in rated.items():
+        untied = [
+            (first, second)
+            for first, second in itertools.combinations(dict.fromkeys(responses), 2)
+            if first.gold != second.gold and first.response != second.response
+        ]
+        for first, second in draw.sample(untied, min(count, len(untied))):
+            better, worse = (first, second) if first.gold > second.gold else (second, first)
+            pairs.append(PreferencePair(prompt, better.response, worse.response))
+    return pairs
+
+
+def _split_prompts(prompts: Sequence[str], draw: random.Random) -> tuple[list[str], list[str]]:
+    """Prompts to train on and prompts to test on."""
+    order = draw.sample(sorted(set(prompts)), len(set(prompts)))
+    cut = round((1 - TEST_FRACTION) * len(order))
+    return order[:cut], order[cut:]
+
+
+def _rated_shift(
+    name: str,
+    original: Mapping[str, Sequence[_Rated]],
+    shifted: Mapping[str, Sequence[_Rated]],
+    seed: int,
+    *,
+    pairs_per_prompt: int,
+    group_size: int = GROUP_SIZE,
+) -> Shift:
+    """A shift out of rated responses of two sides to the same prompts."""
+    draw = random.Random(f"shift|{name}|{seed}")
+    train, test = _split_prompts([*original, *shifted], draw)
+
+    def part(
+        side: Mapping[str, Sequence[_Rated]], prompts: Sequence[str]
+    ) -> dict[str, Sequence[_Rated]]:
+        return {prompt: side[prompt] for prompt in prompts if prompt in side}
+
+    def label(
+        side: Mapping[str, Sequence[_Rated]], prompts: Sequence[str]
+    ) -> tuple[PreferencePair, ...]:
+        return tuple(_label_pairs(part(side, prompts), pairs_per_prompt, draw))
+
+    groups = []
+    for prompt, rated in part(shifted, train).items():
+        responses = list(dict.fromkeys(r.response for r in rated))
+        if len(responses) > 1:
+            chosen = draw.sample(responses, min(group_size, len(responses)))
+            groups.append(ResponseGroup(prompt, tuple(chosen)))
+    return Shift(
+        name=name,
+        pairs=label(original, train),
+        groups=tuple(groups),
+        test_original=label(original, test),
+        test_shifted=label(shifted, test),
+        shifted_labels=label(shifted, train),
+    )
+
+
+def _read_rated(
+    rows: Sequence[Row], side: str, prompt: str, response: str, gold: str
+) -> dict[str, dict[str, list[_Rated]]]:
+    """Rated responses by side, then by prompt."""
+    found: defaultdict[str, defaultdict[str, list[_Rated]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        rated = _Rated(row.text(response), float(row.value(gold)))
+        found[row.text(side)][row.text(prompt)].append(rated)
+    return {name: dict(prompts) for name, prompts in found.items()}
+
+
+def _data_of(source: SourceSettings, name: str) -> Path:
+    if source.data is None:
+        raise ConfigError(
+            f"the shift {name!r} is read from a file: give it as sources.{name}.data=PATH"
+        )
+    return Path(source.data)
+
+
+def read_alpaca(source: SourceSettings, seed: int) -> Shift:
+    """AlpacaEval: pairs of weak models' responses; groups of strong models'.
+
+    Rows of `prompt`, `tier` (weak, strong), `response`, `gold` (preference over one baseline).
+    """
+    rows = list(read_rows(_data_of(source, "alpaca")))
+    sides = _read_rated(rows, "tier", "prompt", "response", "gold")
+    return _rated_shift("alpaca", sides["weak"], sides["strong"], seed, pairs_per_prompt=11)
+
+
+def read_gsm8k(source: SourceSettings, seed: int) -> Shift:
+    """GSM8K: pairs of a base policy's answers, right over wrong; groups of the policy trained on.
+
+    Rows of `policy` (base, step-200, step-500), `question`, `completion`, `pred_ok`.
+    """
+    rows = list(read_rows(_data_of(source, "gsm8k")))
+    sides = _read_rated(rows, "policy", "question", "completion", "pred_ok")
+    return _rated_shift("gsm8k", sides["base"], sides["step-500"], seed, pairs_per_prompt=6)
+
+
+def read_hh(source: SourceSettings, seed: int) -> Shift:
+    """HH-RLHF: helpful pairs to train on; the responses of harmless pairs, their labels hidden.
+
+    What people prefer conflicts: the control in which a good method knows that it cannot help.
+    """
+    folder = _data_of(source, "hh")
+    helpful, harmless = (
+        load_preferences(folder / f"hh_{side}_base_test.jsonl.gz").pairs
+        for side in ("helpful", "harmless")
+    )
+    return _labelled_shift("hh", helpful, harmless, None, seed)
+
+
+def read_files(source: SourceSettings, seed: int) -> Shift:
+    """A user's own shift: a pair file, a group file, and perhaps labelled shifted pairs."""
+    if source.preferences is None or source.groups is None:
+        raise ConfigError(
+            "the shift 'files' needs `preferences` (labelled original pairs) and `groups` (the "
+            "shifted policy's responses, as `metarm sample` writes them)"
+        )
+    pairs = load_preferences(source.preferences).pairs
+    shifted: Sequence[PreferencePair] = ()
+    if source.preferences_shifted is not None:
+        shifted = load_preferences(source.preferences_shifted, keep_blank=True).pairs
+    return _labelled_shift("files", pairs, shifted, load_groups(source.groups), seed)
+
+
+def _labelled_shift(
+    name: str,
+    original: Sequence[PreferencePair],
+    shifted: Sequence[PreferencePair],
+    groups: Sequence[ResponseGroup] | None,
+    seed: int,
+) -> Shift:
+    """A shift out of labelled pairs of both sides; without groups, the pairs' sides are them."""
+    train, test = split_by_prompt(original, TEST_FRACTION, seed)
+    tested = {pair.prompt for pair in test}
+    shifted_train: list[PreferencePair] = []
+    shifted_test: list[PreferencePair] = []
+    if shifted:
+        shifted_train, shifted_test = split_by_prompt(shifted, TEST_FRACTION, seed)
+        tested |= {pair.prompt for pair in shifted_test}
+    if groups is None:
+        groups = [
+            ResponseGroup(pair.prompt, tuple(sorted((pair.chosen, pair.rejected))))
+            for pair in shifted_train
+        ]
+    groups = [group for group in groups if group.prompt not in tested]
+    if not groups:
+        raise EmptySetError(
+            f"{name}: no group is left whose prompt is not tested on; give groups of other prompts"
+        )
+    return Shift(
+        name=name,
+        pairs=tuple(pair for pair in train if pair.prompt not in tested),
+        groups=tuple(groups),
+        test_original=tuple(test),
+        test_shifted=tuple(shifted_test),
+        shifted_labels=tuple(pair for pair in shifted_train if pair.prompt not in tested),
+    )
+
+
+SHIFTS: Final[Mapping[str, ShiftReader]] = MappingProxyType(
+    {"alpaca": read_alpaca, "gsm8k": read_gsm8k, "hh": read_hh, "files": read_files}
+)
+"""Name -> reader of a split."""

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of a comparison: who differs from plain training, by how much, at what cost."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from metarm.bench.results import Cell
+from metarm.bench.summary import MethodSummary, summarise_cells
+from metarm.reports.drawing import GREY, INK, STYLE, WIDTH
+from metarm.reports.page import read_template, visible_text
+from metarm.schema import Estimate
+from metarm.storage import write_text
+
+__all__ = ["write_comparison_page"]
+
+REFERENCE = "plain"
+SHOWN_CURVES = ("plain", "ascent", "descent", "joint", "oracle")
+COLOURS = dict(zip(SHOWN_CURVES, (INK, "#0072B2", "#009E73", "#CC79A7", GREY), strict=True))
+
+
+def write_comparison_page(cells: Sequence[Cell], folder: Path, facts: Mapping[str, Any]) -> Path:
+    """Write the page and return its path.
+
+    Args:
+        cells: All cells of the comparison.
+        folder: Gets `compare.html`.
+        facts: Settings to show, as JSON values.
+
+    Writes:
+        `compare.html` in `folder`: no script, nothing loaded from elsewhere.
+    """
+    environment = Environment(
+        loader=FunctionLoader(read_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible_text(value) if type(value) is str else value,
+    )
+    summaries = summarise_cells(cells)
+    shifts = list(dict.fromkeys(summary.shift for summary in summaries))
+    context = {
+        "shifts": [
+            {
+                "name": shift,
+                "lead": _lead(own := [s for s in summaries if s.shift == shift]),
+                "rows": [_row(summary) for summary in own],
+                "num_splits": own[0].num_splits,
+                "changes": _picture(_draw_changes(own)),
+                "curves": _picture(_draw_curves([c for c in cells if c.shift == shift])),
+            }
+            for shift in shifts
+        ],
+        "num_comparisons": 2 * sum(s.method != REFERENCE for s in summaries),
+        "facts": [(name, str(value)) for name, value in facts.items()],
+    }
+    path = folder / "compare.html"
+    write_text(path, environment.get_template("compare.html.j2").render(context))
+    return path
+
+
+def _lead(summaries: Sequence[MethodSummary]) -> str:
+    """What differs from plain on shifted pairs, in a sentence."""
+    told = [
+        (summary.method, change)
+        for summary in summaries
+        if (change := summary.shifted_change) is not None and summary.method != REFERENCE
+    ]
+    if not told:
+        return "Nobody has labelled shifted pairs here: only label-free figures are shown."
+    better = [f"{name} {_points(change)}" for name, change in told if change.low > 0]
+    worse = [f"{name} {_points(change)}" for name, change in told if change.high < 0]
+    parts = []
+    if better:
+        parts.append(f"Better than plain training on shifted pairs: {', '.join(better)} points")
+    if worse:
+        word = "worse" if better else "Worse than plain training"
+        parts.append(f"{word}: {', '.join(worse)} points")
+    return ("; ".join(parts) or "No method can be told from plain training on shifted pairs") + "."
+
+
+def _points(change: Estimate | None) -> str:
+    if change is None:
+        return "-"
+    value, low, high = (100 * number for number in (change.value, change.low, change.high))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _number(value: float | None, pattern: str) -> str:
+    return "-" if value is None else format(value, pattern)
+
+
+def _row(summary: MethodSummary) -> dict[str, Any]:
+    change = summary.shifted_change
+    balanced, worst = summary.length_balanced_change, summary.worst_change
+    return {
+        "method": summary.method,
+        "original": f"{summary.original.value:.3f}",
+        "original_change": _points(summary.original_change),
+        "shifted": f"{summary.shifted.value:.3f}" if summary.shifted else "-",
+        "shifted_change": _points(change),
+        "is_told": change is not None and not change.low <= 0 <= change.high,
+        "balanced": _number(None if balanced is None else 100 * balanced, "+.1f"),
+        "worst": _number(None if worst is None else 100 * worst, "+.1f"),
+        "gap": _number(summary.gap_recovered, ".0%"),
+        "rank": _number(summary.rank_correlation, ".2f"),
+        "difference": f"{summary.difference:.3f}",
+        "step": f"{summary.best_step:.0f}",
+        "cost": f"{summary.forward / 1000:.0f} k / {summary.backward / 1000:.0f} k",
+        "seconds": f"{summary.seconds:.1f}",
+    }
+
+
+def _draw_changes(summaries: Sequence[MethodSummary]) -> Figure | None:
+    """Each method's change against plain, on original and on shifted pairs."""
+    own = [summary for summary in summaries if summary.method != REFERENCE]
+    if not own:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.28 * len(own)))
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, title, changes in (
+            (panels[0], "Original pairs", [s.original_change for s in own]),
+            (panels[1], "Shifted pairs", [s.shifted_change for s in own]),
+        ):
+            for place, change in enumerate(changes):
+                if change is not None:
+                    colour = INK if change.low <= 0 <= change.high else "#0072B2"
+                    axes.plot([100 * change.low, 100 * change.high], [place, place], color=colour)
+                    axes.plot([100 * change.value], [place], "o", color=colour)
+            axes.axvline(0, color=GREY, linewidth=1, zorder=1)
+            axes.set_title(title)
+            axes.set_xlabel("change of accuracy against plain (points)")
+        panels[0].set_yticks(range(len(own)), [summary.method for summary in own])
+        panels[0].invert_yaxis()
+        return figure
+
+
+def _draw_curves(cells: Sequence[Cell]) -> Figure | None:
+    """Accuracy along training, mean over splits: the gain depends on how long one trains."""
+    methods = [name for name in SHOWN_CURVES if any(cell.method == name for cell in cells)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.4))
+        panels = figure.subplots(1, 2)
+        for axes, title, column in (
+            (panels[0], "Original pairs", 2),
+            (panels[1], "Shifted pairs", 3),
+        ):
+            for method in methods:
+                own = [cell.curve for cell in cells if cell.method == method]
+                steps = [point[0] for point in own[0]]
+                columns = list(zip(*([p[column] for p in curve] for curve in own), strict=True))
+                if any(value is None for values in columns for value in values):
+                    continue
+                means = [fmean(values) for values in columns]
+                axes.plot(steps, means, color=COLOURS[method], label=method)
+            axes.set_title(title)
+            axes.set_xlabel("optimiser step")
+        panels[0].set_ylabel("accuracy")
+        handles, labels = panels[0].get_legend_handles_labels()
+        if not handles:
+            return None
+        figure.legend(handles, labels, loc="outside upper left", ncols=5)
+        return figure
+
+
+def _picture(figure: Figure | None) -> str | None:
+    if figure is None:
+        return None
+    stream = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`metarm compare` on files of one's own: splits are paired, cells are kept, the page says it."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from metarm.data.meta_sets import save_groups
+from metarm.data.preferences import save_preferences
+from metarm.schema import PreferencePair, ResponseGroup
+from metarm.storage import read_json
+from tiny_models import WORDS, save_causal_lm
+
+OWN = '''
+def last(problem, seed):
+    """Scores by one feature."""
+    return problem.features[:, 0]
+
+def short(problem, seed):
+    return [0.0]
+'''
+
+
+def texts(draw: random.Random) -> str:
+    return "".join(f" {word}" for word in draw.choices(WORDS, k=4))
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    draw = random.Random(0)
+    prompts = [f"a {' '.join(draw.choices(WORDS, k=3))} {WORDS[n % 6]}" for n in range(60)]
+    prompts = list(dict.fromkeys(prompts))
+    for name in ("pairs", "shifted"):
+        pairs = [PreferencePair(p, " a" + texts(draw), " b" + texts(draw)) for p in prompts]
+        save_preferences(tmp_path / f"{name}.jsonl", pairs)
+    groups = [ResponseGroup(p, tuple(texts(draw) for _ in range(3))) for p in prompts]
+    save_groups(tmp_path / "groups.jsonl", groups)
+    save_causal_lm(tmp_path / "model")
+    (tmp_path / "own_method.py").write_text(OWN, "utf-8")
+    settings = {
+        "shifts": ["files"],
+        "sources": {"files": {"preferences": "pairs.jsonl", "groups": "groups.jsonl"}},
+        "seeds": [0, 1],
+        "backbone": "model",
+        "max_length": 16,
+        "head": {
+            "hidden": [4],
+            "num_steps": 4,
+            "measure_every": 2,
+            "batch_size": 8,
+            "num_groups": 4,
+        },
+    }
+    (tmp_path / "compare.yaml").write_text(json.dumps(settings), "utf-8")
+    return ["compare", "--config", "compare.yaml", "--output", "out"]
+
+
+def test_cells_are_made_once_and_methods_are_added(words, metarm, tmp_path: Path) -> None:
+    words.append("sources.files.preferences_shifted=shifted.jsonl")
+    done = metarm(*words, "methods=[descent]")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0] == "files, 2 splits"
+    assert [line.split()[0] for line in lines[2:4]] == ["plain", "descent"]
+    stages = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("stage.json")}
+    assert len(stages) == 4
+    again = metarm(*words, "methods=[descent, oracle, own_method:last]", "--json")
+    assert again.code == 0, again.err
+    assert all(path.stat().st_mtime_ns == before for path, before in stages.items())
+    document = json.loads(again.out)
+    assert document["num_comparisons"] == 6
+    by_method = {row["method"]: row for row in document["summaries"]}
+    assert list(by_method) == ["plain", "descent", "oracle", "own_method:last"]
+    assert by_method["plain"]["shifted_change"]["value"] == 0
+    assert by_method["oracle"]["gap_recovered"] in (None, 1.0)
+    splits = [
+        read_json(tmp_path / f"out/files/seed_0/{method}/cell.json")["shifted"]["prompts"]
+        for method in ("plain", "descent", "oracle")
+    ]
+    assert splits[0] == splits[1] == splits[2]
+    page = (tmp_path / "out/compare.html").read_text("utf-8")
+    assert "own_method:last" in page
+    assert page.count("data:image/svg+xml") == 2
+    assert "http://" not in page
+    assert "<script" not in page
+
+
+def test_without_shifted_labels_only_label_free_figures_are_shown(
+    words, metarm, tmp_path: Path
+) -> None:
+    done = metarm(*words, "methods=[joint]")
+    assert done.code == 0, done.err
+    page = (tmp_path / "out/compare.html").read_text("utf-8")
+    assert "Nobody has labelled shifted pairs here" in page
+    assert "labelled shifted pairs, and there are none" in metarm(*words, "methods=[oracle]").error
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("methods=[descnt]", "unknown method 'descnt': did you mean 'descent'"),
+        ("methods=[ensemble-mean]", "their budgets differ. Set allow_unequal_budgets=true"),
+        ("shifts=[alpacca]", "did you mean 'alpaca'"),
+        ("shifts=[alpaca]", "sources.alpaca.data=PATH"),
+        ("sources.files.groupes=x", "unknown key `groupes`: did you mean 'groups'"),
+        ("backbone=absent", "there is no such folder"),
+        ("methods=[own_method:short]", "one for each row of problem.features, got (1, 1)"),
+        ("methods=[own_method:absent]", "has no function 'absent'"),
+        ("head.num_steps=0", "head.num_steps"),
+    ],
+)
+def test_nonsense_is_one_line(words, metarm, word: str, message: str) -> None:
+    assert message in metarm(*words, "methods=[plain]", word).error
+
+
+def test_other_settings_are_refused_in_a_finished_folder(words, metarm) -> None:
+    assert metarm(*words, "methods=[plain]").code == 0
+    error = metarm(*words, "methods=[plain]", "head.num_steps=6").error
+    assert "was finished with other settings" in error

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes do what they say: signs, costs, guards, and no look at what is tested."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from metarm.bench.heads import mean_rank_correlation, train_recipe
+from metarm.bench.recipes import METHODS, Recipe, read_recipe
+from metarm.config import HeadSettings
+from metarm.errors import EmptySetError
+from metarm.objectives import difference_loss
+
+SETTINGS = HeadSettings(
+    hidden=[8], num_steps=40, measure_every=20, batch_size=16, num_groups=8, learning_rate=1e-2
+)
+
+
+def difference_at_the_end(problem, recipe: Recipe, seed: int = 0) -> float:
+    """J of the watched groups, in units of the spread of scores on original pairs."""
+    scores = train_recipe(problem, recipe, SETTINGS, seed).scores[-1]
+    groups = problem.watched_groups
+    unit = scores[problem.pairs.unique()].std()
+    return difference_loss(scores[groups.clamp(min=0)] / unit, groups >= 0).item()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_scores_every_text_and_repeats(made_up, name: str) -> None:
+    _, problem = made_up()
+    settings = SETTINGS.model_copy(update={"num_steps": 4, "measure_every": 2})
+    found = train_recipe(problem, read_recipe(name), settings, 3)
+    assert found.scores.shape == (2, len(problem.features))
+    assert found.scores.isfinite().all()
+    assert found.steps == (2, 4)
+    assert found.cost.forward >= found.cost.backward > 0
+    again = train_recipe(problem, read_recipe(name), settings, 3)
+    assert torch.equal(found.scores, again.scores)
+    other = train_recipe(problem, read_recipe(name), settings, 4)
+    assert not torch.equal(found.scores, other.scores)
+
+
+def test_signs_are_those_of_the_findings(made_up) -> None:
+    """Ascent leaves the kept weights with less difference than plain, descent and joint more."""
+    found = {}
+    for name, step in (("plain", {}), ("ascent", {"step": "ascent", "strength": 1.0}),
+                       ("descent", {"step": "descent", "strength": 1.0}),
+                       ("joint", {"step": "joint", "strength": 0.5})):  # fmt: skip
+        recipe = replace(Recipe(), **step)
+        values = [difference_at_the_end(made_up(seed)[1], recipe, seed) for seed in range(4)]
+        found[name] = sum(values) / 4
+    assert found["ascent"] < found["plain"] < found["descent"]
+    assert found["plain"] < found["joint"]
+
+
+def test_no_strength_is_plain_training_bit_for_bit(made_up) -> None:
+    _, problem = made_up()
+    plain = train_recipe(problem, Recipe(), SETTINGS, 0)
+    for step in ("ascent", "descent", "joint", "sam"):
+        found = train_recipe(problem, Recipe(step=step, strength=0.0), SETTINGS, 0)
+        assert torch.equal(found.scores, plain.scores), step
+
+
+def test_a_fraction_of_the_rewards_spread_does_not_depend_on_their_scale(made_up) -> None:
+    """Features ten times as large change eta's meaning, not that of a share of the spread."""
+    _, problem = made_up()
+    recipe = Recipe(step="descent", reward_fraction=0.3)
+    small, large = (
+        difference_at_the_end(replace(problem, features=problem.features * scale), recipe)
+        for scale in (1.0, 3.0)
+    )
+    plain = difference_at_the_end(problem, Recipe())
+    assert small > plain
+    assert large > difference_at_the_end(replace(problem, features=problem.features * 3), Recipe())
+
+
+def test_the_guard_gives_plain_where_nothing_passes_it(made_up) -> None:
+    _, problem = made_up()
+    plain = train_recipe(problem, Recipe(), SETTINGS, 0)
+    recipe = Recipe(step="joint", strength=50.0, least_rank_correlation=0.999)
+    found = train_recipe(problem, recipe, SETTINGS, 0)
+    assert torch.equal(found.scores, plain.scores)
+    assert found.cost.forward > 4 * plain.cost.forward, "what was tried is paid for"
+    loose = replace(recipe, least_rank_correlation=-1.0)
+    assert not torch.equal(train_recipe(problem, loose, SETTINGS, 0).scores, plain.scores)
+
+
+def test_labels_are_used_where_they_are_asked_for(made_up) -> None:
+    _, problem = made_up()
+    without = replace(problem, own_labels=problem.own_labels[:0])
+    for name in ("oracle", "5-labels"):
+        with pytest.raises(EmptySetError, match="labelled shifted pairs"):
+            train_recipe(without, read_recipe(name), SETTINGS, 0)
+    for name in ("plain", "descent", "joint", "west-of-n", "ensemble-mean", "importance-weighted"):
+        assert torch.equal(
+            train_recipe(problem, read_recipe(name), SETTINGS, 0).scores,
+            train_recipe(without, read_recipe(name), SETTINGS, 0).scores,
+        ), f"{name} looked at labels"
+
+
+def test_pessimism_lies_between_minimum_and_mean(made_up) -> None:
+    _, problem = made_up()
+    mean, *soft = (
+        train_recipe(problem, Recipe(members=3, pessimism=beta), SETTINGS, 0).scores[-1]
+        for beta in (None, 10.0, 1.0, 0.01)
+    )
+    for milder, stronger in zip([mean, *soft], soft, strict=False):
+        assert (stronger <= milder + 1e-5).all()
+
+
+def test_rank_correlation_of_ragged_groups() -> None:
+    groups = torch.tensor([[0, 1, 2], [3, 4, -1]])
+    scores = torch.tensor([1.0, 2.0, 3.0, 1.0, 2.0])
+    assert mean_rank_correlation(groups, scores, 2 * scores + 1) == pytest.approx(1.0)
+    other = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0])
+    assert mean_rank_correlation(groups, scores, other) == pytest.approx(0.0)
+    assert mean_rank_correlation(groups, scores, torch.zeros(5)) is None

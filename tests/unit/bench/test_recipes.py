@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names become recipes; what they want must go together."""
+
+import pytest
+
+from metarm.bench.recipes import METHODS, Recipe, read_recipe
+from metarm.errors import ConfigError
+
+
+def test_every_name_is_a_recipe_of_its_own() -> None:
+    recipes = {name: read_recipe(name) for name in METHODS}
+    assert len(set(recipes.values())) == len(recipes)
+    assert recipes["plain"] == Recipe()
+
+
+def test_parts_are_combined() -> None:
+    found = read_recipe("descent+ensemble-mean+70-labels")
+    assert (found.step, found.members, found.num_labels) == ("descent", 4, 70)
+    assert read_recipe("ensemble-mean+descent+70-labels") == found
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("descnt", "unknown method 'descnt': did you mean 'descent'"),
+        ("descent+", "unknown method ''"),
+        ("0-labels", "unknown method '0-labels'"),
+        ("descent+joint", "want step=descent and step=joint"),
+        ("30-labels+50-labels", "want num_labels=30 and num_labels=50"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(name)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Splits of shifts: no prompt on both sides, labels hidden, the same for the same seed."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from metarm.bench.shifts import SHIFTS, Shift
+from metarm.config import SourceSettings
+from metarm.data.meta_sets import save_groups
+from metarm.data.preferences import save_preferences
+from metarm.errors import ConfigError
+from metarm.schema import PreferencePair, ResponseGroup
+
+
+def write_alpaca(path: Path, prompts: int = 20) -> Path:
+    rows = [
+        {
+            "prompt": f"p{p}",
+            "tier": tier,
+            "response": f"{tier} {p} {r}",
+            "gold": (r * 7 + p) % 5 / 5,
+        }
+        for p in range(prompts)
+        for tier in ("weak", "strong")
+        for r in range(6)
+    ]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
+
+
+def prompts_of(shift: Shift) -> tuple[set[object], set[object]]:
+    train = {p.prompt for p in (*shift.pairs, *shift.shifted_labels)}
+    train |= {group.prompt for group in shift.groups}
+    return train, {p.prompt for p in (*shift.test_original, *shift.test_shifted)}
+
+
+def test_alpaca_sides_labels_and_groups(tmp_path: Path) -> None:
+    source = SourceSettings(data=str(write_alpaca(tmp_path / "a.jsonl.gz")))
+    shift = SHIFTS["alpaca"](source, 0)
+    train, test = prompts_of(shift)
+    assert not train & test
+    assert (len(train), len(test)) == (14, 6)
+    for pair in (*shift.pairs, *shift.test_original):
+        assert pair.chosen.startswith("weak")
+        assert gold_of(pair.chosen) > gold_of(pair.rejected)
+    assert all(pair.chosen.startswith("strong") for pair in shift.test_shifted)
+    assert all(len(g.responses) == 5 and g.responses[0].startswith("strong") for g in shift.groups)
+    assert SHIFTS["alpaca"](source, 0) == shift
+    assert SHIFTS["alpaca"](source, 1) != shift
+    assert len(set(shift.texts())) == len(shift.texts())
+
+
+def gold_of(response: str) -> int:
+    _, prompt, number = response.split()
+    return (int(number) * 7 + int(prompt)) % 5
+
+
+def test_own_files_without_labels_of_the_shifted_side(tmp_path: Path) -> None:
+    pairs = [PreferencePair(f"p{n}", " good", f" bad {n}") for n in range(20)]
+    save_preferences(tmp_path / "pairs.jsonl", pairs)
+    groups = [ResponseGroup(f"p{n}", (" x", " y")) for n in range(30)]
+    save_groups(tmp_path / "groups.jsonl", groups)
+    source = SourceSettings(
+        preferences=str(tmp_path / "pairs.jsonl"), groups=str(tmp_path / "groups.jsonl")
+    )
+    shift = SHIFTS["files"](source, 0)
+    train, test = prompts_of(shift)
+    assert not train & test
+    assert shift.test_shifted == shift.shifted_labels == ()
+    assert len(shift.groups) == 30 - len(test)
+    with pytest.raises(ConfigError, match="needs `preferences`"):
+        SHIFTS["files"](SourceSettings(), 0)
+    with pytest.raises(ConfigError, match=r"sources\.alpaca\.data=PATH"):
+        SHIFTS["alpaca"](SourceSettings(), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("alpaca", "alpaca_eval_policy_shift.jsonl.gz"),
+        ("gsm8k", "gsm8k_policy_shift.jsonl.gz"),
+        ("hh", "."),
+    ],
+)
+def test_real_shifts(shared: Path, name: str, data: str) -> None:
+    shift = SHIFTS[name](SourceSettings(data=str(shared / "data" / data)), 0)
+    train, test = prompts_of(shift)
+    assert not train & test
+    for part in (shift.pairs, shift.groups, shift.test_original, shift.test_shifted):
+        assert len(part) >= 30
