@@ -136,6 +136,8 @@ class RewardSettings(_Settings):
     """Step of the look-ahead (eta), used where `meta_step_length` is None. Paper: 5e-6."""
     meta_step_length: NonNegative | None = None
     """Fixed length |theta' - theta| of the look-ahead, instead of eta."""
+    meta_reward_fraction: NonNegative | None = None
+    """Look-ahead so long that rewards change by this share of their spread; instead of both."""
     meta_weight: NonNegative = 0.1
     """Weight of J in `joint`."""
     meta_batch_size: Count = 16

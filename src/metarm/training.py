@@ -22,7 +22,14 @@ from transformers.trainer_utils import IntervalStrategy
 from trl import RewardConfig, RewardTrainer
 
 from metarm.config import RewardSettings
-from metarm.data.encoding import Encoder, EncodingReport, encode_groups, encode_pairs
+from metarm.data.encoding import (
+    Encoder,
+    EncodingReport,
+    PaddedBatch,
+    encode_groups,
+    encode_pairs,
+    pad_batch,
+)
 from metarm.data.meta_batches import (
     MetaBatch,
     collate_groups,
@@ -42,6 +49,7 @@ from metarm.meta_step import (
     look_ahead,
     measure_direction,
     signed_step,
+    step_in_reward_units,
     through_look_ahead,
     widest,
 )
@@ -67,12 +75,15 @@ __all__ = [
     "train_reward_model",
 ]
 
+NUM_REFERENCE_PAIRS: Final = 32
+
 META_METRICS: Final[Mapping[str, str]] = {
     "meta/J": "difference loss of the meta batch at the kept weights",
     "meta/J_after": "J at the look-ahead point; one step a log, so compare meta/J_change instead",
     "meta/J_change": "J at the look-ahead point minus J, same batch; above 0 in ascent, below 0 in "
     "descent",
     "meta/grad_norm": "Euclidean length of the gradient of J",
+    "meta/step_size": "the multiple of J's gradient that the look-ahead moves by",
     "meta/move_length": "|theta' - theta| as stored",
     "meta/move_realised_fraction": "share of the intended move that survived rounding; 1 is right",
     "meta/score_change_mean": "mean |change of a meta response's score| by the look-ahead, logits",
@@ -102,6 +113,13 @@ class MetaRewardConfig(RewardConfig):
         default=None,
         metadata={"help": "Fixed length |theta' - theta| of the look-ahead, instead of eta."},
     )
+    meta_reward_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "Look-ahead so long that scores of original pairs change by this share of "
+            "their spread, instead of eta or a length. 0.5 is a strong step."
+        },
+    )
     meta_weight: float = field(default=0.1, metadata={"help": "Weight of J in joint."})
     meta_batch_size: int = field(
         default=16, metadata={"help": "Groups per optimiser step, over all processes. Paper: 16."}
@@ -125,7 +143,12 @@ class MetaRewardConfig(RewardConfig):
         for name, low in (("meta_batch_size", 1), ("meta_group_size", 2), ("meta_every", 1)):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("meta_learning_rate", "meta_step_length", "meta_weight"):
+        for name in (
+            "meta_learning_rate",
+            "meta_step_length",
+            "meta_reward_fraction",
+            "meta_weight",
+        ):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ConfigError(
@@ -207,6 +230,8 @@ class MetaRewardTrainer(RewardTrainer):
         self._groups, self.meta_report = encode_groups(
             self._encoder, read_meta_dataset(meta_dataset), args.max_length
         )
+        if args.meta_reward_fraction is not None:
+            self._reference_pairs = self._read_reference_pairs()
         # First of all callbacks: a user's own may read metrics that this one writes.
         self.callback_handler.callbacks.insert(0, _MetaCallback(self._measure_direction))
 
@@ -241,6 +266,12 @@ class MetaRewardTrainer(RewardTrainer):
                 "gradient_checkpointing_kwargs={'use_reentrant': False}"
             )
 
+    def _read_reference_pairs(self) -> PaddedBatch:
+        """A few original pairs, always the same, whose scores' spread is the unit of a step."""
+        rows = self.train_dataset.select(range(min(NUM_REFERENCE_PAIRS, len(self.train_dataset))))
+        ids = [*rows["chosen_ids"], *rows["rejected_ids"]]
+        return pad_batch(ids, self._encoder.pad_token_id, side="right")
+
     def _trainable(self) -> list[Tensor]:
         return [
             p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad
@@ -256,7 +287,9 @@ class MetaRewardTrainer(RewardTrainer):
         self._direction = self._over_processes(
             measure_direction(self._difference() * self._share, self._trainable())
         )
+        self._step = self._signed_step(self._direction)
         metrics = self._metrics["train"]
+        metrics["meta/step_size"].append(abs(self._step))
         metrics["meta/J"].append(self._direction.difference)
         metrics["meta/grad_norm"].append(self._direction.norm)
         if not math.isfinite(self._direction.norm):
@@ -264,6 +297,37 @@ class MetaRewardTrainer(RewardTrainer):
                 f"the gradient of the difference loss is not finite at step {step}: training "
                 "diverged. Lower learning_rate, or meta_step_length / meta_weight."
             )
+
+    def _signed_step(self, direction: Direction) -> float:
+        """The multiple of J's gradient to look ahead by: 0 in `joint`."""
+        fraction = self.args.meta_reward_fraction
+        if fraction is None or self.args.meta_mode not in SIGNS:
+            return signed_step(
+                self.args.meta_mode,
+                direction,
+                step_size=self.args.meta_learning_rate,
+                step_length=self.args.meta_step_length,
+            )
+        # Dropout would be taken for a change of the rewards.
+        self.model.eval()
+        with torch.no_grad():
+            size = step_in_reward_units(
+                self._trainable(), direction, self._reference_scores, fraction
+            )
+        self.model.train()
+        return SIGNS[self.args.meta_mode] * size
+
+    def _reference_scores(self) -> Tensor:
+        device, pairs = self.accelerator.device, self._reference_pairs
+        model = self.accelerator.unwrap_model(self.model)
+        with self.compute_loss_context_manager():
+            logits = model(
+                input_ids=pairs.input_ids.to(device),
+                attention_mask=pairs.attention_mask.to(device),
+                use_cache=False,
+            ).logits
+        scores: Tensor = logits.squeeze(-1).float()
+        return scores
 
     def _over_processes(self, local: Direction) -> Direction:
         """The direction of the J of all groups, of which each process has measured its share."""
@@ -328,17 +392,13 @@ class MetaRewardTrainer(RewardTrainer):
                 self._log_cosine(parameters, direction)
                 add_gradients(parameters, direction.gradients, -self.args.meta_weight)
             return loss
-        step = signed_step(
-            self.args.meta_mode,
-            direction,
-            step_size=self.args.meta_learning_rate,
-            step_length=self.args.meta_step_length,
-        )
         is_exact = self.args.meta_order == "exact"
         correction = (
-            through_look_ahead(parameters, self._difference, step) if is_exact else nullcontext()
+            through_look_ahead(parameters, self._difference, self._step)
+            if is_exact
+            else nullcontext()
         )
-        with correction, look_ahead(parameters, direction.gradients, step) as move:
+        with correction, look_ahead(parameters, direction.gradients, self._step) as move:
             self._is_ahead = True
             try:
                 self._log_move(move)

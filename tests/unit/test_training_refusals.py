@@ -31,6 +31,7 @@ LORA = {"task_type": "SEQ_CLS", "r": 2, "target_modules": "all-linear"}
         ({"meta_learning_rate": float("nan")}, ["meta_learning_rate", "nan"]),
         ({"meta_step_length": -0.1}, ["meta_step_length", "-0.1"]),
         ({"meta_weight": float("inf")}, ["meta_weight", "inf"]),
+        ({"meta_reward_fraction": -0.5}, ["meta_reward_fraction", "-0.5"]),
         ({"meta_batch_size": 0}, ["meta_batch_size", "at least 1", "0"]),
         ({"meta_group_size": 1}, ["meta_group_size", "at least 2", "1"]),
         ({"meta_every": 0}, ["meta_every", "at least 1", "0"]),

@@ -233,3 +233,45 @@ def test_two_names_and_one_data_set():
     (config,) = TrlParser((MetaRewardConfig,)).parse_args_and_config(words)
     assert (config.meta_mode, config.meta_step_length) == ("descent", 0.5)
     assert (config.meta_learning_rate, config.meta_weight) == (5e-6, 0.1)
+
+
+class _Watch(MetaRewardTrainer):
+    """Measures how far the reference pairs' scores move at each look-ahead."""
+
+    def compute_loss(self, model, inputs, *arguments, **options):
+        if self._is_ahead:
+            with torch.no_grad():
+                after = self._reference_scores().double()
+            self.__dict__.setdefault("shares", []).append(
+                ((after - self.before).std() / self.before.std()).item()
+            )
+        return super().compute_loss(model, inputs, *arguments, **options)
+
+    def _signed_step(self, direction):
+        with torch.no_grad():
+            self.before = self._reference_scores().double()
+        return super()._signed_step(direction)
+
+
+@pytest.mark.parametrize("mode", ["ascent", "descent"])
+@pytest.mark.parametrize("scale", [1.0, 8.0])
+def test_a_look_ahead_in_reward_units_moves_rewards_by_their_share(
+    reward_model_dir, tmp_path, mode, scale
+):
+    """Whatever the scale of the rewards: a head eight times as large changes nothing."""
+    model = make_double_model()
+    with torch.no_grad():
+        model.score.weight.mul_(scale)
+    trainer = make_trainer(
+        reward_model_dir,
+        tmp_path,
+        trainer_class=_Watch,
+        model=model,
+        meta_mode=mode,
+        meta_reward_fraction=0.02,
+    )
+    trainer.train()
+    assert trainer.shares == pytest.approx([0.02] * len(trainer.shares), rel=0.1)
+    steps = [row["meta/step_size"] for row in trainer.state.log_history if "meta/step_size" in row]
+    assert steps
+    assert all(step > 0 for step in steps)

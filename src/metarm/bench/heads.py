@@ -23,6 +23,7 @@ from metarm.meta_step import (
     add_gradients,
     look_ahead,
     measure_direction,
+    step_in_reward_units,
 )
 from metarm.metrics import mean_group_spearman
 from metarm.objectives import bradley_terry_loss, difference_loss
@@ -34,7 +35,6 @@ CRITIC_STEPS: Final = 3
 GRADIENT_PENALTY: Final = 10.0
 RATIO_LIMITS: Final = (0.1, 10.0)
 MOST_HALVINGS: Final = 3
-PROBE_LENGTH: Final = 1e-3
 
 
 @dataclass(slots=True)
@@ -342,21 +342,13 @@ def _around(run: _Training, chosen: Tensor, groups: Tensor) -> Iterator[None]:
 def _step_in_reward_units(
     run: _Training, direction: Direction, chosen: Tensor, fraction: float
 ) -> float:
-    """The step that changes the scores of a batch of pairs by `fraction` of their spread.
-
-    Two points tell how fast scores change along the direction; what all of them share does not
-    count, since no comparison sees it.
-    """
-    parameters = list(run.head.parameters())
+    """The step that changes the scores of a batch of pairs by `fraction` of their spread."""
     rows = run.problem.features[run.pairs[chosen].reshape(-1)]
-    probe = PROBE_LENGTH / max(direction.norm, 1e-12)
-    with torch.no_grad():
-        before = run.head(rows)
-        with look_ahead(parameters, direction.gradients, probe):
-            after = run.head(rows)
     run.cost.forward += 2 * len(rows)
-    change = ((after - before).std() / probe).item()
-    return fraction * before.std().item() / change if change > 0 else 0.0
+    with torch.no_grad():
+        return step_in_reward_units(
+            list(run.head.parameters()), direction, lambda: run.head(rows), fraction
+        )
 
 
 def _random_direction(direction: Direction, draw: torch.Generator) -> Direction:
