@@ -289,7 +289,8 @@ class MetaRewardTrainer(RewardTrainer):
         )
         self._step = self._signed_step(self._direction)
         metrics = self._metrics["train"]
-        metrics["meta/step_size"].append(abs(self._step))
+        if self.args.meta_mode in SIGNS:
+            metrics["meta/step_size"].append(abs(self._step))
         metrics["meta/J"].append(self._direction.difference)
         metrics["meta/grad_norm"].append(self._direction.norm)
         if not math.isfinite(self._direction.norm):
