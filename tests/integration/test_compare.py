@@ -104,7 +104,7 @@ def test_without_shifted_labels_only_label_free_figures_are_shown(
         ("methods=[ensemble-mean]", "their budgets differ. Set allow_unequal_budgets=true"),
         ("shifts=[alpacca]", "did you mean 'alpaca'"),
         ("shifts=[alpaca]", "sources.alpaca.data=PATH"),
-        ("sources.files.groupes=x", "unknown key `groupes`: did you mean 'groups'"),
+        ("sources.files.groupes=x", "unknown key `sources.files.groupes`: did you mean 'groups'"),
         ("backbone=absent", "there is no such folder"),
         ("methods=[own_method:short]", "one for each row of problem.features, got (1, 1)"),
         ("methods=[own_method:absent]", "has no function 'absent'"),

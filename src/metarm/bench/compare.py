@@ -137,12 +137,11 @@ def _run_split(
     features = _features(settings, shift.texts(), progress)
     problem = build_problem(shift, features, seed)
     plain = train_recipe(problem, read_recipe(REFERENCE), settings.head, seed)
-    reference = plain.scores[plain.best]
     source = {
         key: path and content_digest(path)
         for key, path in _source(settings, name).model_dump().items()
     }
-    with progress.stage(f"{name}, seed {seed}: methods", len(methods)) as bar:
+    with progress.stage("methods", len(methods)) as bar:
         for method in methods:
             record = {
                 "backbone": content_digest(settings.backbone),
@@ -158,7 +157,7 @@ def _run_split(
                 started = time.monotonic()
                 found = _train(problem, method, settings, seed)
                 seconds = time.monotonic() - started
-                cell = _measure(shift, problem, method, seed, found, reference, seconds)
+                cell = _measure(shift, problem, method, seed, found, plain, seconds)
                 write_json(folder / "cell.json", cell.to_json())
                 return {}
 
@@ -186,7 +185,7 @@ def _measure(
     method: str,
     seed: int,
     found: Trajectory,
-    reference: Tensor,
+    plain: Trajectory,
     seconds: float,
 ) -> Cell:
     place = {text: index for index, text in enumerate(shift.texts())}
@@ -206,7 +205,7 @@ def _measure(
         original=original[found.best],
         shifted=shifted[found.best] if shifted else None,
         length_balanced=_length_balanced(shift.test_shifted, best, place),
-        rank_correlation=mean_rank_correlation(watched, best, reference),
+        rank_correlation=mean_rank_correlation(watched, best, plain.at(found.steps[found.best])),
         difference=difference_loss(best[watched.clamp(min=0)] / unit, watched >= 0).item(),
         curve=tuple(
             (

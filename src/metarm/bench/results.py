@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What came out of one cell (shift, seed, method), and how methods differ over seeds."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 
-from metarm.metrics import mean_estimate
 from metarm.schema import Estimate
 
 __all__ = ["Cell", "Tally", "clustered_difference", "clustered_mean"]
@@ -45,7 +46,9 @@ class Cell:
     length_balanced: float | None
     """Mean of the accuracies on shifted pairs where the better response is longer and shorter."""
     rank_correlation: float | None
-    """Mean within-group Spearman correlation with `plain`, on groups that were not trained on."""
+    """Mean within-group Spearman correlation with `plain` at the same step, on groups that were
+    not trained on.
+    """
     difference: float
     """J of those groups, in units of the spread of scores on original pairs."""
     curve: tuple[tuple[int, float, float, float | None], ...]
@@ -70,37 +73,56 @@ class Cell:
 
 
 def clustered_mean(tallies: Sequence[Tally]) -> Estimate:
-    """Accuracy over several splits, its 95 % interval clustered by prompt.
+    """Accuracy over several splits, its 95 % interval clustered by prompt and by split.
 
-    Splits share prompts: a prompt that is tested in three of them is one cluster.
+    Splits share prompts, so a prompt that three of them test is one cluster; and all answers of a
+    split come from one training, so a split is a cluster too.
     """
-    prompts, correct, counts = _columns(tallies)
-    return _ratio(prompts, correct, counts)
+    return _ratio(tallies, _column(tallies, "correct"))
 
 
 def clustered_difference(ours: Sequence[Tally], theirs: Sequence[Tally]) -> Estimate:
-    """Difference in accuracy on the same pairs of the same splits, clustered by prompt."""
-    prompts, correct, counts = _columns(ours)
-    _, other, _ = _columns(theirs)
-    return _ratio(prompts, correct - other, counts)
+    """Difference in accuracy on the same pairs of the same splits, clustered in the same way."""
+    return _ratio(ours, _column(ours, "correct") - _column(theirs, "correct"))
 
 
-def _columns(
-    tallies: Sequence[Tally],
-) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
-    prompts = [prompt for tally in tallies for prompt in tally.prompts]
-    correct = np.array([value for tally in tallies for value in tally.correct], dtype=np.float64)
-    counts = np.array([value for tally in tallies for value in tally.counts], dtype=np.float64)
-    return prompts, correct, counts
+def _column(tallies: Sequence[Tally], name: str) -> NDArray[np.float64]:
+    values = [value for tally in tallies for value in getattr(tally, name)]
+    return np.array(values, dtype=np.float64)
 
 
-def _ratio(
-    prompts: Sequence[str], sums: NDArray[np.float64], counts: NDArray[np.float64]
-) -> Estimate:
-    """sum(sums) / sum(counts), with the sandwich variance of a ratio over clusters."""
+def _ratio(tallies: Sequence[Tally], sums: NDArray[np.float64]) -> Estimate:
+    """sum(sums) / sum(counts), and the two-way sandwich variance of a ratio.
+
+    V = V(by prompt) + V(by split) - V(by both), each G / (G - 1) * sum of squared residual sums;
+    Student's t with one less than the smaller number of clusters. One split has its prompts only,
+    and says nothing of another training.
+
+    Source:
+        Cameron, Gelbach & Miller 2011, eq. 2.11.
+    """
+    counts = _column(tallies, "counts")
     value = float(sums.sum() / counts.sum())
-    # Linearised: each cluster's residual in units of the mean count per row.
-    residuals = (sums - value * counts) / counts.mean()
-    spread = mean_estimate(residuals, prompts)
-    half = spread.high - spread.value
-    return Estimate(value, value - half, value + half, spread.count)
+    residuals = (sums - value * counts) / counts.sum()
+    prompts = [prompt for tally in tallies for prompt in tally.prompts]
+    splits = [index for index, tally in enumerate(tallies) for _ in tally.prompts]
+    both = list(zip(prompts, splits, strict=True))
+    num_prompts, num_splits = len(set(prompts)), len(tallies)
+    by_prompt = _cluster_variance(residuals, prompts)
+    if num_splits == 1:
+        half = float(student_t.ppf(0.975, num_prompts - 1)) * math.sqrt(by_prompt)
+        return Estimate(value, value - half, value + half, num_prompts)
+    by_split = _cluster_variance(residuals, splits)
+    # The difference can fall below one of its parts where there are few clusters.
+    variance = max(by_prompt + by_split - _cluster_variance(residuals, both), by_prompt, by_split)
+    count = min(num_prompts, num_splits)
+    half = float(student_t.ppf(0.975, count - 1)) * math.sqrt(variance)
+    return Estimate(value, value - half, value + half, count)
+
+
+def _cluster_variance(residuals: NDArray[np.float64], clusters: Sequence[Hashable]) -> float:
+    """G / (G - 1) times the sum over clusters of their squared residual sums."""
+    numbers: dict[Hashable, int] = {}
+    rows = [numbers.setdefault(cluster, len(numbers)) for cluster in clusters]
+    sums = np.bincount(rows, weights=residuals)
+    return float(len(sums) / max(len(sums) - 1, 1) * (sums**2).sum())

@@ -23,12 +23,12 @@ class MethodSummary:
     method: str
     num_splits: int
     original: Estimate
-    """Accuracy on held-out original pairs, clustered by prompt."""
+    """Accuracy on held-out original pairs, clustered by prompt and by split."""
     shifted: Estimate | None
-    """Accuracy on held-out shifted pairs, clustered by prompt."""
+    """Accuracy on held-out shifted pairs, clustered in the same way."""
     length_balanced: float | None
     original_change: Estimate
-    """Difference to plain on the same pairs of the same splits, clustered by prompt."""
+    """Difference to plain on the same pairs of the same splits, clustered in the same way."""
     shifted_change: Estimate | None
     length_balanced_change: float | None
     worst_change: float | None
@@ -135,7 +135,8 @@ def format_table(summaries: Sequence[MethodSummary]) -> str:
     num = sum(s.method != REFERENCE for s in summaries) * 2
     blocks.append(
         "Changes are in points against plain on the same pairs, with 95 % intervals clustered by "
-        f"prompt: {num} comparisons, of which about {0.05 * num:.1f} leave out zero by chance."
+        f"prompt and by split: {num} comparisons, of which about {0.05 * num:.1f} leave out zero "
+        "by chance."
     )
     return "\n\n".join(blocks)
 
