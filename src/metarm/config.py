@@ -407,7 +407,6 @@ class CompareSettings(_Settings):
         "reward-centring",
         "batch-sum",
         "importance-weighted",
-        "west-of-n",
         "domain-invariant",
         "100-labels",
         "oracle",
@@ -426,3 +425,11 @@ class CompareSettings(_Settings):
     """Splits run at the same time, each in a process of its own."""
     allow_unequal_budgets: bool = False
     """Compare methods that train several heads with methods that train one."""
+
+    @model_validator(mode="after")
+    def _named_once(self) -> "CompareSettings":
+        for name in ("shifts", "seeds", "methods"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} may each be named once only: twice is no more evidence")
+        return self

@@ -50,6 +50,7 @@ SIGNS: Final = {"ascent": 1.0, "descent": -1.0}
 TINY_NORM: Final = 1e-12
 # Of the weights' own length: far above fp32's rounding, far below where scores bend.
 PROBE_FRACTION: Final = 1e-4
+LONGEST_FRACTION: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +144,8 @@ def step_in_reward_units(
         fraction: Standard deviation of the change over that of the scores; 0.5 is a strong step.
 
     Returns:
-        A step >= 0 for `look_ahead`; 0 where the scores are all alike or do not change.
+        A step >= 0 for `look_ahead`, never longer than the weights; 0 where the scores
+        are all alike or do not change.
     """
     if direction.norm <= TINY_NORM:
         return 0.0
@@ -153,7 +155,9 @@ def step_in_reward_units(
     with look_ahead(parameters, direction.gradients, probe):
         after = widest(scores())
     rate = (after - before).std().item() / probe
-    return fraction * before.std().item() / rate if rate > 0 else 0.0
+    wanted = fraction * before.std().item() / rate if rate > 0 else 0.0
+    # Where J hardly changes these scores, their unit would ask for a leap.
+    return min(wanted, LONGEST_FRACTION * size / direction.norm)
 
 
 @contextmanager

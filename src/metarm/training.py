@@ -230,7 +230,7 @@ class MetaRewardTrainer(RewardTrainer):
         self._groups, self.meta_report = encode_groups(
             self._encoder, read_meta_dataset(meta_dataset), args.max_length
         )
-        if args.meta_reward_fraction is not None:
+        if args.meta_reward_fraction is not None and args.meta_mode in SIGNS:
             self._reference_pairs = self._read_reference_pairs()
         # First of all callbacks: a user's own may read metrics that this one writes.
         self.callback_handler.callbacks.insert(0, _MetaCallback(self._measure_direction))
@@ -268,7 +268,14 @@ class MetaRewardTrainer(RewardTrainer):
 
     def _read_reference_pairs(self) -> PaddedBatch:
         """A few original pairs, always the same, whose scores' spread is the unit of a step."""
-        rows = self.train_dataset.select(range(min(NUM_REFERENCE_PAIRS, len(self.train_dataset))))
+        if not hasattr(self.train_dataset, "select"):
+            raise ConfigError(
+                "meta_reward_fraction measures its step on a few training pairs, and a streamed "
+                "data set has no rows to pick: give a Dataset, or set meta_step_length"
+            )
+        count = len(self.train_dataset)
+        # Spread over the set: a file may be sorted.
+        rows = self.train_dataset.select(range(0, count, -(-count // NUM_REFERENCE_PAIRS)))
         ids = [*rows["chosen_ids"], *rows["rejected_ids"]]
         return pad_batch(ids, self._encoder.pad_token_id, side="right")
 
@@ -287,10 +294,7 @@ class MetaRewardTrainer(RewardTrainer):
         self._direction = self._over_processes(
             measure_direction(self._difference() * self._share, self._trainable())
         )
-        self._step = self._signed_step(self._direction)
         metrics = self._metrics["train"]
-        if self.args.meta_mode in SIGNS:
-            metrics["meta/step_size"].append(abs(self._step))
         metrics["meta/J"].append(self._direction.difference)
         metrics["meta/grad_norm"].append(self._direction.norm)
         if not math.isfinite(self._direction.norm):
@@ -298,6 +302,9 @@ class MetaRewardTrainer(RewardTrainer):
                 f"the gradient of the difference loss is not finite at step {step}: training "
                 "diverged. Lower learning_rate, or meta_step_length / meta_weight."
             )
+        self._step = self._signed_step(self._direction)
+        if self.args.meta_mode in SIGNS:
+            metrics["meta/step_size"].append(abs(self._step))
 
     def _signed_step(self, direction: Direction) -> float:
         """The multiple of J's gradient to look ahead by: 0 in `joint`."""
@@ -321,12 +328,13 @@ class MetaRewardTrainer(RewardTrainer):
     def _reference_scores(self) -> Tensor:
         device, pairs = self.accelerator.device, self._reference_pairs
         model = self.accelerator.unwrap_model(self.model)
-        with self.compute_loss_context_manager():
-            logits = model(
-                input_ids=pairs.input_ids.to(device),
-                attention_mask=pairs.attention_mask.to(device),
-                use_cache=False,
-            ).logits
+        # Without accelerate's autocast: bfloat16 would round a small change of the scores away.
+        forward = getattr(model, "_original_forward", model)
+        logits = forward(
+            input_ids=pairs.input_ids.to(device),
+            attention_mask=pairs.attention_mask.to(device),
+            use_cache=False,
+        ).logits
         scores: Tensor = logits.squeeze(-1).float()
         return scores
 

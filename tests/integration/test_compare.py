@@ -94,7 +94,18 @@ def test_without_shifted_labels_only_label_free_figures_are_shown(
     assert done.code == 0, done.err
     page = (tmp_path / "out/compare.html").read_text("utf-8")
     assert "Nobody has labelled shifted pairs here" in page
-    assert "labelled shifted pairs, and there are none" in metarm(*words, "methods=[oracle]").error
+    error = metarm(*words, "methods=[oracle]").error
+    assert "oracle on the shift 'files' uses labelled shifted pairs, and there are none" in error
+    done = metarm(*words)
+    assert done.code == 0, done.err
+    assert "oracle" not in done.out
+    assert "domain-invariant" in done.out
+
+
+def test_another_method_of_the_same_name_is_not_taken_for_it(words, metarm, tmp_path: Path) -> None:
+    assert metarm(*words, "methods=[own_method:last]").code == 0
+    (tmp_path / "own_method.py").write_text(OWN.replace("[:, 0]", "[:, 1]"), "utf-8")
+    assert "was finished with other settings" in metarm(*words, "methods=[own_method:last]").error
 
 
 @pytest.mark.parametrize(
@@ -102,6 +113,8 @@ def test_without_shifted_labels_only_label_free_figures_are_shown(
     [
         ("methods=[descnt]", "unknown method 'descnt': did you mean 'descent'"),
         ("methods=[ensemble-mean]", "their budgets differ. Set allow_unequal_budgets=true"),
+        ("methods=[west-of-n]", "their budgets differ"),
+        ("seeds=[0, 0]", "named once only"),
         ("shifts=[alpacca]", "did you mean 'alpaca'"),
         ("shifts=[alpaca]", "sources.alpaca.data=PATH"),
         ("sources.files.groupes=x", "unknown key `sources.files.groupes`: did you mean 'groups'"),

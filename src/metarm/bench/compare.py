@@ -5,11 +5,13 @@ A split belongs to its seed and shift alone, so every method sees the same one.
 """
 
 import hashlib
+import inspect
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from metarm.bench.recipes import read_recipe
 from metarm.bench.results import Cell, Tally
 from metarm.bench.shifts import SHIFTS, Shift
 from metarm.config import CompareSettings, SourceSettings
-from metarm.errors import ConfigError, DataError, nearest_names
+from metarm.errors import ConfigError, DataError, EmptySetError, nearest_names
 from metarm.metrics import length_balanced_accuracy
 from metarm.objectives import difference_loss
 from metarm.progress import SilentProgress
@@ -34,7 +36,9 @@ from metarm.workers import run_in_processes
 
 __all__ = ["compare_methods"]
 
-REFERENCE = "plain"
+REFERENCE: Final = "plain"
+VERSION: Final = 1
+"""Of the training loop: another number, and no finished cell is taken for a new one."""
 
 
 def compare_methods(settings: CompareSettings, *, progress: ProgressReporter) -> list[Cell]:
@@ -55,10 +59,14 @@ def compare_methods(settings: CompareSettings, *, progress: ProgressReporter) ->
         `output_dir/SHIFT/seed_N/METHOD/cell.json`, and frozen features in `output_dir/features`.
     """
     recipes = {name: read_recipe(name) for name in settings.methods if ":" not in name}
-    _refuse_unequal_budgets(settings, {name: r.members for name, r in recipes.items()})
+    _refuse_unequal_budgets(settings, {name: r.num_heads for name, r in recipes.items()})
+    for name in settings.methods:
+        if ":" in name:
+            resolve_name(name, {}, what="methods")
     for name in settings.shifts:
         if name not in SHIFTS:
             raise ConfigError(f"unknown shift {name!r}: {nearest_names(name, SHIFTS)}")
+        _methods_on(settings, _read_shift(settings, name, settings.seeds[0]))
         _cache_features(settings, name, progress)
     jobs = {
         f"{shift}, seed {seed}": partial(_run_split, settings, shift, seed)
@@ -75,18 +83,36 @@ def compare_methods(settings: CompareSettings, *, progress: ProgressReporter) ->
     return [
         Cell.from_json(read_json(_cell_folder(settings, shift, seed, method) / "cell.json"))
         for shift in settings.shifts
-        for method in _all_methods(settings)
+        for method in _methods_on(settings, _read_shift(settings, shift, settings.seeds[0]))
         for seed in settings.seeds
     ]
 
 
-def _all_methods(settings: CompareSettings) -> list[str]:
-    """The methods asked for, and plain training, which all are compared with."""
-    return list(dict.fromkeys([REFERENCE, *settings.methods]))
+def _methods_on(settings: CompareSettings, shift: Shift) -> list[str]:
+    """The methods asked for, and plain training, which all are compared with.
+
+    Where nobody has labelled shifted pairs, methods of the default list that use some are left out.
+
+    Raises:
+        EmptySetError: When a method that was asked for by name uses labels that are not there.
+    """
+    methods = list(dict.fromkeys([REFERENCE, *settings.methods]))
+    if shift.shifted_labels:
+        return methods
+    users = [name for name in methods if ":" not in name and read_recipe(name).uses_labels]
+    if users and "methods" in settings.model_fields_set:
+        raise EmptySetError(
+            f"{users[0]} on the shift {shift.name!r} uses labelled shifted pairs, and there are "
+            "none: give some, or leave the method out"
+        )
+    return [name for name in methods if name not in users]
 
 
 def _refuse_unequal_budgets(settings: CompareSettings, members: Mapping[str, int]) -> None:
-    """Several heads cost several times as much: comparing them with one must be asked for."""
+    """Several heads cost several times as much: comparing them with one must be asked for.
+
+    Heads that only teach or guard another one count too.
+    """
     sizes = {1, *members.values()}
     if len(sizes) > 1 and not settings.allow_unequal_budgets:
         dear = {name: count for name, count in members.items() if count > 1}
@@ -130,10 +156,10 @@ def _run_split(
     settings: CompareSettings, name: str, seed: int, *, progress: ProgressReporter
 ) -> None:
     """Every method on one split."""
-    methods = _all_methods(settings)
     if settings.workers > 1:
         torch.set_num_threads(1)
     shift = _read_shift(settings, name, seed)
+    methods = _methods_on(settings, shift)
     features = _features(settings, shift.texts(), progress)
     problem = build_problem(shift, features, seed)
     plain = train_recipe(problem, read_recipe(REFERENCE), settings.head, seed)
@@ -151,6 +177,8 @@ def _run_split(
                 "shift": name,
                 "seed": seed,
                 "method": method,
+                "recipe": _describe_method(method),
+                "version": VERSION,
             }
 
             def build(folder: Path, method: str = method) -> dict[str, Any]:
@@ -163,6 +191,14 @@ def _run_split(
 
             build_stage(_cell_folder(settings, name, seed, method), record, [], build)
             bar.advance(1, method)
+
+
+def _describe_method(method: str) -> Any:
+    """What a method is, so that a cell of its name that was made otherwise is not taken for it."""
+    if ":" not in method:
+        return asdict(read_recipe(method))
+    file = inspect.getsourcefile(resolve_name(method, {}, what="methods"))
+    return file and content_digest(file)
 
 
 def _train(problem: Problem, method: str, settings: CompareSettings, seed: int) -> Trajectory:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metarm.bench.problem import Problem
-from metarm.bench.recipes import Recipe
+from metarm.bench.recipes import MOST_HALVINGS, Recipe
 from metarm.config import HeadSettings
 from metarm.errors import EmptySetError
 from metarm.meta_step import (
@@ -34,7 +34,6 @@ LABEL_REPEAT: Final = 10
 CRITIC_STEPS: Final = 3
 GRADIENT_PENALTY: Final = 10.0
 RATIO_LIMITS: Final = (0.1, 10.0)
-MOST_HALVINGS: Final = 3
 
 
 @dataclass(slots=True)
@@ -43,6 +42,10 @@ class Cost:
 
     forward: int = 0
     backward: int = 0
+
+    def plus(self, other: "Cost") -> "Cost":
+        """Both together."""
+        return Cost(self.forward + other.forward, self.backward + other.backward)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,14 +105,20 @@ def train_recipe(problem: Problem, recipe: Recipe, settings: HeadSettings, seed:
     Raises:
         EmptySetError: When a recipe needs labels or groups that are not there.
     """
-    if (recipe.num_labels or recipe.is_oracle) and not len(problem.own_labels):
-        raise EmptySetError("this method uses labelled shifted pairs, and there are none")
+    if recipe.uses_labels and len(problem.own_labels) < max(recipe.num_labels, 1):
+        raise EmptySetError(
+            f"this method uses {recipe.num_labels or 'all'} labelled shifted pairs, and there are "
+            f"{len(problem.own_labels)}"
+        )
     seed += recipe.seed_offset
+    recipe = replace(recipe, seed_offset=0)
     if recipe.least_rank_correlation is not None:
         return _train_guarded(problem, recipe, settings, seed)
     if recipe.pseudo_confidence is not None:
         teacher = train_recipe(problem, Recipe(), settings, seed)
         problem = _with_pseudo_labels(problem, teacher, recipe.pseudo_confidence)
+        found = train_recipe(problem, replace(recipe, pseudo_confidence=None), settings, seed)
+        return replace(found, cost=teacher.cost.plus(found.cost))
     members = [
         _train_head(problem, recipe, settings, seed, member) for member in range(recipe.members)
     ]
@@ -133,7 +142,11 @@ def _train_guarded(
 ) -> Trajectory:
     """Half the strength until the rewards still order responses as plain ones do, else plain."""
     assert recipe.least_rank_correlation is not None
-    plain = train_recipe(problem, Recipe(), settings, seed)
+    # All but the step: labels and members of the same recipe stay in what it is compared with.
+    without = replace(
+        recipe, step="off", strength=0.0, reward_fraction=None, least_rank_correlation=None
+    )
+    plain = train_recipe(problem, without, settings, seed)
     cost = plain.cost
     for halving in range(MOST_HALVINGS + 1):
         weaker = replace(
@@ -143,7 +156,7 @@ def _train_guarded(
             least_rank_correlation=None,
         )
         found = train_recipe(problem, weaker, settings, seed)
-        cost = Cost(cost.forward + found.cost.forward, cost.backward + found.cost.backward)
+        cost = cost.plus(found.cost)
         correlation = mean_rank_correlation(
             problem.watched_groups, found.scores[found.best], plain.at(found.steps[found.best])
         )
@@ -221,13 +234,15 @@ class _Training:
     head: _Head
     pairs: Tensor
     weights: Tensor | None
-    draw: torch.Generator
+    noise: torch.Generator
+    """Of random directions alone: the batches stay those of every other method."""
     cost: Cost = field(default_factory=Cost)
 
     def scores(self, rows: Tensor) -> Tensor:
         """Scores of texts with their graph, any shape of row numbers."""
-        self.cost.forward += rows.numel()
-        self.cost.backward += rows.numel()
+        count = int((rows >= 0).sum())
+        self.cost.forward += count
+        self.cost.backward += count
         flat: Tensor = self.head(self.problem.features[rows.clamp(min=0).reshape(-1)])
         return flat.reshape(rows.shape)
 
@@ -244,9 +259,15 @@ def _train_head(
     if recipe.members > 1:
         pairs = pairs[torch.randint(len(pairs), (len(pairs),), generator=draw)]
     # Averaged weights must lie in one basin: their members share a start.
-    start = seed if recipe.averages_weights else seed * 1009 + member
+    start = seed * 1009 + (0 if recipe.averages_weights else member)
     run = _Training(
-        problem, recipe, settings, _new_head(problem, settings, start), pairs, None, draw
+        problem,
+        recipe,
+        settings,
+        _new_head(problem, settings, start),
+        pairs,
+        None,
+        torch.Generator().manual_seed(start + 1),
     )
     if recipe.weighs_pairs:
         run.weights = _density_ratios(problem, pairs)
@@ -339,7 +360,7 @@ def _around(run: _Training, chosen: Tensor, groups: Tensor) -> Iterator[None]:
                 run, direction, chosen, recipe.reward_fraction
             )
     if recipe.step == "random":
-        direction = _random_direction(direction, run.draw)
+        direction = _random_direction(direction, run.noise)
     if recipe.step == "joint":
         yield
         add_gradients(parameters, direction.gradients, -recipe.strength)

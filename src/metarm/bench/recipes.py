@@ -13,7 +13,10 @@ from typing import Any, Final, Literal
 
 from metarm.errors import ConfigError, nearest_names
 
-__all__ = ["METHODS", "Recipe", "read_recipe"]
+__all__ = ["METHODS", "MOST_HALVINGS", "Recipe", "read_recipe"]
+
+MOST_HALVINGS: Final = 3
+"""How often a guard halves a strength before it turns the step off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Recipe:
     centring: float = 0.0
     """Weight of the squared sum of a pair's scores: TRL's reward centring."""
     batch_sum: float = 0.0
-    """Weight of the squared sum of a batch's scores (BSR)."""
+    """Weight of a batch's squared sum of scores over its size (BSR)."""
     domain_weight: float = 0.0
     """Weight of a critic that tells original from shifted hidden states (DIAL)."""
     weighs_pairs: bool = False
@@ -52,6 +55,18 @@ class Recipe:
     """One head of the members' mean weights (WARM), all trained from one start."""
     deploys_look_ahead: bool = False
     """Scores with theta', the looked-ahead weights, instead of theta."""
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether it needs labelled shifted pairs."""
+        return self.is_oracle or self.num_labels > 0
+
+    @property
+    def num_heads(self) -> int:
+        """Heads it trains, those that teach or guard among them; a guard's at the most."""
+        teachers = int(self.pseudo_confidence is not None)
+        tries = 1 if self.least_rank_correlation is None else 2 + MOST_HALVINGS
+        return self.members * tries + teachers
 
 
 METHODS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
@@ -107,4 +122,12 @@ def read_recipe(name: str) -> Recipe:
                     f"method {name!r}: its parts want {key}={changes[key]} and {key}={value}; "
                     "combine methods that change different things"
                 )
-    return replace(Recipe(), **changes)
+    recipe = replace(Recipe(), **changes)
+    if recipe.averages_weights and (recipe.pessimism is not None or recipe.deploys_look_ahead):
+        raise ConfigError(
+            f"method {name!r}: averaged weights are one head: it has no members to be pessimistic "
+            "about, and no look-ahead of its own; leave one of the parts out"
+        )
+    if recipe.is_oracle and recipe.num_labels:
+        raise ConfigError(f"method {name!r}: the oracle has all labels already; leave one out")
+    return recipe

@@ -109,8 +109,10 @@ def _ratio(tallies: Sequence[Tally], sums: NDArray[np.float64]) -> Estimate:
     both = list(zip(prompts, splits, strict=True))
     num_prompts, num_splits = len(set(prompts)), len(tallies)
     by_prompt = _cluster_variance(residuals, prompts)
-    if num_splits == 1:
-        half = float(student_t.ppf(0.975, num_prompts - 1)) * math.sqrt(by_prompt)
+    if num_splits == 1 or num_prompts == 1:
+        # From one prompt no spread can be learnt: a count of 1 says so, as in `metrics`.
+        quantile = float(student_t.ppf(0.975, num_prompts - 1)) if num_prompts > 1 else 0.0
+        half = quantile * math.sqrt(by_prompt)
         return Estimate(value, value - half, value + half, num_prompts)
     by_split = _cluster_variance(residuals, splits)
     # The difference can fall below one of its parts where there are few clusters.

@@ -17,10 +17,11 @@ from typing import Final, NamedTuple
 from metarm.config import SourceSettings
 from metarm.data.fields import Row
 from metarm.data.meta_sets import load_groups
-from metarm.data.preferences import load_preferences, split_by_prompt
+from metarm.data.preferences import load_preferences, prompt_key, split_by_prompt
 from metarm.data.rows import read_rows
 from metarm.errors import ConfigError, EmptySetError
-from metarm.schema import PreferencePair, Prompt, ResponseGroup
+from metarm.schema import PreferencePair, Prompt, ResponseGroup, prompt_text
+from metarm.storage import fingerprint
 
 __all__ = [
     "SHIFTS",
@@ -52,11 +53,14 @@ class Shift:
     """Labelled shifted pairs of training prompts, for `+N-labels` and `oracle`; may be empty."""
 
     def texts(self) -> list[tuple[Prompt, str]]:
-        """Every prompt with a response that occurs, each once, in a fixed order."""
+        """Every prompt with a response that occurs, each once.
+
+        In an order of their content: that of the pairs would tell which side was chosen.
+        """
         pairs = (*self.pairs, *self.test_original, *self.test_shifted, *self.shifted_labels)
         rows = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
         rows += [(group.prompt, response) for group in self.groups for response in group.responses]
-        return list(dict.fromkeys(rows))
+        return sorted(set(rows), key=lambda row: fingerprint(prompt_text(row[0]), row[1]))
 
 
 ShiftReader = Callable[[SourceSettings, int], Shift]
@@ -207,29 +211,30 @@ def _labelled_shift(
 ) -> Shift:
     """A shift out of labelled pairs of both sides; without groups, the pairs' sides are them."""
     train, test = split_by_prompt(original, TEST_FRACTION, seed)
-    tested = {pair.prompt for pair in test}
+    tested = [pair.prompt for pair in test]
     shifted_train: list[PreferencePair] = []
     shifted_test: list[PreferencePair] = []
     if shifted:
         shifted_train, shifted_test = split_by_prompt(shifted, TEST_FRACTION, seed)
-        tested |= {pair.prompt for pair in shifted_test}
+        tested += [pair.prompt for pair in shifted_test]
     if groups is None:
         groups = [
             ResponseGroup(pair.prompt, tuple(sorted((pair.chosen, pair.rejected))))
             for pair in shifted_train
         ]
-    groups = [group for group in groups if group.prompt not in tested]
+    keys = {prompt_key(prompt) for prompt in tested}
+    groups = [group for group in groups if prompt_key(group.prompt) not in keys]
     if not groups:
         raise EmptySetError(
             f"{name}: no group is left whose prompt is not tested on; give groups of other prompts"
         )
     return Shift(
         name=name,
-        pairs=tuple(pair for pair in train if pair.prompt not in tested),
+        pairs=tuple(pair for pair in train if prompt_key(pair.prompt) not in keys),
         groups=tuple(groups),
         test_original=tuple(test),
         test_shifted=tuple(shifted_test),
-        shifted_labels=tuple(pair for pair in shifted_train if pair.prompt not in tested),
+        shifted_labels=tuple(pair for pair in shifted_train if prompt_key(pair.prompt) not in keys),
     )
 
 

@@ -9,7 +9,13 @@ from typing import Any
 from metarm.bench.results import Cell, Tally, clustered_difference, clustered_mean
 from metarm.schema import Estimate
 
-__all__ = ["MethodSummary", "comparison_to_json", "format_table", "summarise_cells"]
+__all__ = [
+    "MethodSummary",
+    "comparison_to_json",
+    "count_comparisons",
+    "format_table",
+    "summarise_cells",
+]
 
 REFERENCE = "plain"
 ORACLE = "oracle"
@@ -105,6 +111,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
+def count_comparisons(summaries: Sequence[MethodSummary]) -> int:
+    """Intervals of a difference to plain: on original pairs, and on shifted ones if labelled."""
+    own = [summary for summary in summaries if summary.method != REFERENCE]
+    return len(own) + sum(summary.shifted_change is not None for summary in own)
+
+
 def format_table(summaries: Sequence[MethodSummary]) -> str:
     """A table for each shift: accuracies in fractions, differences to plain in points."""
     blocks = []
@@ -132,7 +144,7 @@ def format_table(summaries: Sequence[MethodSummary]) -> str:
             "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
         blocks.append("\n".join([f"{shift}, {own[0].num_splits} splits", *lines]))
-    num = sum(s.method != REFERENCE for s in summaries) * 2
+    num = count_comparisons(summaries)
     blocks.append(
         "Changes are in points against plain on the same pairs, with 95 % intervals clustered by "
         f"prompt and by split: {num} comparisons, of which about {0.05 * num:.1f} leave out zero "
@@ -155,7 +167,7 @@ def _signed(value: float | None) -> str:
 def comparison_to_json(summaries: Sequence[MethodSummary], cells: Sequence[Cell]) -> dict[str, Any]:
     """`compare.json`: the summaries, and every cell's curve."""
     return {
-        "num_comparisons": sum(s.method != REFERENCE for s in summaries) * 2,
+        "num_comparisons": count_comparisons(summaries),
         "summaries": [asdict(summary) for summary in summaries],
         "curves": [
             {"shift": c.shift, "method": c.method, "seed": c.seed, "curve": c.curve} for c in cells

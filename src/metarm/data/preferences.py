@@ -17,6 +17,7 @@ __all__ = [
     "LoadReport",
     "PreferenceSet",
     "load_preferences",
+    "prompt_key",
     "save_preferences",
     "split_by_prompt",
     "unseen_prompts",
@@ -208,8 +209,8 @@ def without_prompts_of(
     Raises:
         EmptySetError: When none is left.
     """
-    tested = {_prompt_key(pair.prompt) for pair in held_out}
-    kept = [pair for pair in pairs if _prompt_key(pair.prompt) not in tested]
+    tested = {prompt_key(pair.prompt) for pair in held_out}
+    kept = [pair for pair in pairs if prompt_key(pair.prompt) not in tested]
     if not kept:
         raise EmptySetError(
             f"expected training pairs of prompts that the test file does not have, got none: all "
@@ -221,16 +222,16 @@ def without_prompts_of(
 
 def unseen_prompts(prompts: Iterable[Prompt], seen: Iterable[Prompt]) -> list[Prompt]:
     """Those of `prompts` that are not in `seen`, each once; case and spacing do not count."""
-    keys = {_prompt_key(prompt) for prompt in seen}
-    unseen = {_prompt_key(prompt): prompt for prompt in reversed(list(prompts))}
+    keys = {prompt_key(prompt) for prompt in seen}
+    unseen = {prompt_key(prompt): prompt for prompt in reversed(list(prompts))}
     return [prompt for key, prompt in reversed(unseen.items()) if key not in keys]
 
 
 def _prompt_hash(prompt: Prompt, seed: int) -> str:
-    return fingerprint(seed, _prompt_key(prompt))
+    return fingerprint(seed, prompt_key(prompt))
 
 
-def _prompt_key(prompt: Prompt) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def prompt_key(prompt: Prompt) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """The prompt without its case and spacing: what makes two prompts the same."""
     turns = [("", prompt)] if isinstance(prompt, str) else prompt
     return tuple((role, tuple(text.casefold().split())) for role, text in turns)

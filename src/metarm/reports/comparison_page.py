@@ -13,7 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from metarm.bench.results import Cell
-from metarm.bench.summary import MethodSummary, summarise_cells
+from metarm.bench.summary import MethodSummary, count_comparisons, summarise_cells
 from metarm.reports.drawing import GREY, INK, STYLE, WIDTH
 from metarm.reports.page import read_template, visible_text
 from metarm.schema import Estimate
@@ -59,7 +59,7 @@ def write_comparison_page(cells: Sequence[Cell], folder: Path, facts: Mapping[st
             }
             for shift in shifts
         ],
-        "num_comparisons": 2 * sum(s.method != REFERENCE for s in summaries),
+        "num_comparisons": count_comparisons(summaries),
         "facts": [(name, str(value)) for name, value in facts.items()],
     }
     path = folder / "compare.html"

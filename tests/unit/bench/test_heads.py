@@ -56,7 +56,7 @@ def test_signs_are_those_of_the_findings(made_up) -> None:
 def test_no_strength_is_plain_training_bit_for_bit(made_up) -> None:
     _, problem = made_up()
     plain = train_recipe(problem, Recipe(), SETTINGS, 0)
-    for step in ("ascent", "descent", "joint", "sam"):
+    for step in ("ascent", "descent", "joint", "sam", "random"):
         found = train_recipe(problem, Recipe(step=step, strength=0.0), SETTINGS, 0)
         assert torch.equal(found.scores, plain.scores), step
 
@@ -77,7 +77,7 @@ def test_a_fraction_of_the_rewards_spread_does_not_depend_on_their_scale(made_up
 def test_the_guard_gives_plain_where_nothing_passes_it(made_up) -> None:
     _, problem = made_up()
     plain = train_recipe(problem, Recipe(), SETTINGS, 0)
-    recipe = Recipe(step="joint", strength=50.0, least_rank_correlation=0.999)
+    recipe = Recipe(step="joint", strength=50.0, least_rank_correlation=1.1)
     found = train_recipe(problem, recipe, SETTINGS, 0)
     assert torch.equal(found.scores, plain.scores)
     assert found.cost.forward > 4 * plain.cost.forward, "what was tried is paid for"
@@ -85,12 +85,27 @@ def test_the_guard_gives_plain_where_nothing_passes_it(made_up) -> None:
     assert not torch.equal(train_recipe(problem, loose, SETTINGS, 0).scores, plain.scores)
 
 
+def test_the_guard_leaves_the_other_parts_of_a_recipe_alone(made_up) -> None:
+    _, problem = made_up()
+    strict = Recipe(step="joint", strength=50.0, least_rank_correlation=1.1, num_labels=20)
+    found = train_recipe(problem, strict, SETTINGS, 0)
+    labels = train_recipe(problem, Recipe(num_labels=20), SETTINGS, 0)
+    assert torch.equal(found.scores, labels.scores)
+    again = replace(strict, seed_offset=1)
+    assert torch.equal(
+        train_recipe(problem, again, SETTINGS, 0).scores,
+        train_recipe(problem, Recipe(num_labels=20), SETTINGS, 1).scores,
+    )
+
+
 def test_labels_are_used_where_they_are_asked_for(made_up) -> None:
     _, problem = made_up()
     without = replace(problem, own_labels=problem.own_labels[:0])
-    for name in ("oracle", "5-labels"):
-        with pytest.raises(EmptySetError, match="labelled shifted pairs"):
+    for name, words in (("oracle", "uses all labelled"), ("5-labels", "uses 5 labelled")):
+        with pytest.raises(EmptySetError, match=f"{words} shifted pairs, and there are 0"):
             train_recipe(without, read_recipe(name), SETTINGS, 0)
+    with pytest.raises(EmptySetError, match="uses 9000 labelled shifted pairs, and there are 80"):
+        train_recipe(problem, read_recipe("9000-labels"), SETTINGS, 0)
     for name in ("plain", "descent", "joint", "west-of-n", "ensemble-mean", "importance-weighted"):
         assert torch.equal(
             train_recipe(problem, read_recipe(name), SETTINGS, 0).scores,

@@ -27,6 +27,8 @@ def test_parts_are_combined() -> None:
         ("0-labels", "unknown method '0-labels'"),
         ("descent+joint", "want step=descent and step=joint"),
         ("30-labels+50-labels", "want num_labels=30 and num_labels=50"),
+        ("ensemble-uncertainty+weight-average", "averaged weights are one head"),
+        ("oracle+100-labels", "the oracle has all labels already"),
     ],
 )
 def test_what_does_not_go_together_is_refused(name: str, message: str) -> None:
