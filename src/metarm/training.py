@@ -53,10 +53,17 @@ from metarm.meta_step import (
     through_look_ahead,
     widest,
 )
-from metarm.models.loading import context_length, load_encoder, load_reward_model
+from metarm.models.loading import (
+    context_length,
+    default_learning_rate,
+    load_encoder,
+    load_reward_model,
+    lora_config,
+)
 from metarm.models.pair_evaluation import evaluate_preferences
 from metarm.models.reporting import StepReporter
 from metarm.models.reward_model import RewardModelScore
+from metarm.models.saving import merge_adapter, save_reward_model
 from metarm.objectives import difference_loss
 from metarm.protocols import ProgressReporter
 from metarm.schema import (
@@ -64,14 +71,13 @@ from metarm.schema import (
     PreferencePair,
     ResponseGroup,
 )
-from metarm.storage import write_json, write_json_lines
+from metarm.storage import write_json_lines
 
 __all__ = [
     "META_METRICS",
     "MetaRewardConfig",
     "MetaRewardTrainer",
     "RewardTrainingResult",
-    "default_learning_rate",
     "train_reward_model",
 ]
 
@@ -543,7 +549,7 @@ def train_reward_model(
         train_dataset=datasets.Dataset.from_list(rows),
         meta_dataset=groups,
         processing_class=encoder.tokenizer,
-        peft_config=_lora(settings) if settings.use_peft else None,
+        peft_config=lora_config(settings) if settings.use_peft else None,
     )
     trainer.remove_callback(PrinterCallback)
     if settings.learning_rate is None:
@@ -554,8 +560,10 @@ def train_reward_model(
         trainer.add_callback(StepReporter(bar))
         trainer.train()
     # Without accelerate's wrapper: after training in bf16 the model would score in bf16 as well.
-    trained = _merged(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
-    _save(trained, encoder, settings, output_dir)
+    trained = merge_adapter(
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    )
+    save_reward_model(trained, encoder, settings, output_dir)
     write_json_lines(output_dir / "train_log.jsonl", trainer.state.log_history)
     score = RewardModelScore(trained.eval(), encoder)
     fitting = score.fitting_pairs(test_pairs)
@@ -565,16 +573,6 @@ def train_reward_model(
     return RewardTrainingResult(
         metrics, accuracy, report, trainer.meta_report, len(test_pairs) - len(fitting)
     )
-
-
-def default_learning_rate(model: torch.nn.Module) -> float:
-    """The paper's 5e-6 at 7e9 trainable weights, more for fewer: 1.9e-5 at 5e8, 1e-3 at most.
-
-    The exponent is a rule of thumb: on this project's models of 1e5 to 3e5 weights 5e-6 learns
-    nothing and 1e-3 does.
-    """
-    num_weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return min(5e-6 * math.sqrt(7e9 / num_weights), 1e-3)
 
 
 def _trainer_arguments(
@@ -604,42 +602,6 @@ def _count_steps(settings: RewardSettings, num_pairs: int) -> int:
     batches = -(-num_pairs // settings.per_device_train_batch_size)
     per_epoch = -(-batches // settings.gradient_accumulation_steps)
     return math.ceil(settings.num_train_epochs * per_epoch)
-
-
-def _lora(settings: RewardSettings) -> Any:
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ConfigError("use_peft needs the peft package: pip install 'metarm[peft]'") from error
-    return LoraConfig(
-        task_type="SEQ_CLS",
-        r=settings.lora_r,
-        lora_alpha=2 * settings.lora_r,
-        target_modules="all-linear",
-        modules_to_save=["score"],
-    )
-
-
-def _merged(model: Any) -> PreTrainedModel:
-    """The plain model: an adapter is merged into its base."""
-    merge = getattr(model, "merge_and_unload", None)
-    merged: PreTrainedModel = merge() if merge is not None else model
-    return merged
-
-
-def _save(
-    model: PreTrainedModel, encoder: Encoder, settings: RewardSettings, output_dir: Path
-) -> None:
-    model.save_pretrained(output_dir)
-    encoder.tokenizer.save_pretrained(output_dir)
-    record = {
-        "settings": settings.model_dump(),
-        "encoding": "prompt + response + EOS in one piece; score at the last token that is not "
-        "padding",
-        "pad_token_id": encoder.pad_token_id,
-        "eos_token_id": encoder.eos_token_id,
-    }
-    write_json(output_dir / "metarm.json", record)
 
 
 def _last_metrics(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from docs.pages import (
     page_id,
     reader_environment,
 )
-from metarm.config import ArmSettings, RunSettings
+from metarm.config import ArmSettings, CompareSettings, RunSettings, SourceSettings
 
 SEPARATORS = {"&&", "||", "|", ";", "&"}
 FOLDERS = ("configs/", "examples/", "benchmarks/", "docs/", "tests/", "src/")
@@ -45,10 +45,14 @@ def _has_verb(help_text: str, verb: str) -> bool:
 
 
 def _is_setting(dotted: str) -> bool:
-    """Whether a dotted name is a field of a run's settings; an arm of one's own has any name."""
-    fields, parts = RunSettings.model_fields, dotted.split(".")
-    if parts[0] == "custom_arms" and len(parts) == 3:
-        return parts[2] in ArmSettings.model_fields
+    """Whether a dotted name is a field of a run's or comparison's settings.
+
+    Some sections stand under any name: an arm of one's own, the source of a shift.
+    """
+    fields, parts = RunSettings.model_fields | CompareSettings.model_fields, dotted.split(".")
+    named = {"custom_arms": ArmSettings, "sources": SourceSettings}.get(parts[0])
+    if named is not None and len(parts) == 3:
+        return parts[2] in named.model_fields
     for part in parts:
         if part not in fields:
             return False

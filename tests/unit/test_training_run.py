@@ -12,12 +12,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from metarm.config import RewardSettings
 from metarm.errors import DataError, ModelError
+from metarm.models.loading import default_learning_rate
 from metarm.models.pair_evaluation import evaluate_preferences
 from metarm.models.reward_model import RewardModelScore, load_score_function
 from metarm.progress import SilentProgress
 from metarm.schema import PreferencePair, ResponseGroup
 from metarm.storage import read_json, read_json_lines
-from metarm.training import default_learning_rate, train_reward_model
+from metarm.training import train_reward_model
 from tiny_models import CONTEXT, WORDS, save_causal_lm
 
 SETTINGS = RewardSettings(
