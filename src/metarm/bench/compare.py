@@ -23,6 +23,7 @@ from metarm.bench.problem import Problem, build_problem
 from metarm.bench.recipes import read_recipe
 from metarm.bench.results import Cell, Tally
 from metarm.bench.shifts import SHIFTS, Shift
+from metarm.bench.summary import REFERENCE
 from metarm.config import CompareSettings, SourceSettings
 from metarm.errors import ConfigError, DataError, EmptySetError, nearest_names
 from metarm.metrics import length_balanced_accuracy
@@ -36,7 +37,6 @@ from metarm.workers import run_in_processes
 
 __all__ = ["compare_methods"]
 
-REFERENCE: Final = "plain"
 VERSION: Final = 1
 """Of the training loop: another number, and no finished cell is taken for a new one."""
 

@@ -4,6 +4,7 @@
 The step itself is `metarm.meta_step`, the same code that trains whole models.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -124,7 +125,7 @@ def train_recipe(problem: Problem, recipe: Recipe, settings: HeadSettings, seed:
     ]
     if len(members) == 1:
         return members[0]
-    cost = Cost(sum(m.cost.forward for m in members), sum(m.cost.backward for m in members))
+    cost = functools.reduce(Cost.plus, (member.cost for member in members))
     if recipe.averages_weights:
         vectors = [
             torch.stack(point).mean(0) for point in zip(*(m.weights for m in members), strict=True)
@@ -214,14 +215,7 @@ def _with_pseudo_labels(problem: Problem, teacher: Trajectory, confidence: float
         if torch.sigmoid(own.max() - own.min()) >= confidence:
             found.append(torch.stack([rows[own.argmax()], rows[own.argmin()]]))
     pseudo = torch.stack(found) if found else problem.pairs[:0]
-    return Problem(
-        problem.features,
-        torch.cat([problem.pairs, pseudo]),
-        problem.validation,
-        problem.groups,
-        problem.watched_groups,
-        problem.own_labels,
-    )
+    return replace(problem, pairs=torch.cat([problem.pairs, pseudo]))
 
 
 @dataclass(eq=False)

@@ -10,7 +10,9 @@ from metarm.bench.results import Cell, Tally, clustered_difference, clustered_me
 from metarm.schema import Estimate
 
 __all__ = [
+    "REFERENCE",
     "MethodSummary",
+    "change_in_points",
     "comparison_to_json",
     "count_comparisons",
     "format_table",
@@ -128,9 +130,9 @@ def format_table(summaries: Sequence[MethodSummary]) -> str:
             [
                 summary.method,
                 f"{summary.original.value:.3f}",
-                _points(summary.original_change),
+                change_in_points(summary.original_change),
                 f"{summary.shifted.value:.3f}" if summary.shifted else "-",
-                _points(summary.shifted_change),
+                change_in_points(summary.shifted_change),
                 _signed(summary.length_balanced_change),
                 _signed(summary.worst_change),
                 "-" if summary.gap_recovered is None else f"{summary.gap_recovered:.0%}",
@@ -153,7 +155,8 @@ def format_table(summaries: Sequence[MethodSummary]) -> str:
     return "\n\n".join(blocks)
 
 
-def _points(change: Estimate | None) -> str:
+def change_in_points(change: Estimate | None) -> str:
+    """A change of accuracy with its interval, in points: `+1.9 [+0.8, +3.0]`."""
     if change is None:
         return "-"
     value, low, high = (100 * number for number in (change.value, change.low, change.high))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of a comparison: who differs from plain training, by how much, at what cost."""
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,19 +8,22 @@ from statistics import fmean
 from typing import Any
 
 import matplotlib
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from metarm.bench.results import Cell
-from metarm.bench.summary import MethodSummary, count_comparisons, summarise_cells
+from metarm.bench.summary import (
+    REFERENCE,
+    MethodSummary,
+    change_in_points,
+    count_comparisons,
+    summarise_cells,
+)
 from metarm.reports.drawing import GREY, INK, STYLE, WIDTH
-from metarm.reports.page import read_template, visible_text
-from metarm.schema import Estimate
+from metarm.reports.page import data_uri, page_environment
 from metarm.storage import write_text
 
 __all__ = ["write_comparison_page"]
 
-REFERENCE = "plain"
 SHOWN_CURVES = ("plain", "ascent", "descent", "joint", "oracle")
 COLOURS = dict(zip(SHOWN_CURVES, (INK, "#0072B2", "#009E73", "#CC79A7", GREY), strict=True))
 
@@ -37,14 +39,6 @@ def write_comparison_page(cells: Sequence[Cell], folder: Path, facts: Mapping[st
     Writes:
         `compare.html` in `folder`: no script, nothing loaded from elsewhere.
     """
-    environment = Environment(
-        loader=FunctionLoader(read_template),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible_text(value) if type(value) is str else value,
-    )
     summaries = summarise_cells(cells)
     shifts = list(dict.fromkeys(summary.shift for summary in summaries))
     context = {
@@ -63,7 +57,7 @@ def write_comparison_page(cells: Sequence[Cell], folder: Path, facts: Mapping[st
         "facts": [(name, str(value)) for name, value in facts.items()],
     }
     path = folder / "compare.html"
-    write_text(path, environment.get_template("compare.html.j2").render(context))
+    write_text(path, page_environment().get_template("compare.html.j2").render(context))
     return path
 
 
@@ -76,8 +70,8 @@ def _lead(summaries: Sequence[MethodSummary]) -> str:
     ]
     if not told:
         return "Nobody has labelled shifted pairs here: only label-free figures are shown."
-    better = [f"{name} {_points(change)}" for name, change in told if change.low > 0]
-    worse = [f"{name} {_points(change)}" for name, change in told if change.high < 0]
+    better = [f"{name} {change_in_points(change)}" for name, change in told if change.low > 0]
+    worse = [f"{name} {change_in_points(change)}" for name, change in told if change.high < 0]
     parts = []
     if better:
         parts.append(f"Better than plain training on shifted pairs: {', '.join(better)} points")
@@ -85,13 +79,6 @@ def _lead(summaries: Sequence[MethodSummary]) -> str:
         word = "worse" if better else "Worse than plain training"
         parts.append(f"{word}: {', '.join(worse)} points")
     return ("; ".join(parts) or "No method can be told from plain training on shifted pairs") + "."
-
-
-def _points(change: Estimate | None) -> str:
-    if change is None:
-        return "-"
-    value, low, high = (100 * number for number in (change.value, change.low, change.high))
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _number(value: float | None, pattern: str) -> str:
@@ -104,9 +91,9 @@ def _row(summary: MethodSummary) -> dict[str, Any]:
     return {
         "method": summary.method,
         "original": f"{summary.original.value:.3f}",
-        "original_change": _points(summary.original_change),
+        "original_change": change_in_points(summary.original_change),
         "shifted": f"{summary.shifted.value:.3f}" if summary.shifted else "-",
-        "shifted_change": _points(change),
+        "shifted_change": change_in_points(change),
         "is_told": change is not None and not change.low <= 0 <= change.high,
         "balanced": _number(None if balanced is None else 100 * balanced, "+.1f"),
         "worst": _number(None if worst is None else 100 * worst, "+.1f"),
@@ -178,4 +165,4 @@ def _picture(figure: Figure | None) -> str | None:
     stream = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(stream, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
+    return data_uri(stream.getvalue())

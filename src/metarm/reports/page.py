@@ -30,7 +30,8 @@ from metarm.reports.restored import (
 from metarm.storage import write_text
 
 __all__ = [
-    "read_template",
+    "data_uri",
+    "page_environment",
     "summary_table",
     "visible_text",
     "write_report",
@@ -61,7 +62,7 @@ def write_report(run_dir: Path) -> Path:
         `report.html` in `run_dir`: no script, nothing loaded from elsewhere.
     """
     run = read_run(run_dir)
-    template = _environment().get_template("report.html.j2")
+    template = page_environment().get_template("report.html.j2")
     path = run_dir / "report.html"
     write_text(path, template.render(_context(run)))
     return path
@@ -101,15 +102,11 @@ def visible_text(value: str) -> str:
     )
 
 
-def read_template(name: str) -> str:
-    """A file of the package's `templates`."""
-    return (files("metarm.reports") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _environment() -> Environment:
+def page_environment() -> Environment:
     """Templates from inside the package; everything they print is escaped."""
+    folder = files("metarm.reports") / "templates"
     return Environment(
-        loader=FunctionLoader(read_template),
+        loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -133,7 +130,7 @@ def _context(run: Run) -> dict[str, Any]:
         "colours": arm_colours(run),
         "descriptions": {arm: arm_description(run, arm) for arm in run.arms},
         "figures": [
-            {"title": d.title, "caption": d.caption, "alt": d.alt, "source": _data_uri(d.svg)}
+            {"title": d.title, "caption": d.caption, "alt": d.alt, "source": data_uri(d.svg)}
             for d in draw_figures(run)
         ],
         "columns": columns,
@@ -279,5 +276,6 @@ def _seconds(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def _data_uri(svg: bytes) -> str:
+def data_uri(svg: bytes) -> str:
+    """A picture that stands inside the page."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
