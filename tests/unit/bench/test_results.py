@@ -42,6 +42,20 @@ def test_prompts_and_splits_are_clusters() -> None:
     assert alone.high - alone.value == pytest.approx(student_t.ppf(0.975, 2) * spread)
 
 
+def test_the_luck_of_a_training_is_in_the_interval() -> None:
+    """Every prompt alike, every split another accuracy: only the splits tell what to expect."""
+    names = tuple(map(str, range(100)))
+    values = (1.0, 0.0, 0.5, 0.7)
+    tallies = [Tally(names, (1,) * 100, (value,) * 100) for value in values]
+    found = clustered_mean(tallies)
+    mean = sum(values) / 4
+    variance = sum((value - mean) ** 2 for value in values) / 3 / 4
+    assert found.value == pytest.approx(mean)
+    assert found.high - mean == pytest.approx(
+        student_t.ppf(0.975, 3) * math.sqrt(variance), rel=0.02
+    )
+
+
 def test_equal_methods_differ_by_nothing() -> None:
     found = clustered_difference([ONE, TWO], [ONE, TWO])
     assert (found.value, found.low, found.high) == (0, 0, 0)
