@@ -4,15 +4,17 @@
 Names follow Hugging Face and TRL where they have one. `None` means "decided by what it says".
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from metarm.errors import nearest_names
+from metarm.errors import ConfigError, nearest_names
 
 __all__ = [
     "ARM_PRESETS",
+    "META_NUMBERS",
     "ArmSettings",
     "CompareSettings",
     "DataSettings",
@@ -25,6 +27,7 @@ __all__ = [
     "SftSettings",
     "SourceSettings",
     "WorldSettings",
+    "resolve_strength",
 ]
 
 PathText = Annotated[
@@ -105,6 +108,36 @@ class SftSettings(_Settings):
     """Share of steps with a rising learning rate."""
 
 
+META_NUMBERS: Final = (
+    "meta_learning_rate",
+    "meta_step_length",
+    "meta_reward_fraction",
+    "meta_weight",
+)
+"""Settings that fix the strength of the meta step."""
+
+
+def resolve_strength(strength: str | None, numbers: Mapping[str, float | None]) -> str:
+    """`auto` or `fixed`: what was asked for, or `fixed` where a number is given.
+
+    Raises:
+        ConfigError: When it is neither, or a number is given beside `auto`.
+    """
+    given = [name for name, value in numbers.items() if value is not None]
+    if strength is None:
+        return "fixed" if given else "auto"
+    if strength not in ("auto", "fixed"):
+        raise ConfigError(
+            f"unknown meta_strength {strength!r}: {nearest_names(strength, ('auto', 'fixed'))}"
+        )
+    if strength == "auto" and given:
+        raise ConfigError(
+            f"meta_strength='auto' sets the strength itself, and {given[0]} is given too: leave it "
+            "out, or set meta_strength='fixed'"
+        )
+    return strength
+
+
 class RewardSettings(_Settings):
     """Reward-model training. Paper: lr 5e-6, batch 16, 1 epoch, k = 5."""
 
@@ -132,14 +165,18 @@ class RewardSettings(_Settings):
     """Autocast to bfloat16; parameters stay fp32."""
     meta_mode: Literal["off", "ascent", "descent", "joint"] = "joint"
     """`ascent`: Algorithm 1 as printed; `descent`: its sign turned; `joint`: L - weight * J."""
-    meta_learning_rate: NonNegative = 5e-6
-    """Step of the look-ahead (eta), used where `meta_step_length` is None. Paper: 5e-6."""
+    meta_strength: Literal["auto", "fixed"] | None = None
+    """`auto`: set by the data and guarded; `fixed`: by the numbers below; None: if one is given."""
+    meta_guard: bool = True
+    """`auto`: train the plain reward model too, and stay near its order of responses."""
+    meta_learning_rate: NonNegative | None = None
+    """Step of the look-ahead (eta), used where `meta_step_length` is None. fixed: 5e-6 (paper)."""
     meta_step_length: NonNegative | None = None
     """Fixed length |theta' - theta| of the look-ahead, instead of eta."""
     meta_reward_fraction: NonNegative | None = None
     """Look-ahead so long that rewards change by this share of their spread; instead of both."""
-    meta_weight: NonNegative = 0.1
-    """Weight of J in `joint`."""
+    meta_weight: NonNegative | None = None
+    """Weight of J in `joint`. fixed: 0.1."""
     meta_batch_size: Count = 16
     """Groups per optimiser step. Paper: 16."""
     meta_group_size: Annotated[int, Field(ge=2)] = 5
@@ -148,6 +185,11 @@ class RewardSettings(_Settings):
     """Optimiser steps between two meta steps."""
     meta_order: Literal["first", "exact"] = "first"
     """Whether the gradient flows through the look-ahead (`exact`: small models)."""
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> "RewardSettings":
+        resolve_strength(self.meta_strength, {name: getattr(self, name) for name in META_NUMBERS})
+        return self
 
 
 class SamplingSettings(_Settings):
@@ -356,12 +398,12 @@ class RunSettings(_Settings):
 
 
 class HeadSettings(_Settings):
-    """A small reward head on frozen features, for `metarm compare`."""
+    """How `metarm compare` trains a reward head, or what stands under it."""
 
     hidden: Annotated[list[Count], Field(min_length=1)] = [128, 64]
-    """Widths of its hidden layers."""
-    learning_rate: Positive = 1e-3
-    """Learning rate of AdamW, constant."""
+    """Widths of the hidden layers of a head on frozen features."""
+    learning_rate: Positive | None = None
+    """Of AdamW, constant; None: 1e-3 for a head, as for a reward model of that size otherwise."""
     weight_decay: NonNegative = 0.01
     """Weight decay of AdamW."""
     num_steps: Count = 300
@@ -415,7 +457,17 @@ class CompareSettings(_Settings):
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2, 3, 4]
     """Each is a split of its own, the same for every method."""
     backbone: str
-    """Pretrained model whose frozen hidden states are the features."""
+    """Pretrained model, an encoder or a causal one."""
+    trained: Literal["head", "top", "lora", "all"] = "head"
+    """A small head on its frozen states, its last layers, an adapter, or all of it."""
+    top_layers: Count = 2
+    """Last layers that `trained=top` moves."""
+    lora_r: Count = 16
+    """Rank of the adapter of `trained=lora`."""
+    max_pairs: Count | None = None
+    """Training pairs kept of each side, drawn by the seed; None: all."""
+    max_test_pairs: Count | None = None
+    """Test pairs kept of each side; None: all."""
     max_length: Count = 128
     """Longest text, in tokens; what is longer is cut."""
     features_dir: PathText | None = None

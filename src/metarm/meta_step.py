@@ -39,7 +39,6 @@ __all__ = [
     "measure_direction",
     "meta_step",
     "signed_step",
-    "step_in_reward_units",
     "through_look_ahead",
     "widest",
 ]
@@ -48,9 +47,6 @@ MetaMode = Literal["off", "ascent", "descent", "joint"]
 MetaOrder = Literal["first", "exact"]
 SIGNS: Final = {"ascent": 1.0, "descent": -1.0}
 TINY_NORM: Final = 1e-12
-# Of the weights' own length: far above fp32's rounding, far below where scores bend.
-PROBE_FRACTION: Final = 1e-4
-LONGEST_FRACTION: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,41 +119,6 @@ def signed_step(
         return sign * step_size
     # A vanishing gradient has no direction: do not blow rounding noise up to full length.
     return sign * step_length / direction.norm if direction.norm > TINY_NORM else 0.0
-
-
-def step_in_reward_units(
-    parameters: Sequence[Tensor],
-    direction: Direction,
-    scores: Callable[[], Tensor],
-    fraction: float,
-) -> float:
-    """The step along the direction that changes rewards by `fraction` of their spread.
-
-    Two points tell how fast scores change along it. A change that all of them share does not
-    count: no comparison sees it. So the size of the step means the same for a head, an adapter and
-    a whole model, whatever the scale of its rewards.
-
-    Args:
-        parameters: As in `direction`.
-        direction: Where J rises.
-        scores: Evaluates the scores of some original responses, shape (n,), without a graph.
-        fraction: Standard deviation of the change over that of the scores; 0.5 is a strong step.
-
-    Returns:
-        A step >= 0 for `look_ahead`, never longer than the weights; 0 where the scores
-        are all alike or do not change.
-    """
-    if direction.norm <= TINY_NORM:
-        return 0.0
-    size = math.sqrt(sum(widest(p.detach()).square().sum().item() for p in parameters))
-    probe = PROBE_FRACTION * size / direction.norm
-    before = widest(scores())
-    with look_ahead(parameters, direction.gradients, probe):
-        after = widest(scores())
-    rate = (after - before).std().item() / probe
-    wanted = fraction * before.std().item() / rate if rate > 0 else 0.0
-    # Where J hardly changes these scores, their unit would ask for a leap.
-    return min(wanted, LONGEST_FRACTION * size / direction.norm)
 
 
 @contextmanager

@@ -12,12 +12,10 @@ from torch import nn
 
 from metarm.errors import PrecisionError
 from metarm.meta_step import (
-    Direction,
     check_precision,
     look_ahead,
     measure_direction,
     meta_step,
-    step_in_reward_units,
 )
 from metarm.objectives import difference_loss
 
@@ -328,33 +326,3 @@ def test_gradients_that_are_missing_leave_their_parameter():
         assert one.tolist() == [1.0, 1.0]
         assert other.tolist() == [1.5, 1.5]
     assert other.tolist() == [1.0, 1.0]
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-@pytest.mark.parametrize("offset", [0.0, 7.0])
-def test_a_step_in_reward_units_is_the_closed_form(scale: float, offset: float) -> None:
-    """Linear scores: std(s * X g) = fraction * std(X w), whatever their scale and offset."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = scale * torch.randn(50, 6, generator=generator, dtype=torch.float64)
-    weights = torch.randn(6, generator=generator, dtype=torch.float64)
-    gradient = torch.randn(6, generator=generator, dtype=torch.float64) / scale
-    direction = Direction(0.0, (gradient,), float(gradient.norm()))
-    kept = weights.clone()
-
-    # The offset moves with the weights, but by the same amount everywhere.
-    def scores() -> torch.Tensor:
-        return inputs @ weights + offset * weights.sum()
-
-    step = step_in_reward_units([weights], direction, scores, 0.5)
-    expected = 0.5 * (inputs @ kept).std() / (inputs @ gradient).std()
-    assert step == pytest.approx(float(expected), rel=1e-6)
-    assert torch.equal(weights, kept)
-
-
-def test_a_step_in_reward_units_is_zero_where_nothing_changes() -> None:
-    weights = torch.ones(3, dtype=torch.float64)
-    still = Direction(0.0, (torch.zeros(3, dtype=torch.float64),), 0.0)
-    assert step_in_reward_units([weights], still, lambda: weights, 0.5) == 0.0
-    along = Direction(0.0, (torch.ones(3, dtype=torch.float64),), 3**0.5)
-    alike = step_in_reward_units([weights], along, lambda: torch.arange(3.0), 0.5)
-    assert alike == 0.0

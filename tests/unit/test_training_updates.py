@@ -238,19 +238,18 @@ def test_two_names_and_one_data_set():
 class _Watch(MetaRewardTrainer):
     """Measures how far the reference pairs' scores move at each look-ahead."""
 
+    def reference_scores(self):
+        return self._measure_scores(self._read_reference_pairs()).double()
+
     def compute_loss(self, model, inputs, *arguments, **options):
         if self._is_ahead:
-            with torch.no_grad():
-                after = self._reference_scores().double()
-            self.__dict__.setdefault("shares", []).append(
-                ((after - self.before).std() / self.before.std()).item()
-            )
+            change = (self.reference_scores() - self.before).std() / self.before.std()
+            self.__dict__.setdefault("shares", []).append(change.item())
         return super().compute_loss(model, inputs, *arguments, **options)
 
-    def _signed_step(self, direction):
-        with torch.no_grad():
-            self.before = self._reference_scores().double()
-        return super()._signed_step(direction)
+    def _measure_direction(self, step):
+        self.before = self.reference_scores()
+        super()._measure_direction(step)
 
 
 @pytest.mark.parametrize("mode", ["ascent", "descent"])

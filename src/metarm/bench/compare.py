@@ -4,11 +4,12 @@
 A split belongs to its seed and shift alone, so every method sees the same one.
 """
 
+import functools
 import hashlib
 import inspect
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +19,13 @@ import torch
 from torch import Tensor
 
 from metarm.bench.features import frozen_features
-from metarm.bench.heads import Cost, Trajectory, mean_rank_correlation, train_recipe
+from metarm.bench.fitting import Cost, Trajectory
+from metarm.bench.methods import train_recipe
+from metarm.bench.networks import read_backbone
 from metarm.bench.problem import Problem, build_problem
 from metarm.bench.recipes import read_recipe
 from metarm.bench.results import Cell, Tally
-from metarm.bench.shifts import SHIFTS, Shift
+from metarm.bench.shifts import SHIFTS, Shift, thin_shift
 from metarm.bench.summary import REFERENCE
 from metarm.config import CompareSettings, SourceSettings
 from metarm.errors import ConfigError, DataError, EmptySetError, nearest_names
@@ -33,11 +36,13 @@ from metarm.protocols import ProgressReporter
 from metarm.resolve import resolve_name
 from metarm.schema import PreferencePair, prompt_text
 from metarm.storage import build_stage, content_digest, read_json, write_json
+from metarm.strength import mean_rank_correlation
 from metarm.workers import run_in_processes
 
 __all__ = ["compare_methods"]
 
-VERSION: Final = 1
+TRAINED_BY: Final = {"trained", "top_layers", "lora_r", "max_pairs", "max_test_pairs"}
+VERSION: Final = 2
 """Of the training loop: another number, and no finished cell is taken for a new one."""
 
 
@@ -131,12 +136,19 @@ def _source(settings: CompareSettings, name: str) -> SourceSettings:
 
 
 def _read_shift(settings: CompareSettings, name: str, seed: int) -> Shift:
-    return SHIFTS[name](_source(settings, name), seed)
+    shift = SHIFTS[name](_source(settings, name), seed)
+    return thin_shift(shift, settings.max_pairs, settings.max_test_pairs, seed)
 
 
 def _features(
     settings: CompareSettings, texts: Sequence[Any], progress: ProgressReporter
 ) -> Tensor:
+    """Frozen features, and none of any text where no method reads them."""
+    reads = settings.trained == "head" or any(
+        ":" in name or read_recipe(name).weighs_pairs for name in settings.methods
+    )
+    if not reads:
+        return torch.zeros(len(texts), 0)
     return frozen_features(
         settings.backbone,
         texts,
@@ -160,9 +172,11 @@ def _run_split(
         torch.set_num_threads(1)
     shift = _read_shift(settings, name, seed)
     methods = _methods_on(settings, shift)
-    features = _features(settings, shift.texts(), progress)
-    problem = build_problem(shift, features, seed)
-    plain = train_recipe(problem, read_recipe(REFERENCE), settings.head, seed)
+    problem = _build_problem(settings, shift, seed, progress)
+    # Only where a cell is missing, and once: every cell is compared with it.
+    plain = functools.cache(
+        lambda: train_recipe(problem, read_recipe(REFERENCE), settings.head, seed)
+    )
     source = {
         key: path and content_digest(path)
         for key, path in _source(settings, name).model_dump().items()
@@ -173,6 +187,7 @@ def _run_split(
                 "backbone": content_digest(settings.backbone),
                 "max_length": settings.max_length,
                 "head": settings.head.model_dump(mode="json"),
+                **settings.model_dump(mode="json", include=TRAINED_BY),
                 "source": source,
                 "shift": name,
                 "seed": seed,
@@ -182,15 +197,39 @@ def _run_split(
             }
 
             def build(folder: Path, method: str = method) -> dict[str, Any]:
-                started = time.monotonic()
-                found = _train(problem, method, settings, seed)
-                seconds = time.monotonic() - started
-                cell = _measure(shift, problem, method, seed, found, plain, seconds)
+                found = _train(problem, method, settings, seed, plain())
+                cell = _measure(shift, problem, method, seed, found, plain())
                 write_json(folder / "cell.json", cell.to_json())
                 return {}
 
             build_stage(_cell_folder(settings, name, seed, method), record, [], build)
             bar.advance(1, method)
+
+
+def _build_problem(
+    settings: CompareSettings, shift: Shift, seed: int, progress: ProgressReporter
+) -> Problem:
+    texts = shift.texts()
+    problem = build_problem(shift, _features(settings, texts, progress), seed)
+    if settings.trained == "head":
+        return problem
+    place = {text: index for index, text in enumerate(texts)}
+    tested = [
+        place[pair.prompt, side]
+        for pair in (*shift.test_original, *shift.test_shifted)
+        for side in (pair.chosen, pair.rejected)
+    ]
+    watched = problem.watched_groups[problem.watched_groups >= 0]
+    rows = [torch.tensor(tested, dtype=torch.long), problem.validation.reshape(-1), watched]
+    backbone = read_backbone(
+        settings.backbone,
+        texts,
+        max_length=settings.max_length,
+        trained=settings.trained,
+        top_layers=settings.top_layers,
+        lora_r=settings.lora_r,
+    )
+    return replace(problem, backbone=backbone, measured=torch.cat(rows).unique())
 
 
 def _describe_method(method: str) -> Any:
@@ -201,10 +240,15 @@ def _describe_method(method: str) -> Any:
     return file and content_digest(file)
 
 
-def _train(problem: Problem, method: str, settings: CompareSettings, seed: int) -> Trajectory:
+def _train(
+    problem: Problem, method: str, settings: CompareSettings, seed: int, plain: Trajectory
+) -> Trajectory:
     """A method of the table, or the user's own, which gives one score for each text."""
+    if method == REFERENCE:
+        return plain
     if ":" not in method:
-        return train_recipe(problem, read_recipe(method), settings.head, seed)
+        return train_recipe(problem, read_recipe(method), settings.head, seed, plain=plain)
+    started = time.monotonic()
     given = resolve_name(method, {}, what="methods")(problem, seed)
     scores = torch.as_tensor(given, dtype=torch.float32).reshape(1, -1)
     if scores.shape[1] != len(problem.features) or not scores.isfinite().all():
@@ -212,7 +256,8 @@ def _train(problem: Problem, method: str, settings: CompareSettings, seed: int) 
             f"{method}: expected {len(problem.features)} finite scores, one for each row of "
             f"problem.features, got {tuple(scores.shape)}. Mend the function."
         )
-    return Trajectory((0,), scores, (0.0,), Cost())
+    cost = Cost(seconds=time.monotonic() - started)
+    return Trajectory((0,), scores, (0.0,), cost)
 
 
 def _measure(
@@ -222,11 +267,10 @@ def _measure(
     seed: int,
     found: Trajectory,
     plain: Trajectory,
-    seconds: float,
 ) -> Cell:
     place = {text: index for index, text in enumerate(shift.texts())}
     best = found.scores[found.best]
-    unit = best[problem.pairs.unique()].std().clamp(min=1e-6)
+    unit = best[problem.unit_rows].std().clamp(min=1e-6)
     watched = problem.watched_groups
     original, shifted = (
         [_tally(pairs, scores, place) for scores in found.scores] if pairs else None
@@ -254,7 +298,7 @@ def _measure(
         ),
         forward=found.cost.forward,
         backward=found.cost.backward,
-        seconds=seconds,
+        seconds=found.cost.seconds,
     )
 
 

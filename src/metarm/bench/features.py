@@ -4,22 +4,20 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from metarm.bench.tokens import read_tokens
 from metarm.models.loading import load_backbone
 from metarm.protocols import ProgressReporter, StageProgress
 from metarm.schema import Prompt, prompt_text
 from metarm.storage import content_digest, fingerprint
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-__all__ = ["frozen_features"]
+__all__ = ["frozen_features", "mean_over_response"]
 
 BATCH_SIZE: Final = 32
 
@@ -34,8 +32,7 @@ def frozen_features(
 ) -> Tensor:
     """Hidden states of responses, mean over their tokens, at two depths side by side.
 
-    The depths are two thirds of the layers, and the last. A text that is longer than `max_length`
-    is cut: the prompt keeps its end, at most half of the length, the response its beginning.
+    The depths are two thirds of the layers, and the last. Long texts are cut: `read_tokens`.
 
     Args:
         model: Folder or hub id; bidirectional encoders and causal models both.
@@ -90,49 +87,32 @@ def _compute(
     tokenizer, model = load_backbone(name)
     num_layers = model.config.get_text_config().num_hidden_layers
     depths = (round(num_layers * 2 / 3), num_layers)
-    rows = [_cut_ids(tokenizer, prompt, response, max_length) for prompt, response in texts]
-    order = sorted(range(len(rows)), key=lambda index: sum(map(len, rows[index])))
+    table = read_tokens(tokenizer, texts, max_length)
+    order = table.by_length(range(len(texts)))
     found: dict[int, Tensor] = {}
     for start in range(0, len(order), BATCH_SIZE):
         indices = order[start : start + BATCH_SIZE]
-        part = [rows[index] for index in indices]
-        length = max(sum(map(len, row)) for row in part)
-        ids = torch.zeros(len(part), length, dtype=torch.long)
-        is_text, is_response = (torch.zeros(len(part), length, dtype=torch.bool) for _ in range(2))
-        for place, (before, own) in enumerate(part):
-            total = len(before) + len(own)
-            ids[place, :total] = torch.tensor([*before, *own])
-            is_text[place, :total] = True
-            is_response[place, len(before) : total] = True
+        batch = table.batch(indices)
         states = model(
-            input_ids=ids.to(model.device),
-            attention_mask=is_text.long().to(model.device),
+            input_ids=batch.ids.to(model.device),
+            attention_mask=batch.is_text.long().to(model.device),
             output_hidden_states=True,
         ).hidden_states
-        weights = is_response.float().unsqueeze(-1)
-        means = [(states[d].float().cpu() * weights).sum(1) / weights.sum(1) for d in depths]
+        means = [mean_over_response(states[d].float().cpu(), batch.is_response) for d in depths]
         found.update(zip(indices, torch.cat(means, dim=1), strict=True))
         bar.advance(len(indices))
-    return [found[index] for index in range(len(rows))]
+    return [found[index] for index in range(len(texts))]
 
 
-def _cut_ids(
-    tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, response: str, max_length: int
-) -> tuple[list[int], list[int]]:
-    """Ids before a response and its own, both cut to fit; a response has one token at least."""
-    begin = _first_of(tokenizer.cls_token_id, tokenizer.bos_token_id)
-    end = _first_of(tokenizer.sep_token_id, tokenizer.eos_token_id)
-    before, own = (
-        # Not verbose: what is longer than the model's context is cut below.
-        list(tokenizer(text=text, add_special_tokens=False, verbose=False)["input_ids"])
-        for text in (prompt_text(prompt), response)
-    )
-    room = max_length - len(begin) - 2 * len(end)
-    before = before[-max(room // 2, room - len(own)) :]
-    own = own[: room - len(before)]
-    is_encoder = tokenizer.sep_token_id is not None
-    return [*begin, *before, *(end if is_encoder else [])], [*own, *end]
+def mean_over_response(states: Tensor, is_response: Tensor) -> Tensor:
+    """The mean state over a response's tokens.
 
+    Args:
+        states: Shape (texts, length, size).
+        is_response: Shape (texts, length); True once at least in each text.
 
-def _first_of(*tokens: int | None) -> list[int]:
-    return [token for token in tokens if token is not None][:1]
+    Returns:
+        Shape (texts, size).
+    """
+    weights = is_response.to(states).unsqueeze(-1)
+    return (states * weights).sum(1) / weights.sum(1)

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from metarm.bench.networks import Backbone
 from metarm.bench.shifts import Shift
 from metarm.data.preferences import split_by_prompt
 from metarm.schema import PreferencePair, Prompt, ResponseGroup
@@ -37,6 +38,21 @@ class Problem:
     """The same, kept for guards."""
     own_labels: Tensor
     """Shape (labels, 2): labelled shifted pairs, in an order drawn by the seed."""
+    backbone: Backbone | None = None
+    """Where a pretrained model is trained itself, not a head on its features."""
+    measured: Tensor | None = None
+    """Rows that are scored along training, where scoring all of them takes too long."""
+
+    @property
+    def num_texts(self) -> int:
+        """Rows of `features`."""
+        return len(self.features)
+
+    @property
+    def unit_rows(self) -> Tensor:
+        """Texts of original pairs that are measured: the spread of their scores is the unit."""
+        rows: Tensor = (self.pairs if self.measured is None else self.validation).unique()
+        return rows
 
 
 def build_problem(shift: Shift, features: Tensor, seed: int) -> Problem:

@@ -12,11 +12,9 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from metarm.errors import ConfigError, nearest_names
+from metarm.strength import FULL_FRACTION, FULL_WEIGHT, LEAST_RANK_CORRELATION
 
-__all__ = ["METHODS", "MOST_HALVINGS", "Recipe", "read_recipe"]
-
-MOST_HALVINGS: Final = 3
-"""How often a guard halves a strength before it turns the step off."""
+__all__ = ["METHODS", "Recipe", "read_recipe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +26,11 @@ class Recipe:
     strength: float = 0.0
     """eta of a look-ahead, weight of J in `joint`."""
     reward_fraction: float | None = None
-    """Look-ahead so long that rewards change by this share of their spread, instead of eta."""
+    """Strength in reward units: a look-ahead that changes rewards by this share of their spread, or
+    a weight of J at which it moves rewards this much as fast as the preference loss does.
+    """
     least_rank_correlation: float | None = None
-    """Guard: below this, measured on watched groups against plain, half the strength, then off."""
+    """Guard: `strength.StrengthGuard` on watched groups, against the plain network at that step."""
     centring: float = 0.0
     """Weight of the squared sum of a pair's scores: TRL's reward centring."""
     batch_sum: float = 0.0
@@ -63,11 +63,13 @@ class Recipe:
 
     @property
     def num_heads(self) -> int:
-        """Heads it trains, those that teach or guard among them; a guard's at the most."""
+        """Networks it trains, those that teach or guard among them."""
         teachers = int(self.pseudo_confidence is not None)
-        tries = 1 if self.least_rank_correlation is None else 2 + MOST_HALVINGS
+        tries = 1 if self.least_rank_correlation is None else 2
         return self.members * tries + teachers
 
+
+AUTO: Final = {"least_rank_correlation": LEAST_RANK_CORRELATION}
 
 METHODS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
@@ -76,11 +78,10 @@ METHODS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "ascent": {"step": "ascent", "strength": 1.0},
         "descent": {"step": "descent", "strength": 3.0},
         "joint": {"step": "joint", "strength": 0.3},
-        "descent-auto": {
-            "step": "descent",
-            "reward_fraction": 0.5,
-            "least_rank_correlation": 0.7,
-        },
+        "descent-auto": AUTO | {"step": "descent", "reward_fraction": FULL_FRACTION["descent"]},
+        "ascent-auto": AUTO | {"step": "ascent", "reward_fraction": FULL_FRACTION["ascent"]},
+        "joint-auto": AUTO
+        | {"step": "joint", "strength": FULL_WEIGHT, "reward_fraction": FULL_FRACTION["joint"]},
         "random-direction": {"step": "random", "strength": 3.0},
         "sam": {"step": "sam", "strength": 0.05},
         "deployed-look-ahead": {"step": "ascent", "strength": 1.0, "deploys_look_ahead": True},

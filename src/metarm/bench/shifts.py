@@ -9,7 +9,7 @@ import itertools
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -31,6 +31,7 @@ __all__ = [
     "read_files",
     "read_gsm8k",
     "read_hh",
+    "thin_shift",
 ]
 
 TEST_FRACTION: Final = 0.3
@@ -61,6 +62,25 @@ class Shift:
         rows = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
         rows += [(group.prompt, response) for group in self.groups for response in group.responses]
         return sorted(set(rows), key=lambda row: fingerprint(prompt_text(row[0]), row[1]))
+
+
+def thin_shift(shift: Shift, max_pairs: int | None, max_test_pairs: int | None, seed: int) -> Shift:
+    """The same with at most so many pairs on each side, drawn by the seed; None keeps all.
+
+    Labelled shifted pairs are as many as original ones at most: an oracle has no larger budget.
+    """
+    draw = random.Random(f"thin|{shift.name}|{seed}")
+
+    def thin(pairs: tuple[PreferencePair, ...], most: int | None) -> tuple[PreferencePair, ...]:
+        return pairs if most is None or len(pairs) <= most else tuple(draw.sample(pairs, most))
+
+    return replace(
+        shift,
+        pairs=thin(shift.pairs, max_pairs),
+        test_original=thin(shift.test_original, max_test_pairs),
+        test_shifted=thin(shift.test_shifted, max_test_pairs),
+        shifted_labels=thin(shift.shifted_labels, max_pairs),
+    )
 
 
 ShiftReader = Callable[[SourceSettings, int], Shift]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metarm.bench.heads import mean_rank_correlation, train_recipe
+from metarm.bench.methods import train_recipe
 from metarm.bench.recipes import METHODS, Recipe, read_recipe
 from metarm.config import HeadSettings
 from metarm.errors import EmptySetError
@@ -80,7 +80,7 @@ def test_the_guard_gives_plain_where_nothing_passes_it(made_up) -> None:
     recipe = Recipe(step="joint", strength=50.0, least_rank_correlation=1.1)
     found = train_recipe(problem, recipe, SETTINGS, 0)
     assert torch.equal(found.scores, plain.scores)
-    assert found.cost.forward > 4 * plain.cost.forward, "what was tried is paid for"
+    assert found.cost.forward == 3 * plain.cost.forward, "the plain twin is paid for too"
     loose = replace(recipe, least_rank_correlation=-1.0)
     assert not torch.equal(train_recipe(problem, loose, SETTINGS, 0).scores, plain.scores)
 
@@ -121,12 +121,3 @@ def test_pessimism_lies_between_minimum_and_mean(made_up) -> None:
     )
     for milder, stronger in zip([mean, *soft], soft, strict=False):
         assert (stronger <= milder + 1e-5).all()
-
-
-def test_rank_correlation_of_ragged_groups() -> None:
-    groups = torch.tensor([[0, 1, 2], [3, 4, -1]])
-    scores = torch.tensor([1.0, 2.0, 3.0, 1.0, 2.0])
-    assert mean_rank_correlation(groups, scores, 2 * scores + 1) == pytest.approx(1.0)
-    other = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0])
-    assert mean_rank_correlation(groups, scores, other) == pytest.approx(0.0)
-    assert mean_rank_correlation(groups, scores, torch.zeros(5)) is None

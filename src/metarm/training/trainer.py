@@ -1,33 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reward-model training: TRL's `RewardTrainer` with the MetaRM step.
+"""TRL's `RewardTrainer` with the MetaRM step.
 
-`trl` is imported in this file alone. The mathematics is in `meta_step.py` and `objectives.py`;
-this file only wires it into the hooks of the installed trainer (verified on trl 1.16,
-transformers 5.23).
+The mathematics is in `meta_step.py`, `strength.py` and `objectives.py`; this file only wires it
+into the hooks of the installed trainer (verified on trl 1.16, transformers 5.23).
 """
 
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import datasets
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
-from trl import RewardConfig, RewardTrainer
+from trl import RewardTrainer
 
-from metarm.config import RewardSettings
 from metarm.data.encoding import (
+    EncodedGroup,
     Encoder,
     EncodingReport,
     PaddedBatch,
     encode_groups,
-    encode_pairs,
     pad_batch,
 )
 from metarm.data.meta_batches import (
@@ -43,135 +39,38 @@ from metarm.meta_step import (
     Direction,
     Move,
     add_gradients,
-    check_mode,
     check_precision,
     gradient_norm,
     look_ahead,
     measure_direction,
-    signed_step,
-    step_in_reward_units,
     through_look_ahead,
     widest,
 )
-from metarm.models.loading import (
-    context_length,
-    default_learning_rate,
-    load_encoder,
-    load_reward_model,
-    lora_config,
-)
-from metarm.models.pair_evaluation import evaluate_preferences
-from metarm.models.reporting import StepReporter
-from metarm.models.reward_model import RewardModelScore
-from metarm.models.saving import merge_adapter, save_reward_model
 from metarm.objectives import difference_loss
-from metarm.protocols import ProgressReporter
-from metarm.schema import (
-    Estimate,
-    PreferencePair,
-    ResponseGroup,
-)
-from metarm.storage import write_json_lines
+from metarm.strength import StrengthGuard
+from metarm.training.control import RewardTrace, StrengthControl, keep_watched
+from metarm.training.settings import MetaRewardConfig
 
-__all__ = [
-    "META_METRICS",
-    "MetaRewardConfig",
-    "MetaRewardTrainer",
-    "RewardTrainingResult",
-    "train_reward_model",
-]
+__all__ = ["MetaRewardTrainer"]
 
 NUM_REFERENCE_PAIRS: Final = 32
+MEASURE_BATCH: Final = 64
 
-META_METRICS: Final[Mapping[str, str]] = {
-    "meta/J": "difference loss of the meta batch at the kept weights",
-    "meta/J_after": "J at the look-ahead point; one step a log, so compare meta/J_change instead",
-    "meta/J_change": "J at the look-ahead point minus J, same batch; above 0 in ascent, below 0 in "
-    "descent",
-    "meta/grad_norm": "Euclidean length of the gradient of J",
-    "meta/step_size": "the multiple of J's gradient that the look-ahead moves by",
-    "meta/move_length": "|theta' - theta| as stored",
-    "meta/move_realised_fraction": "share of the intended move that survived rounding; 1 is right",
-    "meta/score_change_mean": "mean |change of a meta response's score| by the look-ahead, logits",
-    "meta/cosine": "cosine between the gradients of L (where it was taken) and of J; above 0, "
-    "descending L lowers J too",
-}
-
-
-@dataclass
-class MetaRewardConfig(RewardConfig):
-    """TRL's `RewardConfig` and the settings of the MetaRM step."""
-
-    meta_mode: str = field(
-        default="joint",
-        metadata={
-            "help": "off, ascent (Algorithm 1 as printed), descent (its sign turned), or "
-            "joint (L - meta_weight * J)."
-        },
-    )
-    meta_learning_rate: float = field(
-        default=5e-6,
-        metadata={
-            "help": "Step of the look-ahead (eta). Paper: 5e-6. Not used with meta_step_length."
-        },
-    )
-    meta_step_length: float | None = field(
-        default=None,
-        metadata={"help": "Fixed length |theta' - theta| of the look-ahead, instead of eta."},
-    )
-    meta_reward_fraction: float | None = field(
-        default=None,
-        metadata={
-            "help": "Look-ahead so long that scores of original pairs change by this share of "
-            "their spread, instead of eta or a length. 0.5 is a strong step."
-        },
-    )
-    meta_weight: float = field(default=0.1, metadata={"help": "Weight of J in joint."})
-    meta_batch_size: int = field(
-        default=16, metadata={"help": "Groups per optimiser step, over all processes. Paper: 16."}
-    )
-    meta_group_size: int = field(
-        default=5,
-        metadata={"help": "Responses per group (k); larger groups are thinned. Paper: 5."},
-    )
-    meta_every: int = field(
-        default=1, metadata={"help": "Optimiser steps between two meta steps; others are plain."}
-    )
-    meta_order: str = field(
-        default="first",
-        metadata={"help": "first, or exact: the gradient flows through the look-ahead."},
-    )
-
-    def __post_init__(self) -> None:
-        """Check the meta settings, then everything TRL checks."""
-        super().__post_init__()
-        check_mode(self.meta_mode)
-        for name, low in (("meta_batch_size", 1), ("meta_group_size", 2), ("meta_every", 1)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in (
-            "meta_learning_rate",
-            "meta_step_length",
-            "meta_reward_fraction",
-            "meta_weight",
-        ):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ConfigError(
-                    f"{name} must be a finite number >= 0, got {value}; the sign is meta_mode's"
-                )
-        if self.meta_order not in ("first", "exact"):
-            raise ConfigError(f"meta_order must be 'first' or 'exact', got {self.meta_order!r}")
+logger = logging.getLogger(__name__)
 
 
 class _MetaCallback(TrainerCallback):
-    """Measures the direction of J once per optimiser step, before any micro-batch."""
+    """Before an optimiser step's micro-batches measures J's direction; after it, watches."""
 
-    def __init__(self, measure: Callable[[int], None]) -> None:
-        self.measure = measure
+    def __init__(self, begin: Callable[[int], None], end: Callable[[int, int], None]) -> None:
+        self.begin = begin
+        self.end = end
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.measure(state.global_step)
+        self.begin(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.end(state.global_step, state.max_steps)
 
 
 class MetaRewardTrainer(RewardTrainer):
@@ -179,10 +78,13 @@ class MetaRewardTrainer(RewardTrainer):
 
     Give it a `meta_dataset` with the columns `prompt` and `responses` (a list of texts, or of
     conversations' last messages) beside everything `RewardTrainer` takes. With `meta_mode="off"`
-    it is TRL's trainer, bit for bit.
+    it is TRL's trainer, bit for bit; with a `meta_dataset` beside it, `reward_trace` then holds how
+    plain training scored some of the groups. Given as `plain_trace` to a second trainer of the
+    same data, seed and steps, it guards that one's meta step: see `strength.StrengthGuard`.
 
     Overrides, and why:
-        A callback's `on_step_begin`: J's gradient, once per optimiser step, outside `no_sync`.
+        A callback's `on_step_begin`: J's gradient, once per optimiser step, outside `no_sync`;
+        its `on_step_end`: the guard.
         `training_step`: runs the parent's at the look-ahead point; weights are back when it ends.
         `_save_checkpoint`, `evaluate`: assert that the weights are back.
 
@@ -198,6 +100,7 @@ class MetaRewardTrainer(RewardTrainer):
         *,
         train_dataset: Any = None,
         meta_dataset: Any = None,
+        plain_trace: RewardTrace | None = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: Any = None,
@@ -226,22 +129,73 @@ class MetaRewardTrainer(RewardTrainer):
             **options,
         )
         self._direction: Direction | None = None
+        self._control: StrengthControl | None = None
         self._is_ahead = False
         self.meta_report: EncodingReport | None = None
-        if args.meta_mode == "off":
+        if meta_dataset is None:
             return
         self._refuse_unsupported()
         check_precision(p for p in self.model.parameters() if p.requires_grad)
         self._encoder = Encoder(self.processing_class)
-        self._groups, self.meta_report = encode_groups(
+        groups, self.meta_report = encode_groups(
             self._encoder, read_meta_dataset(meta_dataset), args.max_length
         )
-        if args.meta_reward_fraction is not None and args.meta_mode in SIGNS:
-            self._reference_pairs = self._read_reference_pairs()
+        self._groups, watched = self._keep_watched(groups, plain_trace)
+        in_units = args.meta_reward_fraction is not None or args.meta_strength == "auto"
+        self._control = StrengthControl(
+            args,
+            score=self._measure_scores,
+            reference=self._read_reference_pairs()
+            if in_units and args.meta_mode != "off"
+            else None,
+            watched=watched,
+            pad_token_id=self._encoder.pad_token_id,
+            plain=plain_trace,
+        )
         # First of all callbacks: a user's own may read metrics that this one writes.
-        self.callback_handler.callbacks.insert(0, _MetaCallback(self._measure_direction))
+        callback = _MetaCallback(self._measure_direction, self._watch)
+        self.callback_handler.callbacks.insert(0, callback)
+
+    @property
+    def reward_trace(self) -> RewardTrace:
+        """With `meta_mode="off"` and a `meta_dataset`: scores of the watched groups so far."""
+        return self._strength.trace
+
+    @property
+    def guard(self) -> StrengthGuard | None:
+        """What the guard has seen; None without a `plain_trace`."""
+        return self._control.guard if self._control is not None else None
+
+    @property
+    def _strength(self) -> StrengthControl:
+        if self._control is None:
+            raise ConfigError("this trainer watches no groups: give it a meta_dataset")
+        return self._control
+
+    def _keep_watched(
+        self, groups: list[EncodedGroup], plain: RewardTrace | None
+    ) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
+        """Groups to train on, and groups to watch where there is something to compare."""
+        is_auto = self.args.meta_strength == "auto" and self.args.meta_mode != "off"
+        if is_auto and plain is None:
+            logger.warning(
+                "meta_strength='auto' without a plain_trace: bounded in reward units, not guarded "
+                "by the rank correlation with plain training (metarm.training.train_reward_model "
+                "does both)"
+            )
+        if self.args.meta_mode != "off" and plain is None:
+            return groups, []
+        kept, watched = keep_watched(groups)
+        if not watched and plain is not None:
+            logger.warning(
+                "the meta set has %d groups: too few to keep some for the guard, which is off",
+                len(groups),
+            )
+        return kept, watched
 
     def _refuse_unsupported(self) -> None:
+        if self.args.meta_mode == "off":
+            return
         kind = str(self.accelerator.distributed_type).rpartition(".")[2]
         if self.args.n_gpu > 1:
             kind = f"nn.DataParallel over {self.args.n_gpu} GPUs (start with torchrun)"
@@ -276,8 +230,9 @@ class MetaRewardTrainer(RewardTrainer):
         """A few original pairs, always the same, whose scores' spread is the unit of a step."""
         if not hasattr(self.train_dataset, "select"):
             raise ConfigError(
-                "meta_reward_fraction measures its step on a few training pairs, and a streamed "
-                "data set has no rows to pick: give a Dataset, or set meta_step_length"
+                "a strength in reward units is measured on a few training pairs, and a streamed "
+                "data set has no rows to pick: give a Dataset, or set meta_step_length or "
+                "meta_weight"
             )
         count = len(self.train_dataset)
         # Spread over the set: a file may be sorted.
@@ -293,8 +248,10 @@ class MetaRewardTrainer(RewardTrainer):
     def _measure_direction(self, step: int) -> None:
         """J and its gradient at the kept weights, for all micro-batches of this optimiser step."""
         self._direction = None
-        if step % self.args.meta_every:
+        if self.args.meta_mode == "off" or step % self.args.meta_every:
             return
+        if self._strength.factor == 0.0:
+            return  # the guard has turned the meta step off
         self.model.train()
         self._batch, self._share = self._meta_batch(step)
         self._direction = self._over_processes(
@@ -308,41 +265,37 @@ class MetaRewardTrainer(RewardTrainer):
                 f"the gradient of the difference loss is not finite at step {step}: training "
                 "diverged. Lower learning_rate, or meta_step_length / meta_weight."
             )
-        self._step = self._signed_step(self._direction)
+        self._step = self._strength.signed_step(self._direction, self._trainable())
         if self.args.meta_mode in SIGNS:
             metrics["meta/step_size"].append(abs(self._step))
 
-    def _signed_step(self, direction: Direction) -> float:
-        """The multiple of J's gradient to look ahead by: 0 in `joint`."""
-        fraction = self.args.meta_reward_fraction
-        if fraction is None or self.args.meta_mode not in SIGNS:
-            return signed_step(
-                self.args.meta_mode,
-                direction,
-                step_size=self.args.meta_learning_rate,
-                step_length=self.args.meta_step_length,
-            )
-        # Dropout would be taken for a change of the rewards.
-        self.model.eval()
-        with torch.no_grad():
-            size = step_in_reward_units(
-                self._trainable(), direction, self._reference_scores, fraction
-            )
-        self.model.train()
-        return SIGNS[self.args.meta_mode] * size
+    def _watch(self, step: int, num_steps: int) -> None:
+        """After an optimiser step: what the guard sees, into the log."""
+        for name, value in self._strength.watch(step, num_steps).items():
+            self._metrics["train"][name].append(value)
 
-    def _reference_scores(self) -> Tensor:
-        device, pairs = self.accelerator.device, self._reference_pairs
+    @torch.no_grad()
+    def _measure_scores(self, batch: PaddedBatch | MetaBatch) -> Tensor:
+        """Scores of any responses at the weights as they are, without a graph or dropout."""
+        device = self.accelerator.device
         model = self.accelerator.unwrap_model(self.model)
         # Without accelerate's autocast: bfloat16 would round a small change of the scores away.
         forward = getattr(model, "_original_forward", model)
-        logits = forward(
-            input_ids=pairs.input_ids.to(device),
-            attention_mask=pairs.attention_mask.to(device),
-            use_cache=False,
-        ).logits
-        scores: Tensor = logits.squeeze(-1).float()
-        return scores
+        was_training = model.training
+        # Dropout would be taken for a change of the rewards.
+        model.eval()
+        found = []
+        for ids, mask in zip(
+            batch.input_ids.split(MEASURE_BATCH),
+            batch.attention_mask.split(MEASURE_BATCH),
+            strict=True,
+        ):
+            logits = forward(
+                input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+            ).logits
+            found.append(logits.squeeze(-1).float())
+        model.train(was_training)
+        return torch.cat(found)
 
     def _over_processes(self, local: Direction) -> Direction:
         """The direction of the J of all groups, of which each process has measured its share."""
@@ -405,7 +358,9 @@ class MetaRewardTrainer(RewardTrainer):
             loss = super().training_step(*arguments, **options)
             if self.accelerator.sync_gradients:
                 self._log_cosine(parameters, direction)
-                add_gradients(parameters, direction.gradients, -self.args.meta_weight)
+                weight = self._strength.joint_weight(direction, parameters)
+                self._metrics["train"]["meta/weight"].append(weight)
+                add_gradients(parameters, direction.gradients, -weight)
             return loss
         is_exact = self.args.meta_order == "exact"
         correction = (
@@ -475,140 +430,3 @@ class MetaRewardTrainer(RewardTrainer):
 
     def _assert_home(self) -> None:
         assert not self._is_ahead, "weights are at the look-ahead point outside training_step"
-
-
-@dataclass(frozen=True, slots=True)
-class RewardTrainingResult:
-    """What a training run gives back beside the saved model."""
-
-    metrics: dict[str, float]
-    accuracy: Estimate
-    """On held-out pairs, with its 95 % interval, clustered by prompt."""
-    encoding: EncodingReport
-    """Of the pairs."""
-    meta_encoding: EncodingReport | None
-    """Of the meta set's groups; None with `meta_mode="off"`."""
-    num_test_too_long: int
-    """Held-out pairs left out of the accuracy: longer than the model's context."""
-
-
-def train_reward_model(
-    *,
-    model: str,
-    pairs: Sequence[PreferencePair],
-    test_pairs: Sequence[PreferencePair],
-    groups: Sequence[ResponseGroup],
-    settings: RewardSettings,
-    output_dir: Path,
-    seed: int,
-    progress: ProgressReporter,
-) -> RewardTrainingResult:
-    """Train a reward model on pairs (and groups), save it, measure it on held-out pairs.
-
-    Args:
-        model: Folder or hub id of a language model or of a reward model to go on from.
-        pairs: Labelled pairs to train on.
-        test_pairs: Held-out pairs; at least one.
-        groups: The meta set; may be empty with `meta_mode="off"`.
-        settings: See `config.RewardSettings`.
-        output_dir: Where to save.
-        seed: New score head, order of pairs and groups.
-        progress: Gets one bar.
-
-    Raises:
-        DataError: When nothing is left to train or test on.
-        ModelError: When the model cannot be loaded or training diverged.
-
-    Writes:
-        `output_dir` in Hugging Face format, loadable with `AutoModelForSequenceClassification`;
-        `metarm.json` with the settings and the encoding rule; `train_log.jsonl`.
-    """
-    if not test_pairs:
-        raise DataError("no held-out pairs: give a test file or a larger test_fraction")
-    datasets.disable_progress_bars()
-    encoder = load_encoder(model)
-    is_exact = settings.meta_order == "exact" and settings.meta_mode in SIGNS
-    reward_model = load_reward_model(
-        model, encoder, seed=seed, attn_implementation="eager" if is_exact else None
-    )
-    # A model sees nothing sensible beyond its context, whatever max_length asks for.
-    limit = min(settings.max_length, context_length(reward_model))
-    settings = settings.model_copy(update={"max_length": limit})
-    with progress.stage("encode the pairs", len(pairs)) as bar:
-        encoded, report = encode_pairs(encoder, pairs, limit, bar)
-    has_margin = any(pair.margin is not None for pair in encoded)
-    rows = [
-        {"chosen_ids": pair.chosen_ids, "rejected_ids": pair.rejected_ids}
-        | ({"margin": pair.margin or 0.0} if has_margin else {})
-        for pair in encoded
-    ]
-    arguments = _trainer_arguments(settings, output_dir, seed, reward_model)
-    trainer = MetaRewardTrainer(
-        reward_model,
-        arguments,
-        train_dataset=datasets.Dataset.from_list(rows),
-        meta_dataset=groups,
-        processing_class=encoder.tokenizer,
-        peft_config=lora_config(settings) if settings.use_peft else None,
-    )
-    trainer.remove_callback(PrinterCallback)
-    if settings.learning_rate is None:
-        trainer.args.learning_rate = default_learning_rate(trainer.model)
-        settings = settings.model_copy(update={"learning_rate": trainer.args.learning_rate})
-    num_steps = settings.max_steps if settings.max_steps > 0 else _count_steps(settings, len(rows))
-    with progress.stage(f"train the reward model ({settings.meta_mode})", num_steps) as bar:
-        trainer.add_callback(StepReporter(bar))
-        trainer.train()
-    # Without accelerate's wrapper: after training in bf16 the model would score in bf16 as well.
-    trained = merge_adapter(
-        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    )
-    save_reward_model(trained, encoder, settings, output_dir)
-    write_json_lines(output_dir / "train_log.jsonl", trainer.state.log_history)
-    score = RewardModelScore(trained.eval(), encoder)
-    fitting = score.fitting_pairs(test_pairs)
-    with progress.stage("score held-out pairs", 2 * len(fitting)) as bar:
-        accuracy = evaluate_preferences(score.reporting_to(bar), fitting).accuracy
-    metrics = _last_metrics(trainer.state.log_history)
-    return RewardTrainingResult(
-        metrics, accuracy, report, trainer.meta_report, len(test_pairs) - len(fitting)
-    )
-
-
-def _trainer_arguments(
-    settings: RewardSettings, output_dir: Path, seed: int, model: PreTrainedModel
-) -> MetaRewardConfig:
-    on_cpu = model.device.type == "cpu"
-    # TRL's own default stands until the trainable weights can be counted.
-    unset = {"learning_rate"} if settings.learning_rate is None else set()
-    shared = settings.model_dump(exclude={"use_peft", "lora_r", *unset})
-    arguments = MetaRewardConfig(
-        output_dir=str(output_dir),
-        seed=seed,
-        report_to=[],
-        save_strategy="no",
-        logging_steps=5,
-        disable_tqdm=True,
-        use_cpu=on_cpu,
-        dataloader_pin_memory=not on_cpu,
-        **shared,
-    )
-    # Not nn.DataParallel: several GPUs take a launcher, and one process each.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
-def _count_steps(settings: RewardSettings, num_pairs: int) -> int:
-    batches = -(-num_pairs // settings.per_device_train_batch_size)
-    per_epoch = -(-batches // settings.gradient_accumulation_steps)
-    return math.ceil(settings.num_train_epochs * per_epoch)
-
-
-def _last_metrics(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The newest value of every number that was logged."""
-    metrics: dict[str, float] = {}
-    for entry in history:
-        metrics |= {
-            key: float(value) for key, value in entry.items() if isinstance(value, (int, float))
-        }
-    return metrics

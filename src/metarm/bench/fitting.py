@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One network trained as a recipe says, and its scores along the way.
+
+The step itself is `metarm.meta_step`, the same code that trains whole models.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metarm.bench.networks import FeatureHead, Network, TransformerScore
+from metarm.bench.problem import Problem
+from metarm.bench.recipes import Recipe
+from metarm.bench.sides import Critic, density_ratios
+from metarm.config import HeadSettings
+from metarm.meta_step import (
+    SIGNS,
+    Direction,
+    add_gradients,
+    look_ahead,
+    measure_direction,
+)
+from metarm.objectives import bradley_terry_loss, difference_loss
+from metarm.strength import RewardUnits, StrengthGuard, mean_rank_correlation
+
+__all__ = [
+    "Cost",
+    "Trajectory",
+    "accuracies",
+    "build_network",
+    "train_network",
+]
+
+LABEL_REPEAT: Final = 10
+GROUPS_AT_ONCE: Final = 32
+NUM_REFERENCE_PAIRS: Final = 32
+
+
+@dataclass(slots=True)
+class Cost:
+    """Responses sent through a network while training."""
+
+    forward: int = 0
+    backward: int = 0
+    seconds: float = 0.0
+
+    def plus(self, other: "Cost") -> "Cost":
+        """Both together."""
+        return Cost(
+            self.forward + other.forward,
+            self.backward + other.backward,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """Scores along training, and which point the stopping rule takes."""
+
+    steps: tuple[int, ...]
+    scores: Tensor
+    """Shape (points, texts), in logits; NaN where a text was not measured."""
+    validation: tuple[float, ...]
+    """Accuracy on original pairs of prompts that were not trained on, at each point."""
+    cost: Cost
+    weights: tuple[Tensor, ...] = ()
+    """The trained weights at each point, as one vector each; only where a recipe averages them."""
+    strength: tuple[float, ...] = ()
+    """Share of its full strength that a guard has left the meta step, at each point."""
+
+    @property
+    def best(self) -> int:
+        """The point with the highest validation accuracy, mean of it and its two neighbours.
+
+        A few hundred pairs measure an accuracy to 2 points: alone, the highest is chosen by luck.
+        """
+        known = torch.tensor(self.validation)
+        smooth = torch.stack([known[max(i - 1, 0) : i + 2].mean() for i in range(len(known))])
+        return int(smooth.argmax())
+
+    def at(self, step: int) -> Tensor:
+        """All texts' scores at a step, or at the last one where it was not measured."""
+        return self.scores[self.steps.index(step) if step in self.steps else -1]
+
+
+def build_network(problem: Problem, settings: HeadSettings, seed: int) -> Network:
+    """A head on the problem's features, or on its backbone; new weights are drawn by the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if problem.backbone is not None:
+            return TransformerScore(problem.backbone)
+        return FeatureHead(problem.features, settings.hidden)
+
+
+def accuracies(scores: Tensor, pairs: Tensor) -> tuple[float, ...]:
+    """Share of pairs that each row of scores orders as labelled; a tie counts one half."""
+    gaps = scores[:, pairs[:, 0]] - scores[:, pairs[:, 1]]
+    return tuple(((1 + gaps.sign()) / 2).mean(1).tolist())
+
+
+@dataclass(eq=False)
+class _Fit:
+    """One network on its way."""
+
+    problem: Problem
+    recipe: Recipe
+    settings: HeadSettings
+    network: Network
+    pairs: Tensor
+    weights: Tensor | None
+    critic: Critic | None
+    guard: StrengthGuard | None
+    noise: torch.Generator
+    """Of random directions alone: the batches stay those of every other method."""
+    cost: Cost = field(default_factory=Cost)
+    units: RewardUnits = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.units = RewardUnits(lambda: _reference_scores(self))
+
+    @property
+    def strength(self) -> float:
+        """What a guard has left of the full strength."""
+        return 1.0 if self.guard is None else self.guard.factor
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """Scores of texts with their graph, any shape of row numbers; 0 where one is -1."""
+        is_text = rows >= 0
+        count = int(is_text.sum())
+        self.cost.forward += count
+        self.cost.backward += count
+        flat: Tensor = self.network(rows[is_text])
+        return flat.new_zeros(rows.shape).masked_scatter(is_text, flat)
+
+    def difference(self, groups: Tensor) -> Tensor:
+        """J of some groups."""
+        return difference_loss(self.scores(groups), groups >= 0)
+
+
+def train_network(
+    problem: Problem,
+    recipe: Recipe,
+    settings: HeadSettings,
+    seed: int,
+    *,
+    member: int = 0,
+    plain: Trajectory | None = None,
+) -> Trajectory:
+    """Train one network and score the texts along the way.
+
+    Args:
+        problem: Nothing in it is tested on.
+        recipe: Its `members`, `seed_offset` and pseudo-labels are the caller's business.
+        settings: Sizes and rates.
+        seed: Start of the weights, order of the batches.
+        member: Of an ensemble: another start, order and bootstrap draw.
+        plain: The same network without the meta step, which a guard compares with.
+    """
+    started = time.monotonic()
+    draw = torch.Generator().manual_seed(seed * 1009 + member)
+    pairs = _training_pairs(problem, recipe)
+    if recipe.members > 1:
+        pairs = pairs[torch.randint(len(pairs), (len(pairs),), generator=draw)]
+    # Averaged weights must lie in one basin: their members share a start.
+    start = seed * 1009 + (0 if recipe.averages_weights else member)
+    fit = _Fit(
+        problem,
+        recipe,
+        settings,
+        build_network(problem, settings, start),
+        pairs,
+        density_ratios(problem, pairs) if recipe.weighs_pairs else None,
+        None,
+        StrengthGuard(recipe.least_rank_correlation)
+        if plain is not None and recipe.least_rank_correlation is not None
+        else None,
+        torch.Generator().manual_seed(start + 1),
+    )
+    if recipe.domain_weight:
+        fit.critic = Critic(fit.network.width, seed)
+    parameters = fit.network.trainable()
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate or fit.network.default_learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+    pair_rows = _endless(len(pairs), settings.batch_size, draw)
+    group_rows = _endless(len(problem.groups), settings.num_groups, draw)
+    steps, scores, vectors, strength = [], [], [], []
+    for step in range(1, settings.num_steps + 1):
+        chosen, groups = next(pair_rows), problem.groups[next(group_rows)]
+        optimizer.zero_grad(set_to_none=True)
+        with _around(fit, chosen, groups):
+            _preference_loss(fit, chosen, groups).backward()
+        optimizer.step()
+        if step % settings.measure_every == 0 or step == settings.num_steps:
+            steps.append(step)
+            scores.append(_measure(fit))
+            strength.append(fit.strength)
+            if recipe.averages_weights:
+                vectors.append(nn.utils.parameters_to_vector(parameters).detach().clone())
+            if fit.guard is not None and plain is not None:
+                reference = plain.at(step)
+                fit.guard.observe(
+                    mean_rank_correlation(problem.watched_groups, scores[-1], reference)
+                )
+                if not fit.guard.holds:
+                    # Plain training stands in, until what is left of the step is close to it.
+                    scores[-1], strength[-1] = reference, 0.0
+                    vectors[-1:] = plain.weights[len(steps) - 1 : len(steps)]
+    fit.cost.seconds = time.monotonic() - started
+    return Trajectory(
+        tuple(steps),
+        torch.stack(scores),
+        accuracies(torch.stack(scores), problem.validation),
+        fit.cost,
+        tuple(vectors),
+        tuple(strength),
+    )
+
+
+def _training_pairs(problem: Problem, recipe: Recipe) -> Tensor:
+    if recipe.is_oracle:
+        return problem.own_labels
+    labels = problem.own_labels[: recipe.num_labels].repeat(LABEL_REPEAT, 1)
+    return torch.cat([problem.pairs, labels])
+
+
+def _endless(size: int, batch: int, draw: torch.Generator) -> Iterator[Tensor]:
+    """Batches of row numbers; each comes once before any comes again."""
+    waiting = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(waiting) < batch:
+            waiting = torch.cat([waiting, torch.randperm(size, generator=draw)])
+        yield waiting[:batch]
+        waiting = waiting[batch:]
+
+
+def _preference_loss(fit: _Fit, chosen: Tensor, groups: Tensor) -> Tensor:
+    recipe = fit.recipe
+    scores = fit.scores(fit.pairs[chosen])
+    if fit.weights is None:
+        loss = bradley_terry_loss(scores[:, 0], scores[:, 1])
+    else:
+        loss = -(fit.weights[chosen] * functional.logsigmoid(scores[:, 0] - scores[:, 1])).mean()
+    if recipe.centring:
+        loss = loss + recipe.centring * scores.sum(1).square().mean()
+    if recipe.batch_sum:
+        loss = loss + recipe.batch_sum * scores.mean().square() * scores.numel()
+    if fit.critic is not None:
+        original = fit.network.hidden(fit.pairs[chosen].reshape(-1))
+        shifted = fit.network.hidden(groups[groups >= 0])
+        fit.cost.forward += len(original) + len(shifted)
+        fit.cost.backward += len(original) + len(shifted)
+        loss = loss + recipe.domain_weight * fit.critic.distance(original, shifted)
+    return loss
+
+
+@contextmanager
+def _around(fit: _Fit, chosen: Tensor, groups: Tensor) -> Iterator[None]:
+    """The recipe's step around the preference gradient; `metarm.meta_step` moves and puts back."""
+    recipe, parameters = fit.recipe, fit.network.trainable()
+    if recipe.step == "off" or fit.strength == 0.0:
+        yield
+        return
+    if recipe.step == "sam":
+        pairs = fit.scores(fit.pairs[chosen])
+        direction = measure_direction(bradley_terry_loss(pairs[:, 0], pairs[:, 1]), parameters)
+        size = recipe.strength / max(direction.norm, 1e-12)
+    else:
+        direction = measure_direction(fit.difference(groups), parameters)
+        size = SIGNS.get(recipe.step, 1.0) * recipe.strength * fit.strength
+    if recipe.step == "random":
+        direction = _random_direction(direction, fit.noise)
+    if recipe.step == "joint":
+        yield
+        weight = recipe.strength
+        if recipe.reward_fraction is not None:
+            gradients = [p.grad for p in parameters]
+            bound = fit.units.joint_weight(parameters, direction, gradients, recipe.reward_fraction)
+            weight = min(weight, bound)
+        add_gradients(parameters, direction.gradients, -weight * fit.strength)
+        return
+    if recipe.reward_fraction is not None:
+        size = (
+            SIGNS.get(recipe.step, 1.0)
+            * fit.strength
+            * fit.units.look_ahead_step(parameters, direction, recipe.reward_fraction)
+        )
+    with look_ahead(parameters, direction.gradients, size):
+        yield
+
+
+def _random_direction(direction: Direction, draw: torch.Generator) -> Direction:
+    """Another direction of the same length: what moving the weights anywhere would do."""
+    noise = [
+        None if g is None else torch.randn(g.shape, generator=draw) for g in direction.gradients
+    ]
+    length = sum(float(n.square().sum()) for n in noise if n is not None) ** 0.5
+    scale = direction.norm / max(length, 1e-12)
+    return Direction(
+        direction.difference,
+        tuple(None if n is None else n * scale for n in noise),
+        direction.norm,
+    )
+
+
+def _reference_scores(fit: _Fit) -> Tensor:
+    """Scores of a few original pairs, always the same, whose spread is the unit of rewards."""
+    every = -(-len(fit.pairs) // NUM_REFERENCE_PAIRS)
+    rows = fit.pairs[::every].reshape(-1)
+    fit.cost.forward += len(rows)
+    return fit.network.measure(rows)
+
+
+def _measure(fit: _Fit) -> Tensor:
+    """Scores of the texts that matter now; NaN for the others."""
+    problem, network = fit.problem, fit.network
+    rows = torch.arange(problem.num_texts) if problem.measured is None else problem.measured
+    context = nullcontext()
+    if fit.recipe.deploys_look_ahead:
+        size = SIGNS.get(fit.recipe.step, 0.0) * fit.recipe.strength
+        context = look_ahead(network.trainable(), _whole_direction(fit), size)  # type: ignore[assignment]
+    scores = torch.full((problem.num_texts,), torch.nan)
+    with context:
+        scores[rows] = network.measure(rows)
+    return scores
+
+
+def _whole_direction(fit: _Fit) -> list[Tensor | None]:
+    """The gradient of J over all groups, a few at a time."""
+    parameters, groups = fit.network.trainable(), fit.problem.groups
+    total: list[Tensor | None] = [None] * len(parameters)
+    for part in groups.split(GROUPS_AT_ONCE):
+        share = len(part) / len(groups)
+        found = measure_direction(share * fit.difference(part), parameters).gradients
+        total = [
+            new if old is None else old if new is None else old + new
+            for old, new in zip(total, found, strict=True)
+        ]
+    return total

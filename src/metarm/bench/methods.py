@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A method as its recipe says: one network, or several that teach, guard or average one another."""
+
+import functools
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from metarm.bench.fitting import Cost, Trajectory, accuracies, build_network, train_network
+from metarm.bench.problem import Problem
+from metarm.bench.recipes import Recipe
+from metarm.config import HeadSettings
+from metarm.errors import EmptySetError
+
+__all__ = ["train_recipe"]
+
+
+def train_recipe(
+    problem: Problem,
+    recipe: Recipe,
+    settings: HeadSettings,
+    seed: int,
+    *,
+    plain: Trajectory | None = None,
+) -> Trajectory:
+    """Train what a recipe asks for and score the texts along the way.
+
+    Args:
+        problem: Nothing in it is tested on.
+        recipe: See `recipes.Recipe`.
+        settings: Sizes and rates.
+        seed: Start of the weights, order of the batches.
+        plain: What the plain recipe gives for the same problem, settings and seed, where it is
+            there already; a guard that needs it is charged for it all the same.
+
+    Raises:
+        EmptySetError: When a recipe needs labels or groups that are not there.
+    """
+    if recipe.uses_labels and len(problem.own_labels) < max(recipe.num_labels, 1):
+        raise EmptySetError(
+            f"this method uses {recipe.num_labels or 'all'} labelled shifted pairs, and there are "
+            f"{len(problem.own_labels)}"
+        )
+    seed += recipe.seed_offset
+    plain = None if recipe.seed_offset else plain
+    recipe = replace(recipe, seed_offset=0)
+    if recipe.pseudo_confidence is not None:
+        teacher = train_recipe(_measuring_groups(problem), Recipe(), settings, seed)
+        problem = _with_pseudo_labels(problem, teacher, recipe.pseudo_confidence)
+        found = train_recipe(problem, replace(recipe, pseudo_confidence=None), settings, seed)
+        return replace(found, cost=teacher.cost.plus(found.cost))
+    members = [
+        _train_member(problem, recipe, settings, seed, member, plain)
+        for member in range(recipe.members)
+    ]
+    if len(members) == 1:
+        return members[0]
+    cost = functools.reduce(Cost.plus, (member.cost for member in members))
+    if recipe.averages_weights:
+        vectors = [
+            torch.stack(point).mean(0) for point in zip(*(m.weights for m in members), strict=True)
+        ]
+        scores = torch.stack([_scores_at(problem, settings, vector) for vector in vectors])
+    else:
+        scores = _combine([_in_units(problem, m.scores) for m in members], recipe.pessimism)
+    strength = tuple(
+        sum(point) / len(members) for point in zip(*(m.strength for m in members), strict=True)
+    )
+    return Trajectory(
+        members[0].steps,
+        scores,
+        accuracies(scores, problem.validation),
+        cost,
+        members[0].weights,
+        strength,
+    )
+
+
+def _train_member(
+    problem: Problem,
+    recipe: Recipe,
+    settings: HeadSettings,
+    seed: int,
+    member: int,
+    plain: Trajectory | None,
+) -> Trajectory:
+    """One network; with a guard, after its plain twin, which stands in where the guard fails."""
+    if recipe.least_rank_correlation is None:
+        return train_network(problem, recipe, settings, seed, member=member)
+    # All but the step: labels of the same recipe stay in what it is compared with.
+    without = replace(
+        recipe, step="off", strength=0.0, reward_fraction=None, least_rank_correlation=None
+    )
+    if plain is None or without != Recipe():
+        plain = train_network(problem, without, settings, seed, member=member)
+    found = train_network(problem, recipe, settings, seed, member=member, plain=plain)
+    return replace(found, cost=plain.cost.plus(found.cost))
+
+
+def _combine(members: list[Tensor], pessimism: float | None) -> Tensor:
+    """Mean, or -beta log E exp(-r / beta): towards the minimum as beta falls."""
+    together = torch.stack(members)
+    if pessimism is None:
+        return together.mean(0)
+    soft = torch.logsumexp(-together / pessimism, dim=0) - torch.tensor(len(members)).log()
+    return -pessimism * soft
+
+
+def _in_units(problem: Problem, scores: Tensor) -> Tensor:
+    """Scores with mean 0 and spread 1 over original texts: members' scales differ."""
+    seen = scores[:, problem.unit_rows]
+    return (scores - seen.mean(1, keepdim=True)) / seen.std(1, keepdim=True).clamp(min=1e-6)
+
+
+def _measuring_groups(problem: Problem) -> Problem:
+    """The same, all groups among the texts that are measured."""
+    if problem.measured is None:
+        return problem
+    groups = problem.groups[problem.groups >= 0]
+    return replace(problem, measured=torch.cat([problem.measured, groups]).unique())
+
+
+def _with_pseudo_labels(problem: Problem, teacher: Trajectory, confidence: float) -> Problem:
+    """West-of-n: best against worst of each group where the teacher is sure enough."""
+    scores = teacher.scores[teacher.best]
+    found = []
+    for group in problem.groups:
+        rows = group[group >= 0]
+        own = scores[rows]
+        if torch.sigmoid(own.max() - own.min()) >= confidence:
+            found.append(torch.stack([rows[own.argmax()], rows[own.argmin()]]))
+    pseudo = torch.stack(found) if found else problem.pairs[:0]
+    return replace(problem, pairs=torch.cat([problem.pairs, pseudo]))
+
+
+def _scores_at(problem: Problem, settings: HeadSettings, vector: Tensor) -> Tensor:
+    """Scores of the texts by a network of these weights."""
+    network = build_network(problem, settings, 0)
+    nn.utils.vector_to_parameters(vector, network.trainable())
+    rows = torch.arange(problem.num_texts) if problem.measured is None else problem.measured
+    scores = torch.full((problem.num_texts,), torch.nan)
+    scores[rows] = network.measure(rows)
+    return scores

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a method trains: a small head on frozen features, or a pretrained model under a linear one.
+
+Both take row numbers of a problem's texts and give their scores, so every method trains either.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metarm.bench.features import mean_over_response
+from metarm.bench.tokens import TokenTable, read_tokens
+from metarm.errors import ConfigError
+from metarm.models.loading import default_learning_rate, load_backbone
+from metarm.schema import Prompt
+
+__all__ = ["Backbone", "FeatureHead", "Network", "TransformerScore", "read_backbone"]
+
+Trained = Literal["top", "lora", "all"]
+MEASURE_BATCH: Final = 64
+HEAD_LEARNING_RATE: Final = 1e-3
+
+
+class Network(nn.Module):
+    """Row numbers of texts in, scores out."""
+
+    default_learning_rate: float
+    width: int
+    """Of its last hidden layer."""
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        """What the last layer sees, shape (rows, width); `rows` has one dimension."""
+        raise NotImplementedError
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Scores in logits, shape (rows,), with their graph."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def measure(self, rows: Tensor) -> Tensor:
+        """The same without a graph, for any number of rows."""
+        raise NotImplementedError
+
+    def trainable(self) -> list[Tensor]:
+        """The weights that training moves."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+
+class FeatureHead(Network):
+    """Features -> hidden layers with ReLU -> one score."""
+
+    default_learning_rate = HEAD_LEARNING_RATE
+
+    def __init__(self, features: Tensor, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.features = features
+        size = features.shape[1]
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [nn.Linear(size, width), nn.ReLU()]
+            size = width
+        self.width = size
+        self.trunk = nn.Sequential(*layers)
+        self.score = nn.Linear(size, 1)
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        """See `Network`."""
+        states: Tensor = self.trunk(self.features[rows])
+        return states
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """See `Network`."""
+        scores: Tensor = self.score(self.hidden(rows)).squeeze(-1)
+        return scores
+
+    @torch.no_grad()
+    def measure(self, rows: Tensor) -> Tensor:
+        """See `Network`."""
+        scores: Tensor = self(rows)
+        return scores
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A pretrained model to train, the texts as its tokens, and which of its weights move."""
+
+    model: str
+    """Folder or hub id."""
+    tokens: TokenTable
+    trained: Trained
+    top_layers: int
+    """Of `top`: how many of the last layers move."""
+    lora_r: int
+    """Of `lora`: rank of the adapter on every linear layer."""
+
+
+def read_backbone(
+    model: str,
+    texts: Sequence[tuple[Prompt, str]],
+    *,
+    max_length: int,
+    trained: Trained,
+    top_layers: int,
+    lora_r: int,
+) -> Backbone:
+    """Texts as the tokens of the model at `model`: see `Backbone`.
+
+    Raises:
+        ModelError: When there is no model.
+    """
+    tokenizer, _ = load_backbone(model)
+    return Backbone(model, read_tokens(tokenizer, texts, max_length), trained, top_layers, lora_r)
+
+
+class TransformerScore(Network):
+    """Tokens -> a pretrained model -> mean of the last states over the response -> one score.
+
+    Bidirectional encoders and causal models both; without dropout, so that methods differ in
+    nothing but themselves.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.tokens = backbone.tokens
+        _, model = load_backbone(backbone.model)
+        self.model = _CHOOSE_TRAINED[backbone.trained](model, backbone)
+        self.model.eval()
+        self.width = model.config.get_text_config().hidden_size
+        self.score = nn.Linear(self.width, 1).to(model.device)
+        self.default_learning_rate = default_learning_rate(self)
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        """See `Network`."""
+        batch = self.tokens.batch(rows.tolist())
+        device = self.score.weight.device
+        states = self.model(
+            input_ids=batch.ids.to(device), attention_mask=batch.is_text.long().to(device)
+        ).last_hidden_state
+        return mean_over_response(states, batch.is_response.to(device))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """See `Network`."""
+        scores: Tensor = self.score(self.hidden(rows)).squeeze(-1).float().cpu()
+        return scores
+
+    @torch.no_grad()
+    def measure(self, rows: Tensor) -> Tensor:
+        """See `Network`."""
+        order = self.tokens.by_length(rows.tolist())
+        found: dict[int, float] = {}
+        for start in range(0, len(order), MEASURE_BATCH):
+            part = order[start : start + MEASURE_BATCH]
+            found.update(zip(part, self(torch.tensor(part)).tolist(), strict=True))
+        return torch.tensor([found[row] for row in rows.tolist()])
+
+
+def _train_all(model: nn.Module, backbone: Backbone) -> nn.Module:
+    return model
+
+
+def _train_top(model: Any, backbone: Backbone) -> Any:
+    """Freezes everything but the last layers."""
+    num_layers = model.config.get_text_config().num_hidden_layers
+    stacks = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers
+    ]
+    if len(stacks) != 1:
+        raise ConfigError(
+            f"trained=top looks for one list of {num_layers} layers in {backbone.model!r} and "
+            f"found {len(stacks)}: use trained=lora or trained=all"
+        )
+    model.requires_grad_(False)
+    for layer in stacks[0][max(0, num_layers - backbone.top_layers) :]:
+        layer.requires_grad_(True)
+    return model
+
+
+def _train_lora(model: Any, backbone: Backbone) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ConfigError(
+            "trained=lora needs the peft package: pip install 'metarm[peft]'"
+        ) from error
+    settings = LoraConfig(
+        r=backbone.lora_r, lora_alpha=2 * backbone.lora_r, target_modules="all-linear"
+    )
+    return get_peft_model(model, settings)
+
+
+_CHOOSE_TRAINED: Final = {"all": _train_all, "top": _train_top, "lora": _train_lora}

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reward-model training: TRL's `RewardTrainer` with the MetaRM step."""
+
+from metarm.training.run import RewardTrainingResult, train_reward_model
+from metarm.training.settings import META_METRICS, MetaRewardConfig
+from metarm.training.trainer import MetaRewardTrainer
+
+__all__ = [
+    "META_METRICS",
+    "MetaRewardConfig",
+    "MetaRewardTrainer",
+    "RewardTrainingResult",
+    "train_reward_model",
+]

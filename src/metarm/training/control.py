@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How strong the trainer's meta step is at each optimiser step: fixed, or set by the data."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from metarm.data.encoding import EncodedGroup, PaddedBatch
+from metarm.data.meta_batches import MetaBatch, collate_groups
+from metarm.errors import ConfigError
+from metarm.meta_step import SIGNS, Direction, signed_step
+from metarm.strength import (
+    FULL_FRACTION,
+    FULL_WEIGHT,
+    RewardUnits,
+    StrengthGuard,
+    mean_rank_correlation,
+)
+
+__all__ = ["RewardTrace", "StrengthControl", "keep_watched"]
+
+NUM_CHECKS: Final = 10
+MOST_WATCHED: Final = 64
+LEAST_WATCHED: Final = 5
+WATCHED_SHARE: Final = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardTrace:
+    """A plain reward model's scores of the watched groups along its training."""
+
+    scores: dict[int, Tensor] = field(default_factory=dict)
+    """Optimiser step -> scores, shape (groups, k), 0 where a group is smaller."""
+
+    def at(self, step: int) -> Tensor:
+        """The scores at a step.
+
+        Raises:
+            ConfigError: When it was not recorded: the two trainings differ in their steps.
+        """
+        if step not in self.scores:
+            raise ConfigError(
+                f"plain_trace has no scores at step {step}, only at {sorted(self.scores)}: train "
+                "the plain model with the same data, batch sizes, seed and number of steps"
+            )
+        return self.scores[step]
+
+
+def keep_watched(
+    groups: Sequence[EncodedGroup],
+) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
+    """Groups to train on, and every tenth (64 at most) to watch alone; none of fewer than 50."""
+    count = min(MOST_WATCHED, int(WATCHED_SHARE * len(groups)))
+    if count < LEAST_WATCHED:
+        return list(groups), []
+    every = len(groups) // count
+    watched = set(range(0, every * count, every))
+    return (
+        [group for index, group in enumerate(groups) if index not in watched],
+        [groups[index] for index in sorted(watched)],
+    )
+
+
+class StrengthControl:
+    """The strength of the meta step: from the settings, or in reward units behind a guard.
+
+    Args:
+        args: A `MetaRewardConfig`.
+        score: Scores of a padded batch without a graph, without dropout, in fp32, shape (rows,).
+        reference: Original responses whose scores' spread is the unit; None where none is needed.
+        watched: Groups that are not trained on; empty where nothing is guarded.
+        pad_token_id: To pad them with.
+        plain: What the plain model gave the watched groups; None records, or leaves unguarded.
+    """
+
+    def __init__(
+        self,
+        args: Any,
+        *,
+        score: Callable[[PaddedBatch | MetaBatch], Tensor],
+        reference: PaddedBatch | None,
+        watched: Sequence[EncodedGroup],
+        pad_token_id: int,
+        plain: RewardTrace | None,
+    ) -> None:
+        self._args = args
+        self._score = score
+        self._plain = plain
+        self._watched = None
+        if watched:
+            self._watched = collate_groups(watched, pad_token_id, torch.device("cpu"))
+        self.trace = RewardTrace()
+        self.guard = StrengthGuard() if plain is not None and watched else None
+        self._is_auto = args.meta_strength == "auto"
+        self._units = None
+        if reference is not None:
+            self._units = RewardUnits(lambda: score(reference))
+
+    @property
+    def factor(self) -> float:
+        """What the guard leaves of the full strength, in [0, 1]."""
+        return 1.0 if self.guard is None else self.guard.factor
+
+    def signed_step(self, direction: Direction, parameters: Sequence[Tensor]) -> float:
+        """The multiple of J's gradient to look ahead by; 0 in `joint`."""
+        args, mode = self._args, self._args.meta_mode
+        if self._units is None or mode not in SIGNS:
+            return signed_step(
+                mode,
+                direction,
+                step_size=args.meta_learning_rate or 0.0,
+                step_length=args.meta_step_length,
+            )
+        fraction = FULL_FRACTION[mode] if self._is_auto else args.meta_reward_fraction
+        step = self._units.look_ahead_step(parameters, direction, fraction)
+        return SIGNS[mode] * self.factor * step
+
+    def joint_weight(self, direction: Direction, parameters: Sequence[Tensor]) -> float:
+        """The weight of J, after the preference gradient has been left in `.grad`."""
+        args = self._args
+        weight: float = FULL_WEIGHT if self._is_auto else args.meta_weight
+        if self._units is not None:
+            fraction = FULL_FRACTION["joint"] if self._is_auto else args.meta_reward_fraction
+            gradients = [p.grad for p in parameters]
+            bound = self._units.joint_weight(parameters, direction, gradients, fraction)
+            weight = min(weight, bound)
+        return weight * self.factor
+
+    def watch(self, step: int, num_steps: int) -> Mapping[str, float]:
+        """After an optimiser step: record the watched scores, or compare them with plain ones.
+
+        Returns:
+            Metrics of a check, empty between two.
+        """
+        every = max(1, num_steps // NUM_CHECKS)
+        if self._watched is None or (step % every and step != num_steps):
+            return {}
+        mask = self._watched.mask
+        flat = self._score(self._watched).cpu()
+        scores = torch.zeros(mask.shape).masked_scatter(mask, flat)
+        if self.guard is None or self._plain is None:
+            self.trace.scores[step] = scores
+            return {}
+        before = self.guard.factor
+        rows = torch.arange(mask.numel()).reshape(mask.shape).masked_fill(~mask, -1)
+        self.guard.observe(
+            mean_rank_correlation(rows, scores.reshape(-1), self._plain.at(step).reshape(-1))
+        )
+        if self.guard.factor < before:
+            logger.warning(
+                "step %d: rewards order the watched groups unlike plain training's (rank "
+                "correlation %.2f, below %.2f): the meta step goes on at %g of its strength",
+                step,
+                self.guard.newest,
+                self.guard.least,
+                self.guard.factor,
+            )
+        found = {"meta/strength": self.guard.factor}
+        if self.guard.newest is not None:
+            found["meta/rank_correlation"] = self.guard.newest
+        return found

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training a reward model from pairs and groups to a saved folder, with its plain twin as guard."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import datasets
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.trainer_callback import PrinterCallback
+
+from metarm.config import META_NUMBERS, RewardSettings, resolve_strength
+from metarm.data.encoding import EncodedPair, Encoder, EncodingReport, encode_pairs
+from metarm.errors import ConfigError, DataError
+from metarm.meta_step import SIGNS
+from metarm.models.loading import (
+    default_learning_rate,
+    load_encoder,
+    load_reward_model,
+    lora_config,
+    read_context_length,
+)
+from metarm.models.pair_evaluation import evaluate_preferences
+from metarm.models.reporting import StepReporter
+from metarm.models.reward_model import RewardModelScore
+from metarm.models.saving import merge_adapter, save_reward_model
+from metarm.protocols import ProgressReporter
+from metarm.schema import Estimate, PreferencePair, ResponseGroup
+from metarm.storage import write_json_lines
+from metarm.strength import StrengthGuard, choose_by_probe
+from metarm.training.control import RewardTrace
+from metarm.training.settings import MetaRewardConfig
+from metarm.training.trainer import MetaRewardTrainer
+
+__all__ = ["GuardReport", "RewardTrainingResult", "train_reward_model"]
+
+PLACES: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Between the plain model's weights and the adapted one's, where a probe looks."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardReport:
+    """What the guard, and a probe where there was one, did to the strength of the meta step."""
+
+    strength: float
+    """Share of its full strength that the meta step ended with; 0: turned off."""
+    rank_correlation: float | None
+    """With the plain reward model on watched groups, at the end; None where nothing was watched."""
+    lowest_rank_correlation: float | None
+    """Of all checks."""
+    kept: float
+    """Place of the saved weights between the plain model's (0) and the adapted one's (1)."""
+    num_probe_pairs: int
+    """Labelled pairs that chose `kept`; 0: the guard alone."""
+
+    def summary(self) -> str:
+        """In words."""
+        what = "the adapted model" if self.kept == 1.0 else "the PLAIN model"
+        if 0.0 < self.kept < 1.0:
+            what = f"{self.kept:g} of the way from the plain model to the adapted one"
+        why = f"chosen by {self.num_probe_pairs} labelled pairs" if self.num_probe_pairs else ""
+        if self.rank_correlation is not None:
+            seen = (
+                f"the meta step ended at {self.strength:g} of its strength, rank correlation with "
+                f"plain training {self.rank_correlation:.2f}, {self.lowest_rank_correlation:.2f} "
+                "at its lowest"
+            )
+            why = f"{why}; {seen}" if why else seen
+        return f"kept {what} ({why or 'not guarded: too few groups'})"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardTrainingResult:
+    """What a training run gives back beside the saved model."""
+
+    metrics: dict[str, float]
+    accuracy: Estimate
+    """On held-out pairs, with its 95 % interval, clustered by prompt."""
+    encoding: EncodingReport
+    """Of the pairs."""
+    meta_encoding: EncodingReport | None
+    """Of the meta set's groups; None with `meta_mode="off"`."""
+    num_test_too_long: int
+    """Held-out pairs left out of the accuracy: longer than the model's context."""
+    guard: GuardReport | None = None
+    """With `meta_strength="auto"` and its guard."""
+
+
+def train_reward_model(
+    *,
+    model: str,
+    pairs: Sequence[PreferencePair],
+    test_pairs: Sequence[PreferencePair],
+    groups: Sequence[ResponseGroup],
+    settings: RewardSettings,
+    output_dir: Path,
+    seed: int,
+    progress: ProgressReporter,
+    probe: Sequence[PreferencePair] = (),
+) -> RewardTrainingResult:
+    """Train a reward model on pairs (and groups), save it, measure it on held-out pairs.
+
+    With `meta_strength="auto"` and its guard the plain reward model is trained first, in the same
+    order of the same pairs; it stands in where the adapted one ends too far from it.
+
+    Args:
+        model: Folder or hub id of a language model or of a reward model to go on from.
+        pairs: Labelled pairs to train on.
+        test_pairs: Held-out pairs; at least one.
+        groups: The meta set; may be empty with `meta_mode="off"`.
+        settings: See `config.RewardSettings`.
+        output_dir: Where to save.
+        seed: New score head, order of pairs and groups.
+        progress: Gets a bar for each part.
+        probe: Labelled pairs of the shifted policy's responses. They choose how far to go from the
+            plain model to the adapted one, down to not at all; `meta_strength="auto"` only.
+
+    Raises:
+        DataError: When nothing is left to train or test on.
+        ConfigError: When a probe is given and nothing is there that it could choose.
+        ModelError: When the model cannot be loaded or training diverged.
+
+    Writes:
+        `output_dir` in Hugging Face format, loadable with `AutoModelForSequenceClassification`;
+        `metarm.json` with the settings and the encoding rule; `train_log.jsonl`.
+    """
+    if not test_pairs:
+        raise DataError("no held-out pairs: give a test file or a larger test_fraction")
+    is_guarded = _is_guarded(settings)
+    if probe and not is_guarded:
+        raise ConfigError(
+            "a probe chooses between the plain and the adapted reward model: it needs "
+            "meta_strength='auto', meta_guard=true and a meta_mode other than off"
+        )
+    datasets.disable_progress_bars()
+    encoder = load_encoder(model)
+    limit = min(settings.max_length, read_context_length(model))
+    # A model sees nothing sensible beyond its context, whatever max_length asks for.
+    settings = settings.model_copy(update={"max_length": limit})
+    with progress.stage("encode the pairs", len(pairs)) as bar:
+        encoded, report = encode_pairs(encoder, pairs, limit, bar)
+    job = _Job(model, encoder, _to_rows(encoded), settings, output_dir, seed, progress)
+    plain_model, trace = None, None
+    if is_guarded:
+        plain = job.train("off", groups)
+        trace = plain.reward_trace
+        plain_model = _trained(plain).cpu()
+        del plain  # with its optimiser's memory
+    trainer = job.train(settings.meta_mode, groups if settings.meta_mode != "off" else None, trace)
+    settings = settings.model_copy(update={"learning_rate": trainer.args.learning_rate})
+    trained, guard = _trained(trainer), None
+    if plain_model is not None:
+        guard = _keep(trained, plain_model, trainer.guard, probe, encoder)
+        logger.info("%s", guard.summary())
+    save_reward_model(trained, encoder, settings, output_dir)
+    write_json_lines(output_dir / "train_log.jsonl", trainer.state.log_history)
+    score = RewardModelScore(trained.eval(), encoder)
+    fitting = score.fitting_pairs(test_pairs)
+    with progress.stage("score held-out pairs", 2 * len(fitting)) as bar:
+        accuracy = evaluate_preferences(score.reporting_to(bar), fitting).accuracy
+    return RewardTrainingResult(
+        _last_metrics(trainer.state.log_history),
+        accuracy,
+        report,
+        trainer.meta_report,
+        len(test_pairs) - len(fitting),
+        guard,
+    )
+
+
+def _is_guarded(settings: RewardSettings) -> bool:
+    numbers = {name: getattr(settings, name) for name in META_NUMBERS}
+    is_auto = resolve_strength(settings.meta_strength, numbers) == "auto"
+    return is_auto and settings.meta_guard and settings.meta_mode != "off"
+
+
+def _to_rows(encoded: Sequence[EncodedPair]) -> datasets.Dataset:
+    has_margin = any(pair.margin is not None for pair in encoded)
+    return datasets.Dataset.from_list(
+        [
+            {"chosen_ids": pair.chosen_ids, "rejected_ids": pair.rejected_ids}
+            | ({"margin": pair.margin or 0.0} if has_margin else {})
+            for pair in encoded
+        ]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a plain training and the adapted one beside it share."""
+
+    model: str
+    encoder: Encoder
+    rows: datasets.Dataset
+    settings: RewardSettings
+    output_dir: Path
+    seed: int
+    progress: ProgressReporter
+
+    def train(
+        self,
+        mode: str,
+        groups: Sequence[ResponseGroup] | None,
+        trace: RewardTrace | None = None,
+    ) -> MetaRewardTrainer:
+        """A trainer that has trained: from the same weights, on the same rows in the same order."""
+        settings = self.settings.model_copy(update={"meta_mode": mode})
+        is_exact = settings.meta_order == "exact" and mode in SIGNS
+        model = load_reward_model(
+            self.model,
+            self.encoder,
+            seed=self.seed,
+            attn_implementation="eager" if is_exact else None,
+        )
+        trainer = MetaRewardTrainer(
+            model,
+            _trainer_arguments(settings, self.output_dir, self.seed, model),
+            train_dataset=self.rows,
+            meta_dataset=groups,
+            plain_trace=trace,
+            processing_class=self.encoder.tokenizer,
+            peft_config=lora_config(settings) if settings.use_peft else None,
+        )
+        trainer.remove_callback(PrinterCallback)
+        if settings.learning_rate is None:
+            trainer.args.learning_rate = default_learning_rate(trainer.model)
+        num_steps = settings.max_steps
+        if num_steps <= 0:
+            num_steps = _count_steps(settings, len(self.rows))
+        with self.progress.stage(f"train the reward model ({mode})", num_steps) as bar:
+            trainer.add_callback(StepReporter(bar))
+            trainer.train()
+        return trainer
+
+
+def _trained(trainer: MetaRewardTrainer) -> PreTrainedModel:
+    """The model, without accelerate's wrapper: trained in bf16 it would score in bf16 as well."""
+    return merge_adapter(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
+
+
+def _keep(
+    adapted: PreTrainedModel,
+    plain: PreTrainedModel,
+    guard: StrengthGuard | None,
+    probe: Sequence[PreferencePair],
+    encoder: Encoder,
+) -> GuardReport:
+    """Leave the weights to be saved in `adapted`: its own, the plain model's, or some between."""
+    kept = 1.0 if guard is None or guard.holds else 0.0
+    fitting: Sequence[PreferencePair] = ()
+    ends = {name: value.detach().clone() for name, value in adapted.state_dict().items()}
+    starts = {name: value.to(ends[name].device) for name, value in plain.state_dict().items()}
+
+    def move_to(place: float) -> None:
+        between = {
+            name: torch.lerp(starts[name], end, place) if end.is_floating_point() else end
+            for name, end in ends.items()
+        }
+        adapted.load_state_dict(ends if place == 1.0 else between)
+
+    if probe:
+        score = RewardModelScore(adapted.eval(), encoder)
+        fitting = score.fitting_pairs(probe)
+        gaps = []
+        for place in PLACES:
+            move_to(place)
+            gaps.append(_gaps(score, fitting))
+        kept = PLACES[choose_by_probe(gaps)]
+    move_to(kept)
+    return GuardReport(
+        strength=1.0 if guard is None else guard.factor,
+        rank_correlation=None if guard is None else guard.newest,
+        lowest_rank_correlation=None if guard is None or guard.newest is None else guard.lowest,
+        kept=kept,
+        num_probe_pairs=len(fitting),
+    )
+
+
+def _gaps(score: RewardModelScore, pairs: Sequence[PreferencePair]) -> Tensor:
+    prompts = [pair.prompt for pair in pairs]
+    chosen = score(prompts, [pair.chosen for pair in pairs])
+    rejected = score(prompts, [pair.rejected for pair in pairs])
+    return torch.tensor(chosen, dtype=torch.float64) - torch.tensor(rejected, dtype=torch.float64)
+
+
+def _trainer_arguments(
+    settings: RewardSettings, output_dir: Path, seed: int, model: PreTrainedModel
+) -> MetaRewardConfig:
+    on_cpu = model.device.type == "cpu"
+    # TRL's own default stands until the trainable weights can be counted.
+    unset = {"learning_rate"} if settings.learning_rate is None else set()
+    shared = settings.model_dump(exclude={"use_peft", "lora_r", "meta_guard", *unset})
+    arguments = MetaRewardConfig(
+        output_dir=str(output_dir),
+        seed=seed,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=5,
+        disable_tqdm=True,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        **shared,
+    )
+    # Not nn.DataParallel: several GPUs take a launcher, and one process each.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _count_steps(settings: RewardSettings, num_pairs: int) -> int:
+    batches = -(-num_pairs // settings.per_device_train_batch_size)
+    per_epoch = -(-batches // settings.gradient_accumulation_steps)
+    return math.ceil(settings.num_train_epochs * per_epoch)
+
+
+def _last_metrics(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The newest value of every number that was logged."""
+    metrics: dict[str, float] = {}
+    for entry in history:
+        metrics |= {
+            key: float(value) for key, value in entry.items() if isinstance(value, (int, float))
+        }
+    return metrics

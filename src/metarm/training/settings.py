@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of the trainer, beside TRL's own, and the metrics that it logs."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from trl import RewardConfig
+
+from metarm.config import META_NUMBERS, resolve_strength
+from metarm.errors import ConfigError
+from metarm.meta_step import check_mode
+
+__all__ = ["META_METRICS", "MetaRewardConfig"]
+
+FIXED: Final = {"meta_learning_rate": 5e-6, "meta_weight": 0.1}
+"""What `meta_strength="fixed"` takes where no number is given; eta is the paper's."""
+
+META_METRICS: Final[Mapping[str, str]] = {
+    "meta/J": "difference loss of the meta batch at the kept weights",
+    "meta/J_after": "J at the look-ahead point; one step a log, so compare meta/J_change instead",
+    "meta/J_change": "J at the look-ahead point minus J, same batch; above 0 in ascent, below 0 in "
+    "descent",
+    "meta/grad_norm": "Euclidean length of the gradient of J",
+    "meta/step_size": "the multiple of J's gradient that the look-ahead moves by",
+    "meta/weight": "the weight of J in joint",
+    "meta/strength": "share of its full strength that the guard leaves the meta step; 0 is off",
+    "meta/rank_correlation": "mean within-group Spearman correlation with the plain reward model "
+    "at the same step, on groups kept for it",
+    "meta/move_length": "|theta' - theta| as stored",
+    "meta/move_realised_fraction": "share of the intended move that survived rounding; 1 is right",
+    "meta/score_change_mean": "mean |change of a meta response's score| by the look-ahead, logits",
+    "meta/cosine": "cosine between the gradients of L (where it was taken) and of J; above 0, "
+    "descending L lowers J too",
+}
+
+
+@dataclass
+class MetaRewardConfig(RewardConfig):
+    """TRL's `RewardConfig` and the settings of the MetaRM step."""
+
+    meta_mode: str = field(
+        default="joint",
+        metadata={
+            "help": "off, ascent (Algorithm 1 as printed), descent (its sign turned), or "
+            "joint (L - meta_weight * J)."
+        },
+    )
+    meta_strength: str | None = field(
+        default=None,
+        metadata={
+            "help": "auto: set by the data, bounded in reward units, guarded where a plain_trace "
+            "is given. fixed: by the numbers below. None: fixed where one of them is given."
+        },
+    )
+    meta_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Step of the look-ahead (eta). fixed: 5e-6, the paper's. Not used with "
+            "meta_step_length."
+        },
+    )
+    meta_step_length: float | None = field(
+        default=None,
+        metadata={"help": "Fixed length |theta' - theta| of the look-ahead, instead of eta."},
+    )
+    meta_reward_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "Look-ahead so long that scores of original pairs change by this share of "
+            "their spread, instead of eta or a length; joint: J moves them at most this much as "
+            "fast as the preference loss does. 0.5 is a strong step."
+        },
+    )
+    meta_weight: float | None = field(
+        default=None, metadata={"help": "Weight of J in joint. fixed: 0.1."}
+    )
+    meta_batch_size: int = field(
+        default=16, metadata={"help": "Groups per optimiser step, over all processes. Paper: 16."}
+    )
+    meta_group_size: int = field(
+        default=5,
+        metadata={"help": "Responses per group (k); larger groups are thinned. Paper: 5."},
+    )
+    meta_every: int = field(
+        default=1, metadata={"help": "Optimiser steps between two meta steps; others are plain."}
+    )
+    meta_order: str = field(
+        default="first",
+        metadata={"help": "first, or exact: the gradient flows through the look-ahead."},
+    )
+
+    def __post_init__(self) -> None:
+        """Check the meta settings, then everything TRL checks."""
+        super().__post_init__()
+        check_mode(self.meta_mode)
+        for name, low in (("meta_batch_size", 1), ("meta_group_size", 2), ("meta_every", 1)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name in META_NUMBERS:
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ConfigError(
+                    f"{name} must be a finite number >= 0, got {value}; the sign is meta_mode's"
+                )
+        given = {name: getattr(self, name) for name in META_NUMBERS}
+        self.meta_strength = resolve_strength(self.meta_strength, given)
+        if self.meta_strength == "fixed":
+            for name, value in FIXED.items():
+                if getattr(self, name) is None:
+                    setattr(self, name, value)
+        if self.meta_order not in ("first", "exact"):
+            raise ConfigError(f"meta_order must be 'first' or 'exact', got {self.meta_order!r}")
