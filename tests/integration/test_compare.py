@@ -95,7 +95,8 @@ def test_without_shifted_labels_only_label_free_figures_are_shown(
     page = (tmp_path / "out/compare.html").read_text("utf-8")
     assert "Nobody has labelled shifted pairs here" in page
     error = metarm(*words, "methods=[oracle]").error
-    assert "oracle on the shift 'files' uses labelled shifted pairs, and there are none" in error
+    assert "oracle uses 1 labelled shifted pairs" in error
+    assert "{'files': 0}" in error
     done = metarm(*words)
     assert done.code == 0, done.err
     assert "oracle" not in done.out
@@ -106,6 +107,20 @@ def test_another_method_of_the_same_name_is_not_taken_for_it(words, metarm, tmp_
     assert metarm(*words, "methods=[own_method:last]").code == 0
     (tmp_path / "own_method.py").write_text(OWN.replace("[:, 0]", "[:, 1]"), "utf-8")
     assert "was finished with other settings" in metarm(*words, "methods=[own_method:last]").error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["top", "lora", "all"])
+def test_a_pretrained_model_can_be_trained_itself(words, metarm, tmp_path: Path, trained) -> None:
+    words.append("sources.files.preferences_shifted=shifted.jsonl")
+    settings = [f"trained={trained}", "top_layers=1", "lora_r=2", "max_pairs=20", "seeds=[0]"]
+    done = metarm(*words, *settings, "methods=[joint-auto]", "allow_unequal_budgets=true")
+    assert done.code == 0, done.err
+    cell = read_json(tmp_path / "out/files/seed_0/joint-auto/cell.json")
+    plain = read_json(tmp_path / "out/files/seed_0/plain/cell.json")
+    assert cell["forward"] > 2 * plain["forward"]
+    assert cell["curve"] != plain["curve"] or cell["difference"] != plain["difference"]
+    assert not (tmp_path / "out/features").exists(), "nothing reads frozen features"
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,8 @@ def test_where_the_guard_fails_the_plain_model_is_saved(
     off = settings.model_copy(update={"meta_mode": "off"})
     _train(backbone, tmp_path / "plain", off)
     held = _train(backbone, tmp_path / "held", settings)
-    assert (held.guard.kept, held.guard.strength) == (1.0, 1.0)
+    assert held.guard.kept == 1.0
+    assert held.guard.strength > 0
     monkeypatch.setattr("metarm.training.control.StrengthGuard", lambda: StrengthGuard(least=1.1))
     failed = _train(backbone, tmp_path / "failed", settings)
     assert (failed.guard.kept, failed.guard.strength) == (0.0, 0.0)

@@ -71,10 +71,11 @@ def compare_methods(settings: CompareSettings, *, progress: ProgressReporter) ->
     for name in settings.shifts:
         if name not in SHIFTS:
             raise ConfigError(f"unknown shift {name!r}: {nearest_names(name, SHIFTS)}")
-        _methods_on(settings, _read_shift(settings, name, settings.seeds[0]))
+    methods = _methods_of_shifts(settings)
+    for name in settings.shifts:
         _cache_features(settings, name, progress)
     jobs = {
-        f"{shift}, seed {seed}": partial(_run_split, settings, shift, seed)
+        f"{shift}, seed {seed}": partial(_run_split, settings, shift, seed, methods[shift])
         for shift in settings.shifts
         for seed in settings.seeds
     }
@@ -88,29 +89,42 @@ def compare_methods(settings: CompareSettings, *, progress: ProgressReporter) ->
     return [
         Cell.from_json(read_json(_cell_folder(settings, shift, seed, method) / "cell.json"))
         for shift in settings.shifts
-        for method in _methods_on(settings, _read_shift(settings, shift, settings.seeds[0]))
+        for method in methods[shift]
         for seed in settings.seeds
     ]
 
 
-def _methods_on(settings: CompareSettings, shift: Shift) -> list[str]:
-    """The methods asked for, and plain training, which all are compared with.
-
-    Where nobody has labelled shifted pairs, methods of the default list that use some are left out.
+def _methods_of_shifts(settings: CompareSettings) -> dict[str, list[str]]:
+    """For each shift plain training, and the methods that use no more labels than there are.
 
     Raises:
-        EmptySetError: When a method that was asked for by name uses labels that are not there.
+        EmptySetError: When a method was asked for by name, and no shift has labels for it.
     """
-    methods = list(dict.fromkeys([REFERENCE, *settings.methods]))
-    if shift.shifted_labels:
-        return methods
-    users = [name for name in methods if ":" not in name and read_recipe(name).uses_labels]
-    if users and "methods" in settings.model_fields_set:
-        raise EmptySetError(
-            f"{users[0]} on the shift {shift.name!r} uses labelled shifted pairs, and there are "
-            "none: give some, or leave the method out"
-        )
-    return [name for name in methods if name not in users]
+    labels = {
+        name: min(len(_read_shift(settings, name, seed).shifted_labels) for seed in settings.seeds)
+        for name in settings.shifts
+    }
+    needed = {
+        method: _labels_used(method) for method in dict.fromkeys([REFERENCE, *settings.methods])
+    }
+    for method, count in needed.items():
+        if count > max(labels.values()) and "methods" in settings.model_fields_set:
+            raise EmptySetError(
+                f"{method} uses {count} labelled shifted pairs, and in the poorest split there "
+                f"are {labels}: give some, or leave the method out"
+            )
+    return {
+        name: [method for method, count in needed.items() if count <= labels[name]]
+        for name in settings.shifts
+    }
+
+
+def _labels_used(method: str) -> int:
+    """Labelled shifted pairs that a method needs at least."""
+    if ":" in method:
+        return 0
+    recipe = read_recipe(method)
+    return max(recipe.num_labels, int(recipe.uses_labels))
 
 
 def _refuse_unequal_budgets(settings: CompareSettings, members: Mapping[str, int]) -> None:
@@ -165,13 +179,17 @@ def _cache_features(settings: CompareSettings, name: str, progress: ProgressRepo
 
 
 def _run_split(
-    settings: CompareSettings, name: str, seed: int, *, progress: ProgressReporter
+    settings: CompareSettings,
+    name: str,
+    seed: int,
+    methods: Sequence[str],
+    *,
+    progress: ProgressReporter,
 ) -> None:
     """Every method on one split."""
     if settings.workers > 1:
         torch.set_num_threads(1)
     shift = _read_shift(settings, name, seed)
-    methods = _methods_on(settings, shift)
     problem = _build_problem(settings, shift, seed, progress)
     # Only where a cell is missing, and once: every cell is compared with it.
     plain = functools.cache(
@@ -287,6 +305,7 @@ def _measure(
         length_balanced=_length_balanced(shift.test_shifted, best, place),
         rank_correlation=mean_rank_correlation(watched, best, plain.at(found.steps[found.best])),
         difference=difference_loss(best[watched.clamp(min=0)] / unit, watched >= 0).item(),
+        strength=found.strength[found.best] if found.strength else 1.0,
         curve=tuple(
             (
                 step,

@@ -51,6 +51,8 @@ class Cell:
     """
     difference: float
     """J of those groups, in units of the spread of scores on original pairs."""
+    strength: float
+    """Share of its full strength that a guard left the meta step at `best_step`; 1 without one."""
     curve: tuple[tuple[int, float, float, float | None], ...]
     """Step, and accuracy on validation, original and shifted pairs."""
     forward: int

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """All cells of a comparison as one table: each method on each shift, and against plain."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
+
+import numpy as np
+from scipy.optimize import isotonic_regression
 
 from metarm.bench.results import Cell, Tally, clustered_difference, clustered_mean
 from metarm.schema import Estimate
@@ -15,7 +20,9 @@ __all__ = [
     "change_in_points",
     "comparison_to_json",
     "count_comparisons",
+    "format_labels",
     "format_table",
+    "labels_worth",
     "summarise_cells",
 ]
 
@@ -43,6 +50,10 @@ class MethodSummary:
     """Smallest difference to plain in shifted accuracy of any split."""
     gap_recovered: float | None
     """Share of the oracle's gain over plain on shifted pairs."""
+    label_equivalent: str | None
+    """How many labelled shifted pairs would gain as much, with the interval of its own gain."""
+    strength: float
+    """Share of its full strength that a guard left at the stopping point; the mean over splits."""
     rank_correlation: float | None
     """With plain, within groups; the mean over splits."""
     difference: float
@@ -57,7 +68,7 @@ def summarise_cells(cells: Sequence[Cell]) -> list[MethodSummary]:
     by_method: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         by_method.setdefault((cell.shift, cell.method), []).append(cell)
-    return [
+    summaries = [
         _summarise(
             sorted(found, key=lambda cell: cell.seed),
             sorted(by_method[shift, REFERENCE], key=lambda cell: cell.seed),
@@ -65,6 +76,62 @@ def summarise_cells(cells: Sequence[Cell]) -> list[MethodSummary]:
         )
         for (shift, _), found in by_method.items()
     ]
+    return [_in_labels(summary, summaries) for summary in summaries]
+
+
+def _in_labels(own: MethodSummary, summaries: Sequence[MethodSummary]) -> MethodSummary:
+    """The same with its gain read off the curve of what N labels gain on that shift."""
+    gains = {
+        int(found[1]): s.shifted_change.value
+        for s in summaries
+        if s.shift == own.shift
+        and s.shifted_change is not None
+        and (found := re.fullmatch(r"(\d+)-labels", s.method))
+    }
+    change = own.shifted_change
+    if len(gains) < 2 or change is None or own.method == REFERENCE:
+        return own
+    value, low, high = (
+        format_labels(labels_worth(gain, gains), max(gains))
+        for gain in (change.value, change.low, change.high)
+    )
+    return replace(own, label_equivalent=f"{value} [{low}, {high}]")
+
+
+def labels_worth(gain: float, gains: Mapping[int, float]) -> float:
+    """How many labels gain as much: the curve through (0, 0), made monotone, in log(1 + N).
+
+    Args:
+        gain: Over plain, in accuracy.
+        gains: Number of labels -> gain over plain.
+
+    Returns:
+        0 where the gain is not above zero; infinity where it is above the curve's end.
+
+    Example:
+        >>> round(labels_worth(0.02, {30: 0.01, 100: 0.02, 300: 0.03}))
+        100
+    """
+    counts = sorted(gains)
+    rising = isotonic_regression([gains[count] for count in counts]).x
+    # Labels that gained nothing are worth nothing: the curve does not go below zero.
+    curve = np.maximum([0.0, *rising], 0.0)
+    if gain <= 0:
+        return 0.0
+    if gain > curve[-1]:
+        return math.inf
+    places = np.log1p([0, *counts])
+    end = int(np.searchsorted(curve, gain))
+    rise = curve[end] - curve[end - 1]
+    share = (gain - curve[end - 1]) / rise if rise > 0 else 1.0
+    return float(np.expm1(places[end - 1] + share * (places[end] - places[end - 1])))
+
+
+def format_labels(worth: float, most: int) -> str:
+    """A number of labels as a reader takes it: two digits, `>1000` beyond the curve."""
+    if math.isinf(worth):
+        return f">{most}"
+    return f"{float(f'{worth:.2g}'):.0f}"
 
 
 def _summarise(
@@ -95,6 +162,8 @@ def _summarise(
         else None,
         worst_change=min(per_split) if per_split else None,
         gap_recovered=gap,
+        label_equivalent=None,
+        strength=fmean(cell.strength for cell in cells),
         rank_correlation=_mean([cell.rank_correlation for cell in cells]),
         difference=fmean(cell.difference for cell in cells),
         best_step=fmean(cell.best_step for cell in cells),
@@ -124,7 +193,7 @@ def format_table(summaries: Sequence[MethodSummary]) -> str:
     blocks = []
     for shift in dict.fromkeys(summary.shift for summary in summaries):
         rows = [["method", "original", "change", "shifted", "change", "balanced", "worst", "gap",
-                 "rank", "step"]]  # fmt: skip
+                 "labels", "strength", "rank", "step"]]  # fmt: skip
         own = [summary for summary in summaries if summary.shift == shift]
         rows += [
             [
@@ -136,6 +205,8 @@ def format_table(summaries: Sequence[MethodSummary]) -> str:
                 _signed(summary.length_balanced_change),
                 _signed(summary.worst_change),
                 "-" if summary.gap_recovered is None else f"{summary.gap_recovered:.0%}",
+                summary.label_equivalent or "-",
+                f"{summary.strength:.2f}",
                 "-" if summary.rank_correlation is None else f"{summary.rank_correlation:.2f}",
                 f"{summary.best_step:.0f}",
             ]

@@ -98,6 +98,8 @@ def _row(summary: MethodSummary) -> dict[str, Any]:
         "balanced": _number(None if balanced is None else 100 * balanced, "+.1f"),
         "worst": _number(None if worst is None else 100 * worst, "+.1f"),
         "gap": _number(summary.gap_recovered, ".0%"),
+        "labels": summary.label_equivalent or "-",
+        "strength": f"{summary.strength:.2f}",
         "rank": _number(summary.rank_correlation, ".2f"),
         "difference": f"{summary.difference:.3f}",
         "step": f"{summary.best_step:.0f}",

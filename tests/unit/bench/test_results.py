@@ -97,5 +97,5 @@ def test_intervals_cover_as_they_say(luck: float) -> None:
 
 
 def test_a_cell_survives_its_file() -> None:
-    cell = Cell("s", "m", 1, 20, ONE, None, None, 0.5, 0.7, ((20, 0.5, 0.6, None),), 3, 4, 0.1)
+    cell = Cell("s", "m", 1, 20, ONE, None, None, 0.5, 0.7, 1.0, ((20, 0.5, 0.6, None),), 3, 4, 0.1)
     assert Cell.from_json(cell.to_json()) == cell
