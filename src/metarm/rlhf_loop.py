@@ -289,6 +289,7 @@ class _SeedRun:
                 "accuracy": asdict(result.accuracy),
                 "encoding": result.encoding.summary(),
                 **({"meta_encoding": meta.summary()} if (meta := result.meta_encoding) else {}),
+                **({"meta_guard": guard.summary()} if (guard := result.guard) else {}),
                 "num_test_too_long": result.num_test_too_long,
             }
 

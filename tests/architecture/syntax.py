@@ -76,6 +76,19 @@ def defined_names(tree: ast.Module) -> tuple[set[str], set[str]]:
     )
 
 
+def gathered_names(path: Path) -> set[str]:
+    """What the `__init__` of a package takes from its own modules, to be imported from it."""
+    if path.name != "__init__.py":
+        return set()
+    package = module_name(path)
+    return {
+        alias.name
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{package}.")
+        for alias in node.names
+    }
+
+
 def code_lines(text: str) -> int:
     """How many lines hold code: not blank, not a comment, not a docstring."""
     tree = ast.parse(text)

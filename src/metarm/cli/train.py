@@ -22,6 +22,7 @@ from metarm.cli.progress import choose_progress
 
 if TYPE_CHECKING:
     from metarm.config import RewardSettings
+    from metarm.training import GuardReport
 
 __all__ = ["optimize", "reward", "sft"]
 
@@ -110,6 +111,15 @@ def reward(
             "meta step.",
         ),
     ] = None,
+    probe: Annotated[
+        str | None,
+        typer.Option(
+            "--probe",
+            metavar="F",
+            help="A few labelled pairs of the policy's responses: they choose how far to go from "
+            "the plain model, down to not at all.",
+        ),
+    ] = None,
     words: SettingWords = None,
     config: ConfigFile = None,
     seed: Seed = 0,
@@ -154,11 +164,13 @@ def reward(
             output_dir=folder,
             seed=seed,
             progress=choose_progress(),
+            probe=load_preferences(probe, data_format).pairs if probe else (),
         )
         return {
             "load": loaded.report.summary(),
             "encoding": result.encoding.summary(),
             **({"meta_encoding": meta.summary()} if (meta := result.meta_encoding) else {}),
+            **_guard_facts(result.guard),
             "meta_mode": settings.meta_mode,
             "num_pairs": len(pairs),
             "num_sharing_test_prompt": len(loaded.pairs) - len(pairs) if preferences_test else 0,
@@ -174,10 +186,17 @@ def reward(
         "preferences": preferences,
         "preferences_test": preferences_test,
         "meta_set": meta_set,
+        **({"probe": probe} if probe else {}),
     }
     facts = {"seed": seed, "test_fraction": test_fraction, "data_format": data_format}
     stage = build_output("reward", output, settings, inputs, facts, build)
     _print_result(output, dict(stage.metrics), as_json=as_json)
+
+
+def _guard_facts(guard: "GuardReport | None") -> dict[str, Any]:
+    if guard is None:
+        return {}
+    return {"meta_guard": guard.summary(), "meta_guard_figures": asdict(guard)}
 
 
 def _with_meta_set(settings: "RewardSettings", meta_set: str | None) -> "RewardSettings":

@@ -39,6 +39,7 @@ def _findings(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("test_summary", "held-out preference file"),
             ("encoding", "training pairs"),
             ("meta_encoding", "groups of the meta set"),
+            ("meta_guard", "guard of the meta step"),
         )
         if key in metrics
     ]

@@ -28,7 +28,10 @@ NO_GOLD = (
 STEPS: Mapping[str, Callable[[RewardSettings], str]] = {
     "ascent": lambda _: "MetaRM, Algorithm 1 as printed",
     "descent": lambda _: "MetaRM, its sign turned",
-    "joint": lambda reward: f"MetaRM, joint loss L - {reward.meta_weight:g} J",
+    "joint": lambda reward: (
+        "MetaRM, joint loss L - "
+        + ("weight * J" if reward.meta_weight is None else f"{reward.meta_weight:g} J")
+    ),
 }
 """Each mode of the meta step in words."""
 

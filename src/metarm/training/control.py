@@ -161,7 +161,8 @@ class StrengthControl:
                 self.guard.least,
                 self.guard.factor,
             )
-        found = {"meta/strength": self.guard.factor}
+        found = {}
+        found["meta/strength"] = self.guard.factor
         if self.guard.newest is not None:
             found["meta/rank_correlation"] = self.guard.newest
         return found

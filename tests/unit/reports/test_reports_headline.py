@@ -73,9 +73,9 @@ def test_an_arm_of_the_users_own_is_told_by_its_settings(make_run, tmp_path):
     run = read_run(make_run(tmp_path / "run", arms=("sft", "mine", "other"), seeds=(0,)))
     told = headline(run)
     assert run.baseline == "mine"
-    assert told.lead.startswith("After 3 rounds of mine (MetaRM, joint loss L - 0.1 J)")
+    assert told.lead.startswith("After 3 rounds of mine (MetaRM, joint loss L - weight * J)")
     assert "difference to mine" in point_of(told, "other")
-    assert "joint loss L - 0.1 J, on the policy's unlabelled" in arm_description(run, "mine")
+    assert "joint loss L - weight * J, on the policy's unlabelled" in arm_description(run, "mine")
 
 
 def test_plain_is_compared_with_the_frozen_reward_model(make_run, tmp_path, with_accuracy):
