@@ -5,9 +5,16 @@ Names follow Hugging Face and TRL where they have one. `None` means "decided by 
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from metarm.errors import nearest_names
 
@@ -240,7 +247,18 @@ class ArmSettings(_Settings):
     """Pairs of the policy's own responses labelled by the gold function each round."""
     label_repeat: Count = 8
     """How often each of those pairs stands in the training set."""
+    relabel_original: bool = False
+    """Gold labels the original pairs again, without noise: for an oracle."""
+    members: Count = 1
+    """Reward models trained each round; the policy is optimised against their mean score."""
+    pessimism: NonNegative = 0.0
+    """Standard deviations of the members' scores that are taken off their mean."""
+    settings: dict[str, Any] = {}
+    """What this arm has otherwise: keys of `reward`, `sampling`, `optimize`; `policy_start`."""
 
+
+ARM_SECTIONS = ("policy_start", "reward_start", "reward", "sampling", "optimize")
+"""What an arm may have otherwise than its run: the rest is what arms are compared on."""
 
 ARM_PRESETS: dict[str, ArmSettings] = {
     "sft": ArmSettings(optimize=False, reward="frozen", meta_mode="off"),
@@ -298,11 +316,22 @@ class RunSettings(_Settings):
                 raise ValueError(
                     f"custom_arms: {name!r} cannot name a folder: leave out / and a leading dot"
                 )
-            if arm.num_gold_labels and arm.reward == "frozen":
+            bought = {
+                "labels": arm.num_gold_labels or arm.relabel_original,
+                "members": arm.members > 1,
+            }
+            if arm.reward == "frozen" and any(bought.values()):
+                what = next(key for key, value in bought.items() if value)
                 raise ValueError(
-                    f"custom_arms.{name}: labels change nothing where the reward model is frozen: "
-                    "set reward: retrain, or leave num_gold_labels out"
+                    f"custom_arms.{name}: {what} change nothing where the reward model is frozen: "
+                    "set reward: retrain, or leave them out"
                 )
+            if arm.pessimism and arm.members == 1:
+                raise ValueError(
+                    f"custom_arms.{name}.pessimism: one reward model has no spread: set members"
+                )
+            if arm.settings:
+                self._with(name, arm.settings)
         if len(set(self.arms)) != len(self.arms) or len(set(self.seeds)) != len(self.seeds):
             raise ValueError("arms and seeds may each be named once only")
         if self.world is not None:
@@ -329,7 +358,7 @@ class RunSettings(_Settings):
                 "set `data.preferences`, or both `evaluation.gold` and `data.prompts` to have "
                 "pairs of the SFT policy's responses labelled by the gold function"
             )
-        needs_gold = [n for n in self.arms if known[n].num_gold_labels]
+        needs_gold = [n for n in self.arms if known[n].num_gold_labels or known[n].relabel_original]
         if needs_gold and self.world is None and self.evaluation.gold is None:
             raise ValueError(
                 f"arms {needs_gold} need gold labels: set `evaluation.gold`, or leave them out: "
@@ -353,6 +382,30 @@ class RunSettings(_Settings):
     def arm(self, name: str) -> ArmSettings:
         """The settings of the arm called `name`."""
         return {**ARM_PRESETS, **self.custom_arms}[name]
+
+    def for_arm(self, name: str) -> "RunSettings":
+        """These settings as the arm called `name` has them."""
+        arm = self.arm(name)
+        own = self._with(name, arm.settings) if arm.settings else self
+        update = {"meta_mode": arm.meta_mode} if arm.meta_mode else {}
+        return own.model_copy(update={"reward": own.reward.model_copy(update=update)})
+
+    def _with(self, name: str, changes: dict[str, Any]) -> "RunSettings":
+        """These settings with an arm's changes in place, checked like any other."""
+        values = self.model_dump(exclude={"arms", "custom_arms"})
+        for key, change in changes.items():
+            if key not in ARM_SECTIONS:
+                raise ValueError(
+                    f"custom_arms.{name}.settings: {key!r} is the same in every arm: one of "
+                    f"{', '.join(ARM_SECTIONS)} was expected"
+                )
+            values[key] = {**values[key], **change} if isinstance(change, dict) else change
+        try:
+            return RunSettings.model_validate({**values, "arms": ["sft"]})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, (f"custom_arms.{name}.settings", *first["loc"])))
+            raise ValueError(f"{place}: {first['msg']}, got {first['input']!r}") from error
 
 
 class HeadSettings(_Settings):
