@@ -431,13 +431,17 @@ class SourceSettings(_Settings):
     """What a shift is read from."""
 
     data: str | None = None
-    """File of a shift of the table; `hh`: the folder of its two files."""
+    """File of a shift of the table; `hh`: folder of its two files; `world`: a run's folder."""
     preferences: str | None = None
     """Shift `files`: labelled original pairs."""
     groups: str | None = None
     """Shift `files`: unlabelled groups of the shifted policy, as `metarm sample` writes them."""
     preferences_shifted: str | None = None
     """Shift `files`: labelled shifted pairs, where there are any."""
+    arm: str = "frozen"
+    """Shift `world`: the arm of the run whose policy is the shifted one."""
+    round: Count | None = None
+    """Shift `world`: after which of its rounds; None: the last."""
 
 
 class CompareSettings(_Settings):
@@ -446,7 +450,7 @@ class CompareSettings(_Settings):
     output_dir: PathText
     """Folder of the comparison; finished cells are kept."""
     shifts: Annotated[list[str], Field(min_length=1)]
-    """Names of shifts: `alpaca`, `gsm8k`, `hh`, `files` (your own)."""
+    """Names of shifts: `alpaca`, `gsm8k`, `hh`, `world` (a run), `files` (your own)."""
     sources: dict[str, SourceSettings] = {}
     """What each shift is read from, by its name."""
     methods: Annotated[list[str], Field(min_length=1)] = [

@@ -163,9 +163,9 @@ class _SeedRun:
         """One round of one arm: sample, train the reward model, optimise, evaluate."""
         place = self.folder / "arms" / arm / f"round_{round_number:02d}"
         samples: list[Stage] = []
+        trained: list[Stage] = []
         members: tuple[Stage, ...] = (first_reward,)
         labels = start.labels
-        trained: list[Stage] = []
         if self.settings.arm(arm).reward == "retrain":
             if self._needs_samples(arm):
                 samples.append(self._sample_stage(place / "samples", arm, start, round_number))
@@ -176,6 +176,7 @@ class _SeedRun:
         reward = members[0]
         if len(members) > 1:
             reward = self._ensemble_stage(place / "reward", arm, members)
+            trained.append(reward)
         policy = self._policy_stage(place / "policy", arm, start, reward, round_number)
         seconds = sum(stage.seconds for stage in [*samples, *trained, policy])
         evaluation = self._evaluation_stage(

@@ -162,19 +162,16 @@ def _run_split(
     methods = _methods_on(settings, shift)
     features = _features(settings, shift.texts(), progress)
     problem = build_problem(shift, features, seed)
+    split = shift.digest()
     plain = train_recipe(problem, read_recipe(REFERENCE), settings.head, seed)
-    source = {
-        key: path and content_digest(path)
-        for key, path in _source(settings, name).model_dump().items()
-    }
     with progress.stage("methods", len(methods)) as bar:
         for method in methods:
             record = {
                 "backbone": content_digest(settings.backbone),
                 "max_length": settings.max_length,
                 "head": settings.head.model_dump(mode="json"),
-                "source": source,
                 "shift": name,
+                "split": split,
                 "seed": seed,
                 "method": method,
                 "recipe": _describe_method(method),
