@@ -215,7 +215,7 @@ def arm_description(run: Run, arm: str) -> str:
         return "policy optimised against the first reward model, which stays as it is"
     text = "reward model retrained each round on the original pairs"
     if settings.relabel_original:
-        text += ", labelled again by gold,"
+        text += ", which gold labels again,"
     if settings.num_gold_labels:
         text += (
             f" and on {settings.num_gold_labels} more pairs of the policy's own each round, "
