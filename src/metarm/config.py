@@ -399,7 +399,8 @@ class RunSettings(_Settings):
                     f"custom_arms.{name}.settings: {key!r} is the same in every arm: one of "
                     f"{', '.join(ARM_SECTIONS)} was expected"
                 )
-            values[key] = {**values[key], **change} if isinstance(change, dict) else change
+            is_section = isinstance(change, dict) and isinstance(values[key], dict)
+            values[key] = {**values[key], **change} if is_section else change
         try:
             return RunSettings.model_validate({**values, "arms": ["sft"]})
         except ValidationError as error:

@@ -104,6 +104,7 @@ def test_no_file_means_defaults_and_overrides() -> None:
         ("custom_arms: {a: {reward: frozen, members: 2}}", "a: members change nothing where the"),
         ("custom_arms: {a: {pessimism: 1.0}}", "custom_arms.a.pessimism: one reward model has no"),
         ("custom_arms: {a: {settings: {world: {}}}}", "a.settings: 'world' is the same in every"),
+        ("custom_arms: {a: {settings: {policy_start: {x: 1}}}}", "a.settings.policy_start: Input"),
         (
             "custom_arms: {a: {settings: {reward: {meta_weight: -1}}}}",
             "custom_arms.a.settings.reward.meta_weight: Input should be greater than or equal to 0",
