@@ -6,9 +6,16 @@ Names follow Hugging Face and TRL where they have one. `None` means "decided by 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from metarm.errors import ConfigError, nearest_names
 
@@ -282,7 +289,18 @@ class ArmSettings(_Settings):
     """Pairs of the policy's own responses labelled by the gold function each round."""
     label_repeat: Count = 8
     """How often each of those pairs stands in the training set."""
+    relabel_original: bool = False
+    """Gold labels the original pairs again, without noise: for an oracle."""
+    members: Count = 1
+    """Reward models trained each round; the policy is optimised against their mean score."""
+    pessimism: NonNegative = 0.0
+    """Standard deviations of the members' scores that are taken off their mean."""
+    settings: dict[str, Any] = {}
+    """What this arm has otherwise: keys of `reward`, `sampling`, `optimize`; `policy_start`."""
 
+
+ARM_SECTIONS = ("policy_start", "reward_start", "reward", "sampling", "optimize")
+"""What an arm may have otherwise than its run: the rest is what arms are compared on."""
 
 ARM_PRESETS: dict[str, ArmSettings] = {
     "sft": ArmSettings(optimize=False, reward="frozen", meta_mode="off"),
@@ -340,11 +358,22 @@ class RunSettings(_Settings):
                 raise ValueError(
                     f"custom_arms: {name!r} cannot name a folder: leave out / and a leading dot"
                 )
-            if arm.num_gold_labels and arm.reward == "frozen":
+            bought = {
+                "labels": arm.num_gold_labels or arm.relabel_original,
+                "members": arm.members > 1,
+            }
+            if arm.reward == "frozen" and any(bought.values()):
+                what = next(key for key, value in bought.items() if value)
                 raise ValueError(
-                    f"custom_arms.{name}: labels change nothing where the reward model is frozen: "
-                    "set reward: retrain, or leave num_gold_labels out"
+                    f"custom_arms.{name}: {what} change nothing where the reward model is frozen: "
+                    "set reward: retrain, or leave them out"
                 )
+            if arm.pessimism and arm.members == 1:
+                raise ValueError(
+                    f"custom_arms.{name}.pessimism: one reward model has no spread: set members"
+                )
+            if arm.settings:
+                self._with(name, arm.settings)
         if len(set(self.arms)) != len(self.arms) or len(set(self.seeds)) != len(self.seeds):
             raise ValueError("arms and seeds may each be named once only")
         if self.world is not None:
@@ -371,7 +400,7 @@ class RunSettings(_Settings):
                 "set `data.preferences`, or both `evaluation.gold` and `data.prompts` to have "
                 "pairs of the SFT policy's responses labelled by the gold function"
             )
-        needs_gold = [n for n in self.arms if known[n].num_gold_labels]
+        needs_gold = [n for n in self.arms if known[n].num_gold_labels or known[n].relabel_original]
         if needs_gold and self.world is None and self.evaluation.gold is None:
             raise ValueError(
                 f"arms {needs_gold} need gold labels: set `evaluation.gold`, or leave them out: "
@@ -395,6 +424,31 @@ class RunSettings(_Settings):
     def arm(self, name: str) -> ArmSettings:
         """The settings of the arm called `name`."""
         return {**ARM_PRESETS, **self.custom_arms}[name]
+
+    def for_arm(self, name: str) -> "RunSettings":
+        """These settings as the arm called `name` has them."""
+        arm = self.arm(name)
+        own = self._with(name, arm.settings) if arm.settings else self
+        update = {"meta_mode": arm.meta_mode} if arm.meta_mode else {}
+        return own.model_copy(update={"reward": own.reward.model_copy(update=update)})
+
+    def _with(self, name: str, changes: dict[str, Any]) -> "RunSettings":
+        """These settings with an arm's changes in place, checked like any other."""
+        values = self.model_dump(exclude={"arms", "custom_arms"})
+        for key, change in changes.items():
+            if key not in ARM_SECTIONS:
+                raise ValueError(
+                    f"custom_arms.{name}.settings: {key!r} is the same in every arm: one of "
+                    f"{', '.join(ARM_SECTIONS)} was expected"
+                )
+            is_section = isinstance(change, dict) and isinstance(values[key], dict)
+            values[key] = {**values[key], **change} if is_section else change
+        try:
+            return RunSettings.model_validate({**values, "arms": ["sft"]})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, (f"custom_arms.{name}.settings", *first["loc"])))
+            raise ValueError(f"{place}: {first['msg']}, got {first['input']!r}") from error
 
 
 class HeadSettings(_Settings):
@@ -420,13 +474,17 @@ class SourceSettings(_Settings):
     """What a shift is read from."""
 
     data: str | None = None
-    """File of a shift of the table; `hh`: the folder of its two files."""
+    """File of a shift of the table; `hh`: folder of its two files; `world`: a run's folder."""
     preferences: str | None = None
     """Shift `files`: labelled original pairs."""
     groups: str | None = None
     """Shift `files`: unlabelled groups of the shifted policy, as `metarm sample` writes them."""
     preferences_shifted: str | None = None
     """Shift `files`: labelled shifted pairs, where there are any."""
+    arm: str = "frozen"
+    """Shift `world`: the arm of the run whose policy is the shifted one."""
+    round: Count | None = None
+    """Shift `world`: after which of its rounds; None: the last."""
 
 
 class CompareSettings(_Settings):
@@ -435,7 +493,7 @@ class CompareSettings(_Settings):
     output_dir: PathText
     """Folder of the comparison; finished cells are kept."""
     shifts: Annotated[list[str], Field(min_length=1)]
-    """Names of shifts: `alpaca`, `gsm8k`, `hh`, `files` (your own)."""
+    """Names of shifts: `alpaca`, `gsm8k`, `hh`, `world` (a run), `files` (your own)."""
     sources: dict[str, SourceSettings] = {}
     """What each shift is read from, by its name."""
     methods: Annotated[list[str], Field(min_length=1)] = [

@@ -4,6 +4,7 @@
 Responses to one prompt resemble each other, so intervals count prompts (clusters), not responses.
 """
 
+import math
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from metarm.schema import Estimate, Histogram
 __all__ = [
     "WinTieLose",
     "accuracy_estimate",
+    "best_of_n_mean",
     "gap_histogram",
     "kl_estimate",
     "length_balanced_accuracy",
@@ -311,6 +313,43 @@ def kl_estimate(log_ratios: ArrayLike, clusters: ArrayLike | None = None) -> Est
         0.25
     """
     return mean_estimate(log_ratios, clusters)
+
+
+def best_of_n_mean(scores: ArrayLike, gold: ArrayLike, n: int) -> float:
+    """Mean gold of the response that scores best among n drawn from each prompt's pool.
+
+    The mean over all subsets of n, not one draw of them: the response of rank i from below is the
+    best of C(i - 1, n - 1) of C(size, n) subsets. Its policy is ln n - (n - 1) / n nats from the
+    pool's, whatever the score, so that scores are compared at equal KL.
+
+    Args:
+        scores: Shape (prompts, pool), what the best is chosen by.
+        gold: The same shape, what it is worth.
+        n: 1 to the pool's size.
+
+    Returns:
+        In gold's unit; the mean of all gold at n = 1.
+
+    Raises:
+        DataError: When n is not from 1 to the pool's size.
+        ShapeError: When the two are not of one shape (prompts, pool).
+
+    Source:
+        Nakano et al. 2112.09332, appendix I, for the estimator.
+
+    Example:
+        >>> best_of_n_mean([[1.0, 2.0, 3.0]], [[0.0, 6.0, 3.0]], 2)
+        4.0
+    """
+    one, other = _groups(scores, "scores"), _groups(gold, "gold")
+    if one.shape != other.shape:
+        raise ShapeError(f"scores have shape {one.shape}, gold {other.shape}: give one of each")
+    size = one.shape[1]
+    if not 1 <= n <= size:
+        raise DataError(f"expected n from 1 to the pool's size of {size}, got {n}")
+    ordered = np.take_along_axis(other, np.argsort(one, axis=1, kind="stable"), axis=1)
+    weights = np.array([math.comb(rank, n - 1) / math.comb(size, n) for rank in range(size)])
+    return float((ordered @ weights).mean())
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike) -> Estimate:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from metarm.config import ArmSettings, RewardSettings, RunSettings
+from metarm.config import RewardSettings, RunSettings
 from metarm.data.meta_sets import load_groups, save_groups
 from metarm.data.preferences import load_preferences, save_preferences
 from metarm.evaluation.scorecard import (
@@ -25,13 +25,13 @@ from metarm.evaluation.scorecard import (
     evaluate_round,
     sample_for_evaluation,
 )
-from metarm.models.reward_model import load_score_function
+from metarm.models.ensemble import load_reward, save_ensemble
 from metarm.policy.optimizers import build_optimizer
 from metarm.policy.sampling import sample_groups
 from metarm.protocols import ProgressReporter
 from metarm.run_folder import open_run_folder
 from metarm.schema import PreferencePair, ResponseGroup
-from metarm.sources import Sources, label_groups, prepare_sources
+from metarm.sources import Sources, label_groups, prepare_sources, relabel_pairs
 from metarm.storage import Stage, build_stage, fingerprint, write_json, write_json_lines
 from metarm.training import train_reward_model
 from metarm.workers import run_in_processes
@@ -123,6 +123,8 @@ class _Position:
 
     policy: Stage
     reward: Stage
+    """One reward model, or the ensemble of `members`."""
+    members: tuple[Stage, ...]
     evaluation: Stage
     labels: tuple[Stage, ...] = ()
     """The sample stages whose gold labels this arm has bought so far."""
@@ -141,8 +143,9 @@ class _SeedRun:
     def train_first_reward_model(self) -> Stage:
         """The plain reward model on original pairs that every arm's round 1 has behind it."""
         settings = self.settings.reward.model_copy(update={"meta_mode": "off"})
+        sources = self.sources
         return self._reward_stage(
-            self.folder / "reward", settings, self.sources.reward_backbone, [], [], 0
+            self.folder / "reward", settings, sources.reward_backbone, sources.pairs, [], 0
         )
 
     def evaluate_sft(self, arm: str, first_reward: Stage) -> _Position:
@@ -152,30 +155,30 @@ class _SeedRun:
         evaluation = self._evaluation_stage(
             place, arm, 0, policy, first_reward, first_reward, None, 0.0
         )
-        return _Position(policy, first_reward, evaluation)
+        return _Position(policy, first_reward, (first_reward,), evaluation)
 
     def run_round(
         self, arm: str, round_number: int, start: _Position, first_reward: Stage
     ) -> _Position:
         """One round of one arm: sample, train the reward model, optimise, evaluate."""
-        arm_settings = self.settings.arm(arm)
         place = self.folder / "arms" / arm / f"round_{round_number:02d}"
-        made: list[Stage] = []
-        reward, labels = first_reward, start.labels
-        if arm_settings.reward == "retrain":
-            settings = self._reward_settings(arm_settings)
-            if settings.meta_mode != "off" or arm_settings.num_gold_labels:
-                made.append(
-                    self._sample_stage(place / "samples", arm_settings, start, round_number)
-                )
-            if arm_settings.num_gold_labels:
-                labels = (*labels, *made)
-            reward = self._retrain(
-                place / "reward", arm_settings, settings, start, made, labels, round_number
-            )
-            made.append(reward)
-        policy = self._policy_stage(place / "policy", start, reward, round_number)
-        seconds = sum(stage.seconds for stage in [*made, policy])
+        samples: list[Stage] = []
+        trained: list[Stage] = []
+        members: tuple[Stage, ...] = (first_reward,)
+        labels = start.labels
+        if self.settings.arm(arm).reward == "retrain":
+            if self._needs_samples(arm):
+                samples.append(self._sample_stage(place / "samples", arm, start, round_number))
+            if self.settings.arm(arm).num_gold_labels:
+                labels = (*labels, *samples)
+            members = self._retrain(place, arm, start, samples, labels, round_number)
+            trained += members
+        reward = members[0]
+        if len(members) > 1:
+            reward = self._ensemble_stage(place / "reward", arm, members)
+            trained.append(reward)
+        policy = self._policy_stage(place / "policy", arm, start, reward, round_number)
+        seconds = sum(stage.seconds for stage in [*samples, *trained, policy])
         evaluation = self._evaluation_stage(
             place / "evaluation",
             arm,
@@ -186,11 +189,11 @@ class _SeedRun:
             start.evaluation,
             seconds,
         )
-        return _Position(policy, reward, evaluation, labels)
+        return _Position(policy, reward, members, evaluation, labels)
 
-    def _reward_settings(self, arm: ArmSettings) -> RewardSettings:
-        update: dict[str, Any] = {"meta_mode": arm.meta_mode} if arm.meta_mode else {}
-        return self.settings.reward.model_copy(update=update)
+    def _needs_samples(self, arm: str) -> bool:
+        meta_mode = self.settings.for_arm(arm).reward.meta_mode
+        return meta_mode != "off" or bool(self.settings.arm(arm).num_gold_labels)
 
     def _draw_seed(self, what: str, round_number: int) -> int:
         """The same in every arm, so that arms are compared on the same draws.
@@ -200,9 +203,10 @@ class _SeedRun:
         return int(fingerprint(what, self.seed, round_number), 16) % 2**32
 
     def _sample_stage(
-        self, place: Path, arm: ArmSettings, start: _Position, round_number: int
+        self, place: Path, arm_name: str, start: _Position, round_number: int
     ) -> Stage:
-        sampling = self.settings.sampling
+        arm = self.settings.arm(arm_name)
+        sampling = self.settings.for_arm(arm_name).sampling
         seed = self._draw_seed("samples", round_number)
         record = {
             "sampling": sampling.model_dump(),
@@ -232,17 +236,18 @@ class _SeedRun:
     def _retrain(
         self,
         place: Path,
-        arm: ArmSettings,
-        settings: RewardSettings,
+        arm_name: str,
         start: _Position,
         samples: Sequence[Stage],
         labels: Sequence[Stage],
         round_number: int,
-    ) -> Stage:
-        """The round's reward model: original pairs, every label bought so far, and groups."""
-        backbone = self.sources.reward_backbone
-        if self.settings.reward_start == "previous":
-            backbone = start.reward
+    ) -> tuple[Stage, ...]:
+        """The round's reward models: original pairs, every label bought so far, and groups."""
+        arm, own = self.settings.arm(arm_name), self.settings.for_arm(arm_name)
+        pairs = self.sources.pairs
+        if arm.relabel_original:
+            assert self.sources.gold is not None  # RunSettings has checked it
+            pairs = relabel_pairs(pairs, self.sources.gold)
         bought = [
             pair
             for stage in labels
@@ -251,30 +256,61 @@ class _SeedRun:
                 stage.folder / "labels.jsonl", "trl-explicit", keep_blank=True
             ).pairs
         ]
-        extra = bought * arm.label_repeat
         groups: list[ResponseGroup] = []
-        if settings.meta_mode != "off":
+        if own.reward.meta_mode != "off":
             groups = [g for stage in samples for g in load_groups(stage.folder / "groups.jsonl")]
-        return self._reward_stage(
-            place, settings, backbone, extra, groups, round_number, [*samples, *labels]
+        places = [place / "reward"]
+        if arm.members > 1:
+            places = [place / f"member_{number}" for number in range(arm.members)]
+        backbones = [self.sources.reward_backbone] * arm.members
+        if own.reward_start == "previous":
+            # Round 1 has one model behind it, which all members then begin from.
+            backbones = list(start.members) * (arm.members // len(start.members))
+        return tuple(
+            self._reward_stage(
+                member_place,
+                own.reward,
+                backbone,
+                [*pairs, *bought * arm.label_repeat],
+                groups,
+                round_number,
+                [*samples, *labels],
+                relabelled=arm.relabel_original,
+                member=number,
+            )
+            for number, (member_place, backbone) in enumerate(zip(places, backbones, strict=True))
         )
+
+    def _ensemble_stage(self, place: Path, arm: str, members: Sequence[Stage]) -> Stage:
+        pessimism = self.settings.arm(arm).pessimism
+
+        def build(folder: Path) -> None:
+            places = [member.folder for member in members]
+            save_ensemble(folder, places, self.sources.test_pairs, pessimism=pessimism)
+
+        record = {"pessimism": pessimism}
+        return build_stage(place, record, [self.sources.data, *members], build)
 
     def _reward_stage(
         self,
         place: Path,
         settings: RewardSettings,
         backbone: Stage,
-        extra: Sequence[PreferencePair],
+        pairs: Sequence[PreferencePair],
         groups: Sequence[ResponseGroup],
         round_number: int,
         inputs: Sequence[Stage] = (),
+        *,
+        relabelled: bool = False,
+        member: int = 0,
     ) -> Stage:
-        seed = self._draw_seed("reward", round_number)
+        # The first member is the reward model of an arm that trains one.
+        seed = self._draw_seed(f"reward {member}" if member else "reward", round_number)
 
         def build(folder: Path) -> dict[str, Any]:
             result = train_reward_model(
                 model=str(backbone.folder),
-                pairs=[*self.sources.pairs, *extra],
+                pairs=pairs,
                 test_pairs=self.sources.test_pairs,
                 groups=groups,
                 settings=settings,
@@ -293,17 +329,21 @@ class _SeedRun:
                 "num_test_too_long": result.num_test_too_long,
             }
 
-        record = {"reward": _effective(settings), "num_extra": len(extra), "seed": seed}
+        record = {
+            "reward": _effective(settings),
+            "num_extra": len(pairs) - len(self.sources.pairs),
+            "seed": seed,
+            **({"relabelled": True} if relabelled else {}),
+        }
         return build_stage(place, record, [self.sources.data, backbone, *inputs], build)
 
     def _policy_stage(
-        self, place: Path, start: _Position, reward: Stage, round_number: int
+        self, place: Path, arm: str, start: _Position, reward: Stage, round_number: int
     ) -> Stage:
-        policy = self.sources.policy
-        if self.settings.policy_start == "previous":
-            policy = start.policy
+        own = self.settings.for_arm(arm)
+        policy = start.policy if own.policy_start == "previous" else self.sources.policy
         seed = self._draw_seed("policy", round_number)
-        optimize = build_optimizer(self.settings.optimize)
+        optimize = build_optimizer(own.optimize)
 
         def build(folder: Path) -> dict[str, Any]:
             return dict(
@@ -311,7 +351,7 @@ class _SeedRun:
                     policy_dir=policy.folder,
                     reference_dir=self.sources.policy.folder,
                     reward_model_dir=reward.folder,
-                    score=load_score_function(reward.folder),
+                    score=load_reward(reward.folder),
                     prompts=self.sources.prompts,
                     output_dir=folder,
                     seed=seed,
@@ -320,7 +360,7 @@ class _SeedRun:
                 )
             )
 
-        record = {"optimize": self.settings.optimize.model_dump(), "seed": seed}
+        record = {"optimize": own.optimize.model_dump(), "seed": seed}
         return build_stage(place, record, [policy, self.sources.policy, reward], build)
 
     def _evaluation_stage(
@@ -334,7 +374,7 @@ class _SeedRun:
         previous: Stage | None,
         seconds: float,
     ) -> Stage:
-        settings, optimize = self.settings.evaluation, self.settings.optimize
+        settings, optimize = self.settings.evaluation, self.settings.for_arm(arm).optimize
         prompts = self.sources.test_prompts[: settings.num_prompts]
         sft = self.folder / "arms" / SFT_ARM / "round_00" / "evaluation" / "groups.jsonl"
 
@@ -351,7 +391,7 @@ class _SeedRun:
                 progress=self.progress,
             )
             save_groups(folder / "groups.jsonl", samples.groups)
-            score = load_score_function(reward.folder)
+            score = load_reward(reward.folder)
             test_pairs = score.fitting_pairs(self.sources.test_pairs)
             # By the reward model: own, SFT's and the last policy's; by the first one: own.
             num_scores = 4 * len(prompts) * settings.num_generations + 2 * len(test_pairs)
@@ -368,7 +408,7 @@ class _SeedRun:
                     test_pairs=test_pairs,
                     scores=ScoreFunctions(
                         reward=score.reporting_to(bar),
-                        first=load_score_function(first_reward.folder).reporting_to(bar),
+                        first=load_reward(first_reward.folder).reporting_to(bar),
                         gold=self.sources.gold,
                     ),
                     settings=settings,

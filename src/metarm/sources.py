@@ -28,7 +28,7 @@ from metarm.storage import Stage, build_stage, content_digest, write_json_lines
 from metarm.world.build import build_world
 from metarm.world.language import GoldReward, build_language
 
-__all__ = ["Sources", "label_groups", "prepare_sources"]
+__all__ = ["Sources", "label_groups", "prepare_sources", "relabel_pairs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +126,22 @@ def label_groups(
                 chosen, rejected = (first, second) if one > two else (second, first)
                 labelled.append(PreferencePair(prompt, chosen, rejected))
     return labelled
+
+
+def relabel_pairs(
+    pairs: Sequence[PreferencePair], gold: ScoreFunction
+) -> tuple[PreferencePair, ...]:
+    """The same pairs ordered by gold, without margins; pairs that tie in gold are left out."""
+    prompts = [pair.prompt for pair in pairs]
+    chosen = gold(prompts, [pair.chosen for pair in pairs])
+    rejected = gold(prompts, [pair.rejected for pair in pairs])
+    return tuple(
+        PreferencePair(pair.prompt, pair.chosen, pair.rejected)
+        if one > two
+        else PreferencePair(pair.prompt, pair.rejected, pair.chosen)
+        for pair, one, two in zip(pairs, chosen, rejected, strict=True)
+        if one != two
+    )
 
 
 def _external(model: str) -> Stage:

@@ -3,6 +3,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from metarm.config import RunSettings
 from metarm.config_file import read_settings
 from metarm.data.meta_sets import load_groups, load_prompts
 from metarm.data.preferences import load_preferences
+from metarm.models.ensemble import load_reward
 from metarm.models.loading import load_causal_lm
 from metarm.models.reward_model import load_score_function
 from metarm.policy.sampling import SampledPolicy, sample_groups
@@ -155,6 +157,41 @@ def test_best_of_n_and_other_starts(metarm, tmp_path: Path, smoke: list[str]) ->
     done = metarm(*smoke, "moved", *words, "policy_start=sft", "reward_start=previous", "rounds=3")
     assert done.code == 0, done.err
     assert len(scorecards(tmp_path / "moved")) == 7
+
+
+def test_an_arm_of_several_reward_models(
+    finished_run: Path, metarm, tmp_path: Path, smoke: list[str]
+) -> None:
+    words = ["rounds=1", "arms=[several, oracle]", "custom_arms.several.meta_mode=off"]
+    words += ["custom_arms.several.members=2", "custom_arms.several.pessimism=0.5"]
+    words += ["custom_arms.oracle.meta_mode=off", "custom_arms.oracle.num_gold_labels=10"]
+    words += ["custom_arms.oracle.relabel_original=true", "custom_arms.oracle.label_repeat=1"]
+    words += ["custom_arms.oracle.settings.sampling.num_generations=4"]
+    done = metarm(*smoke, "run", *words)
+    assert done.code == 0, done.err
+    place = tmp_path / "run/seed_0/arms/several/round_01"
+    made = ["evaluation", "member_0", "member_1", "policy", "reward"]
+    assert sorted(path.name for path in place.iterdir()) == made
+    first, second = ((place / f"member_{n}/model.safetensors").read_bytes() for n in (0, 1))
+    alone = finished_run / "seed_0/arms/plain/round_01/reward/model.safetensors"
+    assert first == alone.read_bytes(), "the first is that of an arm that trains one"
+    assert first != second
+    # What was judged is what the ensemble says.
+    rows = list(read_json_lines(place / "evaluation/samples.jsonl"))
+    score = load_reward(place / "reward")
+    found = score([row["prompt"] for row in rows], [row["response"] for row in rows])
+    assert [row["score"] for row in rows] == pytest.approx(found, abs=1e-5)
+    assert score.pessimism == 0.5
+    plain = read_json(finished_run / "seed_0/arms/plain/round_01/policy/stage.json")["metrics"]
+    assert read_json(place / "policy/stage.json")["metrics"] != plain
+    # The next command finds every stage finished, also after one of the members was lost.
+    shutil.rmtree(place / "member_1")
+    done = metarm(*smoke, "run", *words)
+    assert done.code == 0, done.err
+    assert (place / "member_1/model.safetensors").read_bytes() == second
+    groups = load_groups(tmp_path / "run/seed_0/arms/oracle/round_01/samples/groups.jsonl")
+    assert {len(group.responses) for group in groups} == {4}, "an arm may have its own settings"
+    assert "2 reward models" in done.out
 
 
 def test_starts_lead_where_they_say(

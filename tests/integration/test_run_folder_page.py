@@ -11,7 +11,12 @@ from docs.pages import REPOSITORY
 pytestmark = pytest.mark.slow
 PAGE = REPOSITORY / "docs" / "run-folder.md"
 # Rows about runs of another kind: each has a test of its own.
-ELSEWHERE = {"data": "test_external", "best_of_n": "test_arms"}
+ELSEWHERE = {
+    "data": "test_external",
+    "best_of_n": "test_arms",
+    "member_": "test_arms",
+    "ensemble": "test_arms",
+}
 WORDS = {r"{N}": r"\d+", r"{ARM}": r"[^/]+", "**": ".*", "*": "[^/]*", ".": r"\.", r"\|": "|"}
 
 

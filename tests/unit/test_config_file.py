@@ -101,6 +101,14 @@ def test_no_file_means_defaults_and_overrides() -> None:
         ("output_dir: other", "run.yaml:3:1: expected each key once"),
         ("optimize: {num_iterations: 2}", "optimize.num_iterations (2) must be above"),
         ("arms: [pla]", "run.yaml: unknown arm 'pla': did you mean 'plain'?"),
+        ("custom_arms: {a: {reward: frozen, members: 2}}", "a: members change nothing where the"),
+        ("custom_arms: {a: {pessimism: 1.0}}", "custom_arms.a.pessimism: one reward model has no"),
+        ("custom_arms: {a: {settings: {world: {}}}}", "a.settings: 'world' is the same in every"),
+        ("custom_arms: {a: {settings: {policy_start: {x: 1}}}}", "a.settings.policy_start: Input"),
+        (
+            "custom_arms: {a: {settings: {reward: {meta_weight: -1}}}}",
+            "custom_arms.a.settings.reward.meta_weight: Input should be greater than or equal to 0",
+        ),
         ("rounds: 0\nworkers: 0\nthreads: 0", "got 0 (2 more errors after this one)"),
     ],
 )

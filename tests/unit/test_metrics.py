@@ -212,6 +212,21 @@ def test_kl_estimate_of_two_gaussians():
     assert ours.value == pytest.approx(0.125, abs=0.015)
 
 
+@pytest.mark.parametrize("n", range(1, 6))
+def test_best_of_n_is_the_mean_over_all_subsets(n):
+    draw = np.random.default_rng(n)
+    scores, gold = draw.normal(size=(2, 3, 5))
+    subsets = [list(subset) for subset in itertools.combinations(range(5), n)]
+    best = [
+        row_gold[subset][np.argmax(row[subset])]
+        for row, row_gold in zip(scores, gold, strict=True)
+        for subset in subsets
+    ]
+    assert metrics.best_of_n_mean(scores, gold, n) == pytest.approx(np.mean(best))
+    with pytest.raises(DataError, match="from 1 to the pool's size of 5, got 6"):
+        metrics.best_of_n_mean(scores, gold, 6)
+
+
 def test_paired_difference_is_the_paired_t_test():
     generator = np.random.default_rng(8)
     seeds = generator.normal(0, 10, 6)

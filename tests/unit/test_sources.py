@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from metarm.errors import ConfigError, DataError
 from metarm.resolve import load_gold
 from metarm.schema import PreferencePair, ResponseGroup
-from metarm.sources import label_groups
+from metarm.sources import label_groups, relabel_pairs
 from strategies import groups
 
 
@@ -79,6 +79,18 @@ def test_labels_are_of_the_groups_and_as_gold_says(rows, count, seed) -> None:
     assert len(found) == len(set(found)) <= count
     if len(found) < count:
         assert set(found) == possible
+
+
+def test_gold_orders_original_pairs_anew() -> None:
+    pairs = [
+        PreferencePair("p", " long one", " x", margin=2.0),
+        PreferencePair("p", " x", " longer"),
+        PreferencePair("p", " ab", " cd"),
+    ]
+    assert relabel_pairs(pairs, length) == (
+        PreferencePair("p", " long one", " x"),
+        PreferencePair("p", " longer", " x"),
+    )
 
 
 def test_a_gold_function_gives_plain_numbers() -> None:

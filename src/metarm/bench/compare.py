@@ -41,7 +41,7 @@ from metarm.workers import run_in_processes
 
 __all__ = ["compare_methods"]
 
-TRAINED_BY: Final = {"trained", "top_layers", "lora_r", "max_pairs", "max_test_pairs"}
+TRAINED_BY: Final = {"trained", "top_layers", "lora_r"}
 VERSION: Final = 2
 """Of the training loop: another number, and no finished cell is taken for a new one."""
 
@@ -191,14 +191,11 @@ def _run_split(
         torch.set_num_threads(1)
     shift = _read_shift(settings, name, seed)
     problem = _build_problem(settings, shift, seed, progress)
+    split = shift.digest()
     # Only where a cell is missing, and once: every cell is compared with it.
     plain = functools.cache(
         lambda: train_recipe(problem, read_recipe(REFERENCE), settings.head, seed)
     )
-    source = {
-        key: path and content_digest(path)
-        for key, path in _source(settings, name).model_dump().items()
-    }
     with progress.stage("methods", len(methods)) as bar:
         for method in methods:
             record = {
@@ -206,8 +203,8 @@ def _run_split(
                 "max_length": settings.max_length,
                 "head": settings.head.model_dump(mode="json"),
                 **settings.model_dump(mode="json", include=TRAINED_BY),
-                "source": source,
                 "shift": name,
+                "split": split,
                 "seed": seed,
                 "method": method,
                 "recipe": _describe_method(method),

@@ -14,14 +14,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from metarm.config import SourceSettings
+from metarm.config import RunSettings, SourceSettings
+from metarm.config_file import read_settings
 from metarm.data.fields import Row
 from metarm.data.meta_sets import load_groups
 from metarm.data.preferences import load_preferences, prompt_key, split_by_prompt
 from metarm.data.rows import read_rows
 from metarm.errors import ConfigError, EmptySetError
+from metarm.protocols import ScoreFunction
+from metarm.resolve import load_gold
 from metarm.schema import PreferencePair, Prompt, ResponseGroup, prompt_text
+from metarm.sources import label_groups
 from metarm.storage import fingerprint
+from metarm.world.language import GoldReward, build_language
 
 __all__ = [
     "SHIFTS",
@@ -31,6 +36,7 @@ __all__ = [
     "read_files",
     "read_gsm8k",
     "read_hh",
+    "read_world",
     "thin_shift",
 ]
 
@@ -62,6 +68,11 @@ class Shift:
         rows = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
         rows += [(group.prompt, response) for group in self.groups for response in group.responses]
         return sorted(set(rows), key=lambda row: fingerprint(prompt_text(row[0]), row[1]))
+
+    def digest(self) -> str:
+        """A hash of everything in it, wherever it was read."""
+        sets = (self.pairs, self.groups, self.test_original, self.test_shifted, self.shifted_labels)
+        return fingerprint(self.name, *([row.to_json() for row in rows] for rows in sets))
 
 
 def thin_shift(shift: Shift, max_pairs: int | None, max_test_pairs: int | None, seed: int) -> Shift:
@@ -258,7 +269,93 @@ def _labelled_shift(
     )
 
 
+def read_world(source: SourceSettings, seed: int) -> Shift:
+    """A finished `metarm run`: its original pairs, and an optimised policy of the same seed.
+
+    The policy's responses are those of an evaluation. Their prompts are split: unlabelled groups of
+    one part, gold-labelled pairs of the other. Held-out original pairs are the run's own.
+
+    Raises:
+        ConfigError: When the run has no gold function.
+        EmptySetError: When it has not this seed, arm or round.
+    """
+    run = _data_of(source, "world")
+    settings = read_settings(run / "config.yaml", [], RunSettings)
+    gold = _gold_of(settings)
+    folder = run / f"seed_{seed}"
+    judged = folder / "arms" / source.arm / f"round_{source.round or settings.rounds:02d}"
+    if not (judged / "evaluation" / "groups.jsonl").is_file():
+        there = sorted(p.name for p in run.glob("seed_*") if p.is_dir())
+        arms = sorted(p.name for p in (folder / "arms").glob("*"))
+        raise EmptySetError(
+            f"{judged}: expected a finished evaluation, found none; the seed of a split is that of "
+            f"the run, which has {', '.join(there) or 'no seeds'}; in seed_{seed} are the arms "
+            f"{', '.join(arms) or '(none)'}. Choose other seeds, sources.world.arm or .round, or "
+            "let the run go on"
+        )
+    groups = load_groups(judged / "evaluation" / "groups.jsonl")
+    place = folder / ("world" if settings.world is not None else "data")
+    original, held_out = (
+        load_preferences(place / f"{name}.jsonl", "trl-explicit", keep_blank=True).pairs
+        for name in ("preferences", "preferences_test")
+    )
+    draw = random.Random(f"shift|world|{seed}")
+    keys = sorted({prompt_key(group.prompt) for group in groups})
+    tested = set(draw.sample(keys, round(TEST_FRACTION * len(keys))))
+    own_test, own_train = (
+        [group for group in groups if (prompt_key(group.prompt) in tested) is is_test]
+        for is_test in (True, False)
+    )
+    meta_set = _distinct(own_train)
+    seen = {*keys} - tested
+    test_original = tuple(pair for pair in held_out if prompt_key(pair.prompt) not in seen)
+    unseen = tested | {prompt_key(pair.prompt) for pair in test_original}
+    pairs = tuple(pair for pair in original if prompt_key(pair.prompt) not in unseen)
+    if not (pairs and meta_set and test_original):
+        raise EmptySetError(
+            f"{judged}: {len(pairs)} original pairs, {len(meta_set)} groups and "
+            f"{len(test_original)} held-out pairs are left with no prompt on both sides: evaluate "
+            "on more prompts (evaluation.num_prompts)"
+        )
+
+    def label(part: Sequence[ResponseGroup]) -> tuple[PreferencePair, ...]:
+        count = sum(len(group.responses) ** 2 for group in part)  # more than there are pairs
+        return tuple(label_groups(part, gold, count, seed=seed))
+
+    return Shift(
+        name="world",
+        pairs=pairs,
+        groups=tuple(meta_set),
+        test_original=test_original,
+        test_shifted=label(own_test),
+        shifted_labels=label(own_train),
+    )
+
+
+def _gold_of(settings: RunSettings) -> ScoreFunction:
+    if settings.world is not None:
+        return GoldReward(build_language(settings.world))
+    if settings.evaluation.gold is None:
+        raise ConfigError(
+            "the shift 'world' needs a run whose true reward is known: one with a `world`, or with "
+            "`evaluation.gold`"
+        )
+    return load_gold(settings.evaluation.gold, what="evaluation.gold")
+
+
+def _distinct(groups: Sequence[ResponseGroup]) -> list[ResponseGroup]:
+    """The groups with each response once; those of a single response are left out."""
+    found = [ResponseGroup(g.prompt, tuple(dict.fromkeys(g.responses))) for g in groups]
+    return [group for group in found if len(group.responses) > 1]
+
+
 SHIFTS: Final[Mapping[str, ShiftReader]] = MappingProxyType(
-    {"alpaca": read_alpaca, "gsm8k": read_gsm8k, "hh": read_hh, "files": read_files}
+    {
+        "alpaca": read_alpaca,
+        "gsm8k": read_gsm8k,
+        "hh": read_hh,
+        "world": read_world,
+        "files": read_files,
+    }
 )
 """Name -> reader of a split."""

@@ -88,10 +88,10 @@ def evaluate(
     loaded = load_preferences(preferences, data_format)
     note(f"{preferences}: {loaded.report.summary()}")
 
+    from metarm.models.ensemble import load_reward
     from metarm.models.pair_evaluation import evaluate_preferences
-    from metarm.models.reward_model import load_score_function
 
-    score_function = load_score_function(reward_model)
+    score_function = load_reward(reward_model)
     pairs = score_function.fitting_pairs(loaded.pairs)
     if num_too_long := len(loaded.pairs) - len(pairs):
         note(f"{num_too_long} pairs left out: longer than the reward model's context")
@@ -154,11 +154,11 @@ def score(
     rows = list(read_rows(source))
     items = [_responses(row) for row in rows]
 
-    from metarm.models.reward_model import load_score_function
+    from metarm.models.ensemble import load_reward
 
     prompts = [prompt for prompt, responses, _ in items for _ in responses]
     flat = [response for _, responses, _ in items for response in responses]
-    score_function = load_score_function(reward_model)
+    score_function = load_reward(reward_model)
     with choose_progress().stage("score responses", len(flat)) as bar:
         scores = iter(score_function.reporting_to(bar)(prompts, flat))
     scored: list[dict[str, Any]] = []

@@ -256,14 +256,14 @@ def optimize(
 
     def build(folder: Path) -> dict[str, Any]:
         from metarm.data.meta_sets import load_prompts
-        from metarm.models.reward_model import load_score_function
+        from metarm.models.ensemble import load_reward
         from metarm.policy.optimizers import build_optimizer
 
         metrics = build_optimizer(settings)(
             policy_dir=_model_path(policy),
             reference_dir=_model_path(reference or policy),
             reward_model_dir=_model_path(reward_model),
-            score=load_score_function(reward_model),
+            score=load_reward(reward_model),
             prompts=load_prompts(prompts),
             output_dir=folder,
             seed=seed,

@@ -30,6 +30,7 @@ from torch import Tensor
 from metarm.config import OptimizeSettings
 from metarm.data.encoding import Encoder, check_prompt_length
 from metarm.errors import EmptySetError, ModelError
+from metarm.models.ensemble import first_member
 from metarm.models.loading import (
     context_length,
     load_causal_lm,
@@ -255,7 +256,7 @@ def optimize_ppo(
     Args:
         policy_dir: Where the policy starts.
         reference_dir: The SFT policy that KL is measured to.
-        reward_model_dir: Where the value model starts.
+        reward_model_dir: Where the value model starts; of an ensemble, its first member.
         score: Scores finished responses.
         prompts: Drawn in a new random order every pass; at least one.
         output_dir: Where to save.
@@ -308,10 +309,11 @@ def _set_up(
     seed: int,
 ) -> PpoRun:
     encoder = load_encoder(policy_dir)
+    value_start = first_member(reward_model_dir)
     for folder, reason in (
         (reference_dir, "KL compares token by token: the reference must be the policy's ancestor"),
         (
-            reward_model_dir,
+            value_start,
             "the value model starts from the reward model and reads the policy's tokens: train "
             "the reward model on the policy's own backbone",
         ),
@@ -319,7 +321,7 @@ def _set_up(
         if load_encoder(folder).tokenizer.get_vocab() != encoder.tokenizer.get_vocab():
             raise ModelError(f"{folder} has another tokenizer than {policy_dir}; {reason}")
     policy = load_causal_lm(policy_dir)
-    value_model = load_reward_model(reward_model_dir, encoder, seed=seed)
+    value_model = load_reward_model(value_start, encoder, seed=seed)
     reference = load_causal_lm(reference_dir)
     reference.requires_grad_(False)
     optimizer = torch.optim.AdamW(

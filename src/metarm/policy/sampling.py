@@ -14,8 +14,8 @@ from torch import Tensor
 from metarm.config import SamplingSettings
 from metarm.data.encoding import Encoder, check_prompt_length, pad_batch
 from metarm.errors import ModelError
+from metarm.models.ensemble import load_reward
 from metarm.models.loading import context_length, load_causal_lm, load_encoder
-from metarm.models.reward_model import load_score_function
 from metarm.protocols import ProgressReporter, StageProgress
 from metarm.schema import Prompt, ResponseGroup
 from metarm.storage import read_json
@@ -217,7 +217,7 @@ class SampledPolicy:
             )
         self.encoder = load_encoder(source)
         self.model = load_causal_lm(source)
-        self._score = load_score_function(reward_model) if reward_model else None
+        self._score = load_reward(reward_model) if reward_model else None
 
     def sample(
         self,

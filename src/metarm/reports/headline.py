@@ -182,15 +182,12 @@ def _settings_of(run: Run, arm: str) -> ArmSettings | None:
     return run.settings.arm(arm)
 
 
-def _meta_mode(run: Run, settings: ArmSettings) -> str:
-    inherited = run.settings.reward.meta_mode if run.settings else "off"
-    return settings.meta_mode or inherited
-
-
-def _step(run: Run, settings: ArmSettings) -> str:
-    """An arm's meta step in words; empty where it takes none."""
-    words = STEPS.get(_meta_mode(run, settings))
-    return words(run.settings.reward) if words and run.settings else ""
+def _step(run: Run, arm: str) -> str:
+    """A known arm's meta step in words; empty where it takes none."""
+    assert run.settings is not None
+    reward = run.settings.for_arm(arm).reward
+    words = STEPS.get(reward.meta_mode)
+    return words(reward) if words else ""
 
 
 def _name(run: Run, arm: str) -> str:
@@ -200,9 +197,13 @@ def _name(run: Run, arm: str) -> str:
         return arm
     if settings.reward == "frozen":
         return f"{arm} (reward model not retrained)"
-    trait = _step(run, settings) or "retrained on original pairs"
+    trait = _step(run, arm) or "retrained on original pairs"
+    if settings.relabel_original:
+        trait += " relabelled by gold"
     if settings.num_gold_labels:
         trait += f" and {settings.num_gold_labels} labels per round"
+    if settings.members > 1:
+        trait += f", {settings.members} reward models"
     return f"{arm} ({trait})"
 
 
@@ -216,12 +217,20 @@ def arm_description(run: Run, arm: str) -> str:
     if settings.reward == "frozen":
         return "policy optimised against the first reward model, which stays as it is"
     text = "reward model retrained each round on the original pairs"
+    if settings.relabel_original:
+        text += ", which gold labels again,"
     if settings.num_gold_labels:
         text += (
             f" and on {settings.num_gold_labels} more pairs of the policy's own each round, "
             f"labelled by gold without noise, each in the training set {settings.label_repeat} "
             "times (so with more optimiser steps)"
         )
-    if step := _step(run, settings):
+    if step := _step(run, arm):
         text += f"; {step}, on the policy's unlabelled groups"
+    if settings.members > 1:
+        text += f"; {settings.members} reward models of different seeds, whose mean score is used"
+        if settings.pessimism:
+            text += f" minus {settings.pessimism:g} times their spread"
+    if settings.settings:
+        text += f"; otherwise than the run: {settings.settings}"
     return text
