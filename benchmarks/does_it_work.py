@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of docs/does-it-work.md, from the results of `metarm compare`.
+
+    python benchmarks/does_it_work.py --keep runs/alpaca-20/compare.json alpaca_20
+    python benchmarks/does_it_work.py --write
+
+The first takes a comparison's summaries into `benchmarks/results/NAME.json`. The second puts a table of
+each into the page, between `<!-- table: NAME SHIFT -->` and `<!-- end -->`; without `--write` it says
+whether the page is as the results are, which a test asks too.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results"
+PAGE = REPOSITORY / "docs" / "does-it-work.md"
+BLOCK = re.compile(r"<!-- table: (\w+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+HEADER = (
+    "| method | original | shifted | length-balanced | worst split | of the oracle's gain "
+    "| worth labels | rank correlation |\n|---|---|---|---|---|---|---|---|"
+)
+
+
+def points(change: dict[str, float] | None) -> str:
+    """A change with its interval, in points; bold where the interval leaves out zero."""
+    if change is None:
+        return "-"
+    value, low, high = (100 * change[key] for key in ("value", "low", "high"))
+    text = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return text if low <= 0 <= high else f"**{text}**"
+
+
+def number(value: float | None, pattern: str, scale: float = 1.0) -> str:
+    """A number, or a dash where there is none."""
+    return "-" if value is None else format(scale * value, pattern)
+
+
+def table(summaries: list[dict[str, Any]], shift: str) -> str:
+    """A Markdown table of one shift; the first row gives plain training's own accuracies."""
+    rows = []
+    for row in (row for row in summaries if row["shift"] == shift):
+        if row["method"] == "plain":
+            shifted = row["shifted"]
+            rows.append(
+                f"| `plain` | {row['original']['value']:.3f} | "
+                f"{shifted['value']:.3f} | {row['length_balanced']:.3f} | | | | |"
+                if shifted
+                else f"| `plain` | {row['original']['value']:.3f} | - | - | | | | |"
+            )
+            continue
+        cells = (
+            f"`{row['method']}`",
+            points(row["original_change"]),
+            points(row["shifted_change"]),
+            number(row["length_balanced_change"], "+.1f", 100),
+            number(row["worst_change"], "+.1f", 100),
+            number(row["gap_recovered"], ".0f", 100) + " %" if row["gap_recovered"] else "-",
+            row["label_equivalent"] or "-",
+            number(row["rank_correlation"], ".2f"),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([HEADER, *rows])
+
+
+def render(page: str) -> str:
+    """The page with every table made anew."""
+
+    def fill(block: re.Match[str]) -> str:
+        name, shift = block[1], block[2]
+        kept = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        return f"<!-- table: {name} {shift} -->\n{table(kept['summaries'], shift)}\n<!-- end -->"
+
+    return BLOCK.sub(fill, page)
+
+
+def keep(source: Path, name: str) -> None:
+    """Take a comparison's summaries, without the curves of its cells, into the results."""
+    found = json.loads(source.read_text(encoding="utf-8"))
+    kept = {key: found[key] for key in ("num_comparisons", "summaries")}
+    text = json.dumps(kept, indent=1, sort_keys=True)
+    (RESULTS / f"{name}.json").write_text(f"{text}\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keep", nargs=2, metavar=("COMPARE_JSON", "NAME"))
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.keep:
+        keep(Path(arguments.keep[0]), arguments.keep[1])
+        return
+    page = PAGE.read_text(encoding="utf-8")
+    made = render(page)
+    if arguments.write:
+        PAGE.write_text(made, encoding="utf-8")
+    elif made != page:
+        raise SystemExit("docs/does-it-work.md is not as the results are: run with --write")
+
+
+if __name__ == "__main__":
+    main()
