@@ -35,7 +35,7 @@ from metarm.schema import PreferencePair, prompt_text
 from metarm.storage import build_stage, content_digest, read_json, write_json
 from metarm.workers import run_in_processes
 
-__all__ = ["compare_methods"]
+__all__ = ["VERSION", "compare_methods", "measure_cell"]
 
 VERSION: Final = 1
 """Of the training loop: another number, and no finished cell is taken for a new one."""
@@ -185,7 +185,7 @@ def _run_split(
                 started = time.monotonic()
                 found = _train(problem, method, settings, seed)
                 seconds = time.monotonic() - started
-                cell = _measure(shift, problem, method, seed, found, plain, seconds)
+                cell = measure_cell(shift, problem, method, seed, found, plain, seconds)
                 write_json(folder / "cell.json", cell.to_json())
                 return {}
 
@@ -215,7 +215,7 @@ def _train(problem: Problem, method: str, settings: CompareSettings, seed: int) 
     return Trajectory((0,), scores, (0.0,), Cost())
 
 
-def _measure(
+def measure_cell(
     shift: Shift,
     problem: Problem,
     method: str,
@@ -224,6 +224,17 @@ def _measure(
     plain: Trajectory,
     seconds: float,
 ) -> Cell:
+    """What a training is worth on the pairs that were held out of it.
+
+    Args:
+        shift: The split.
+        problem: The same as tensors.
+        method: Name to put on it.
+        seed: Of the split.
+        found: The training.
+        plain: Plain training on the same split, whose order of responses it is compared with.
+        seconds: What it took.
+    """
     place = {text: index for index, text in enumerate(shift.texts())}
     best = found.scores[found.best]
     unit = best[problem.pairs.unique()].std().clamp(min=1e-6)
