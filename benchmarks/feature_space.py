@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarm.bench.heads import mean_rank_correlation, train_recipe
+from metarm.bench.methods import train_recipe
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe, read_recipe
 from metarm.config import HeadSettings

@@ -21,6 +21,7 @@ from metarm.errors import ConfigError, nearest_names
 
 __all__ = [
     "ARM_PRESETS",
+    "HEAD_LEARNING_RATE",
     "META_NUMBERS",
     "ArmSettings",
     "CompareSettings",
@@ -28,11 +29,13 @@ __all__ = [
     "EvaluationSettings",
     "HeadSettings",
     "OptimizeSettings",
+    "RangeSettings",
     "RewardSettings",
     "RunSettings",
     "SamplingSettings",
     "SftSettings",
     "SourceSettings",
+    "TuneSettings",
     "WorldSettings",
     "resolve_strength",
 ]
@@ -451,8 +454,12 @@ class RunSettings(_Settings):
             raise ValueError(f"{place}: {first['msg']}, got {first['input']!r}") from error
 
 
+HEAD_LEARNING_RATE: Final = 1e-3
+"""Of a head on frozen features, where none is given."""
+
+
 class HeadSettings(_Settings):
-    """How `metarm compare` trains a reward head, or what stands under it."""
+    """How `metarm compare` and `metarm tune` train a reward head, or what stands under it."""
 
     hidden: Annotated[list[Count], Field(min_length=1)] = [128, 64]
     """Widths of the hidden layers of a head on frozen features."""
@@ -542,4 +549,63 @@ class CompareSettings(_Settings):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} may each be named once only: twice is no more evidence")
+        return self
+
+
+class RangeSettings(_Settings):
+    """Where a setting is searched for, on a log scale."""
+
+    low: Positive
+    """Smallest value."""
+    high: Positive
+    """Largest value."""
+
+
+class TuneSettings(_Settings):
+    """The few settings of a method on one shift, searched for on paired splits."""
+
+    output_dir: PathText
+    """Folder of the search; finished trials are kept in its `tune.sqlite3`."""
+    shift: str
+    """Name of a shift: `alpaca`, `gsm8k`, `hh`, `files` (your own)."""
+    source: SourceSettings = SourceSettings()
+    method: str = "joint"
+    """Name of a method of `metarm compare`; `+` combines some."""
+    num_trials: Count = 50
+    """Trials to finish, pruned ones too, over all starts; the first is the default setting."""
+    max_minutes: Positive | None = None
+    """No trial begins later than this after a start; None: only `num_trials` counts."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2, 3, 4]
+    """Each is a split of its own, the same in every trial."""
+    fresh_seeds: Annotated[list[Seed], Field(min_length=2)] = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+    """Splits that no trial saw, on which the best setting meets the default."""
+    use_labels: int = Field(default=0, ge=0)
+    """Labelled shifted pairs of training prompts per seed to judge by; 0: original pairs only."""
+    space: dict[str, RangeSettings] = {}
+    """Search ranges of your own: `strength`, `learning_rate`, `weight_decay`, `num_groups`."""
+    prune: bool = False
+    """Stop a trial after two or more seeds where it is below the median of those before it."""
+    seed: Seed = 0
+    """Seed of the sampler."""
+    backbone: str
+    """Pretrained model whose frozen hidden states are the features."""
+    max_length: Count = 128
+    """Longest text, in tokens; what is longer is cut."""
+    features_dir: PathText | None = None
+    """Where frozen features are kept; None: in `output_dir`."""
+    head: HeadSettings = HeadSettings()
+    workers: Count = 1
+    """Trials run at the same time, each in a process of its own."""
+
+    @model_validator(mode="after")
+    def _seeds_apart(self) -> "TuneSettings":
+        seeds = [*self.seeds, *self.fresh_seeds]
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(
+                "seeds and fresh_seeds may each be named once only, and have none in common: the "
+                "best setting was chosen on `seeds`"
+            )
+        for name, given in self.space.items():
+            if given.low >= given.high:
+                raise ValueError(f"space.{name}: low ({given.low}) must be below high")
         return self

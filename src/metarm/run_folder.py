@@ -19,7 +19,7 @@ from metarm.config_file import write_settings
 from metarm.errors import FingerprintError, FormatError, RunError
 from metarm.storage import check_writable, read_json, write_json, write_text
 
-__all__ = ["open_run_folder"]
+__all__ = ["hold_folder", "open_run_folder"]
 
 PACKAGES: Final = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy")
 
@@ -37,7 +37,7 @@ def open_run_folder(settings: RunSettings) -> Iterator[Path]:
     """
     folder = settings.output_dir
     check_writable(folder)
-    with _sole_user(folder):
+    with hold_folder(folder):
         config = folder / "config.yaml"
         before = config.read_text(encoding="utf-8") if config.exists() else None
         write_settings(config, settings)
@@ -51,8 +51,19 @@ def open_run_folder(settings: RunSettings) -> Iterator[Path]:
 
 
 @contextmanager
-def _sole_user(folder: Path) -> Iterator[None]:
-    """Hold the folder: two processes in one run would overwrite each other's stages."""
+def hold_folder(folder: Path) -> Iterator[bool]:
+    """Hold a folder: two processes in one would overwrite each other's work.
+
+    Yields:
+        Whether it is held: some network file systems have no locks, and work there is better
+        than none.
+
+    Raises:
+        RunError: When another process holds it.
+
+    Writes:
+        `.lock` in it.
+    """
     with open(folder / ".lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,10 +73,12 @@ def _sole_user(folder: Path) -> Iterator[None]:
                 "output_dir"
             ) from error
         except OSError as error:
-            # Some network file systems have no locks: a run there is better than none.
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
-        yield
+            is_held = False
+        else:
+            is_held = True
+        yield is_held
 
 
 def _add_start(path: Path) -> None:

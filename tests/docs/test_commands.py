@@ -19,7 +19,14 @@ from docs.pages import (
     page_id,
     reader_environment,
 )
-from metarm.config import ArmSettings, CompareSettings, RunSettings, SourceSettings
+from metarm.config import (
+    ArmSettings,
+    CompareSettings,
+    RangeSettings,
+    RunSettings,
+    SourceSettings,
+    TuneSettings,
+)
 
 SEPARATORS = {"&&", "||", "|", ";", "&"}
 FOLDERS = ("configs/", "examples/", "benchmarks/", "docs/", "tests/", "src/")
@@ -45,12 +52,15 @@ def _has_verb(help_text: str, verb: str) -> bool:
 
 
 def _is_setting(dotted: str) -> bool:
-    """Whether a dotted name is a field of a run's or comparison's settings.
+    """Whether a dotted name is a field of a run's, comparison's or search's settings.
 
-    Some sections stand under any name: an arm of one's own, the source of a shift.
+    Some sections stand under any name: an arm of one's own, the source of a shift, a range.
     """
-    fields, parts = RunSettings.model_fields | CompareSettings.model_fields, dotted.split(".")
-    named = {"custom_arms": ArmSettings, "sources": SourceSettings}.get(parts[0])
+    known = (RunSettings, CompareSettings, TuneSettings)
+    fields = {name: field for settings in known for name, field in settings.model_fields.items()}
+    parts = dotted.split(".")
+    sections = {"custom_arms": ArmSettings, "sources": SourceSettings, "space": RangeSettings}
+    named = sections.get(parts[0])
     if named is not None and len(parts) == 3:
         return parts[2] in named.model_fields
     for part in parts:

@@ -39,7 +39,7 @@ from metarm.storage import build_stage, content_digest, read_json, write_json
 from metarm.strength import mean_rank_correlation
 from metarm.workers import run_in_processes
 
-__all__ = ["compare_methods"]
+__all__ = ["VERSION", "compare_methods", "measure_cell"]
 
 TRAINED_BY: Final = {"trained", "top_layers", "lora_r"}
 VERSION: Final = 2
@@ -213,7 +213,7 @@ def _run_split(
 
             def build(folder: Path, method: str = method) -> dict[str, Any]:
                 found = _train(problem, method, settings, seed, plain())
-                cell = _measure(shift, problem, method, seed, found, plain())
+                cell = measure_cell(shift, problem, method, seed, found, plain())
                 write_json(folder / "cell.json", cell.to_json())
                 return {}
 
@@ -275,7 +275,7 @@ def _train(
     return Trajectory((0,), scores, (0.0,), cost)
 
 
-def _measure(
+def measure_cell(
     shift: Shift,
     problem: Problem,
     method: str,
@@ -283,6 +283,16 @@ def _measure(
     found: Trajectory,
     plain: Trajectory,
 ) -> Cell:
+    """What a training is worth on the pairs that were held out of it.
+
+    Args:
+        shift: The split.
+        problem: The same as tensors.
+        method: Name to put on it.
+        seed: Of the split.
+        found: The training.
+        plain: Plain training on the same split, whose order of responses it is compared with.
+    """
     place = {text: index for index, text in enumerate(shift.texts())}
     best = found.scores[found.best]
     unit = best[problem.unit_rows].std().clamp(min=1e-6)

@@ -13,15 +13,21 @@ from torch import Tensor, nn
 
 from metarm.bench.features import mean_over_response
 from metarm.bench.tokens import TokenTable, read_tokens
+from metarm.config import HEAD_LEARNING_RATE
 from metarm.errors import ConfigError
 from metarm.models.loading import default_learning_rate, load_backbone
 from metarm.schema import Prompt
 
-__all__ = ["Backbone", "FeatureHead", "Network", "TransformerScore", "read_backbone"]
+__all__ = [
+    "Backbone",
+    "FeatureHead",
+    "Network",
+    "TransformerScore",
+    "read_backbone",
+]
 
 Trained = Literal["top", "lora", "all"]
 MEASURE_BATCH: Final = 64
-HEAD_LEARNING_RATE: Final = 1e-3
 
 
 class Network(nn.Module):

@@ -21,6 +21,7 @@ from metarm.cli.options import verb_command
 from metarm.cli.runs import report, run
 from metarm.cli.settings_help import settings_of
 from metarm.cli.train import optimize, reward, sft
+from metarm.cli.tune import tune
 from metarm.errors import ConfigError, MetarmError, nearest_names
 
 __all__ = ["VERBS", "build_command", "run_command"]
@@ -35,6 +36,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "score": (score, None),
     "report": (report, None),
     "compare": (compare, "CompareSettings"),
+    "tune": (tune, "TuneSettings"),
     "doctor": (doctor, None),
 }
 """Each verb's function and the class of `metarm.config` whose settings it takes."""
@@ -54,6 +56,7 @@ _QUIET: Final = {
 
 _KEPT: Final = {
     "run": "finished stages are kept; the same command goes on from there",
+    "tune": "finished trials are kept; the same command goes on from there",
     "sft": "nothing half-made was put into --output; the same command begins again",
     "reward": "nothing half-made was put into --output; the same command begins again",
     "optimize": "nothing half-made was put into --output; the same command begins again",

@@ -36,7 +36,8 @@ class Supported:
 
     low: str
     high: str | None = None
-    is_optional: bool = False
+    needed_for: str = ""
+    """What an optional package is for."""
 
     def __str__(self) -> str:
         return f">={self.low}" + (f",<{self.high}" if self.high else "")
@@ -48,7 +49,8 @@ PACKAGES: Final[Mapping[str, Supported]] = {
     "trl": Supported("1.16", "2"),
     "accelerate": Supported("1.10"),
     "datasets": Supported("4.0"),
-    "peft": Supported("0.18", is_optional=True),
+    "peft": Supported("0.18", needed_for="use_peft"),
+    "optuna": Supported("5", "6", needed_for="metarm tune"),
 }
 """As in pyproject.toml; a test holds the two together."""
 
@@ -106,8 +108,9 @@ def _installed_version(name: str) -> str | None:
 def check_package(name: str, supported: Supported, version: str | None) -> Finding:
     """Whether an installed version (None: not installed) is in the supported range."""
     if version is None:
-        if supported.is_optional:
-            return Finding(name, "ok", "not installed (optional)", "needed for use_peft only")
+        if supported.needed_for:
+            advice = f"needed for {supported.needed_for} only"
+            return Finding(name, "ok", "not installed (optional)", advice)
         return Finding(name, "fail", "not installed", f"pip install '{name}{supported}'")
     is_supported = _release(version) >= _release(supported.low) and (
         supported.high is None or _release(version) < _release(supported.high)

@@ -12,13 +12,14 @@ from metarm.cli.doctor import PACKAGES, check_package, examine
 
 def test_ranges_are_those_of_the_project(repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["peft"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["peft"], *extras["tune"]]
     ranges = dict(re.fullmatch(r"([\w.-]+)(.*)", line).groups() for line in wanted)  # type: ignore[union-attr]
     assert {name: str(supported) for name, supported in PACKAGES.items()} == {
         name: ranges[name] for name in PACKAGES
     }
-    optional = {name for name, supported in PACKAGES.items() if supported.is_optional}
-    assert optional == {"peft"}
+    optional = {name for name, supported in PACKAGES.items() if supported.needed_for}
+    assert optional == {"peft", "optuna"}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,8 @@ def test_ranges_are_those_of_the_project(repository: Path) -> None:
         ("transformers", "6.0.0.dev0", "fail"),
         ("peft", None, "ok"),
         ("peft", "0.17", "fail"),
+        ("optuna", None, "ok"),
+        ("optuna", "4.9", "fail"),
     ],
 )
 def test_versions_in_and_out_of_range(name: str, version: str | None, state: str) -> None:
