@@ -21,7 +21,10 @@ from metarm.errors import ConfigError, nearest_names
 
 __all__ = [
     "ARM_PRESETS",
+    "FULL_FRACTION",
+    "FULL_WEIGHT",
     "HEAD_LEARNING_RATE",
+    "LEAST_RANK_CORRELATION",
     "META_NUMBERS",
     "ArmSettings",
     "CompareSettings",
@@ -118,6 +121,12 @@ class SftSettings(_Settings):
     """Share of steps with a rising learning rate."""
 
 
+FULL_FRACTION: Final = {"ascent": 0.5, "descent": 0.5, "joint": 0.25}
+"""`meta_strength=auto`: share of the rewards' spread, or of the preference loss's speed."""
+FULL_WEIGHT: Final = 0.3
+"""`meta_strength=auto`: the largest weight of J in `joint`."""
+LEAST_RANK_CORRELATION: Final = 0.7
+"""`meta_strength=auto`: with plain training, below which the guard halves the strength."""
 META_NUMBERS: Final = (
     "meta_learning_rate",
     "meta_step_length",

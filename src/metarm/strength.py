@@ -16,22 +16,17 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
+from metarm.config import LEAST_RANK_CORRELATION
 from metarm.meta_step import Direction, gradient_norm, look_ahead, widest
 from metarm.metrics import mean_group_spearman
 
 __all__ = [
-    "FULL_FRACTION",
-    "FULL_WEIGHT",
-    "LEAST_RANK_CORRELATION",
     "RewardUnits",
     "StrengthGuard",
     "choose_by_probe",
     "mean_rank_correlation",
 ]
 
-FULL_FRACTION: Final = {"ascent": 0.5, "descent": 0.5, "joint": 0.25}
-FULL_WEIGHT: Final = 0.3
-LEAST_RANK_CORRELATION: Final = 0.7
 MOST_HALVINGS: Final = 3
 PROBE_EVERY: Final = 10
 SAME_LIKELIHOOD: Final = 1e-6

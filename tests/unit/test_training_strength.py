@@ -6,12 +6,12 @@ import random
 import pytest
 from safetensors.torch import load_file
 
-from metarm.config import RewardSettings
+from metarm.config import FULL_WEIGHT, RewardSettings
 from metarm.errors import ConfigError
 from metarm.models.reward_model import load_score_function
 from metarm.progress import SilentProgress
 from metarm.schema import PreferencePair, ResponseGroup
-from metarm.strength import FULL_WEIGHT, StrengthGuard
+from metarm.strength import StrengthGuard
 from metarm.training import MetaRewardConfig, train_reward_model
 from tiny_models import WORDS, save_causal_lm
 from unit.reward_problem import (
