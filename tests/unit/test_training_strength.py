@@ -4,7 +4,9 @@
 import random
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from metarm.config import FULL_WEIGHT, RewardSettings
 from metarm.errors import ConfigError
@@ -13,6 +15,7 @@ from metarm.progress import SilentProgress
 from metarm.schema import PreferencePair, ResponseGroup
 from metarm.strength import StrengthGuard
 from metarm.training import MetaRewardConfig, train_reward_model
+from metarm.training.control import keep_watched
 from tiny_models import WORDS, save_causal_lm
 from unit.reward_problem import (
     group_rows,
@@ -36,62 +39,92 @@ def logged(trainer, name: str) -> list[float]:
     return [row[name] for row in trainer.state.log_history if name in row]
 
 
-def train_plain(folder, output_dir, **changes):
-    plain = make_trainer(folder, output_dir, given=GROUPS, meta_mode="off", **changes)
-    plain.train()
-    return plain
-
-
-def test_recording_a_trace_leaves_training_as_trl_does_it(reward_model_dir, tmp_path) -> None:
-    trl = make_trl_trainer(reward_model_dir, tmp_path / "trl")
-    trl.train()
-    plain = train_plain(reward_model_dir, tmp_path / "plain")
-    assert is_same(weights(trl.model), weights(plain.model))
-    assert sorted(plain.reward_trace.scores) == [1, 2, 3]
-    assert plain.reward_trace.at(3).shape == (6, 3)
-    with pytest.raises(ConfigError, match=r"no scores at step 7, only at \[1, 2, 3\]"):
-        plain.reward_trace.at(7)
-
-
 @pytest.mark.parametrize("mode", ["ascent", "descent", "joint"])
-def test_a_guard_that_fails_turns_the_step_off(
+def test_a_guard_that_fails_turns_the_step_off_and_keeps_plain_weights(
     reward_model_dir, tmp_path, mode, monkeypatch
 ) -> None:
     monkeypatch.setattr("metarm.training.control.StrengthGuard", lambda: StrengthGuard(least=1.1))
-    plain = train_plain(reward_model_dir, tmp_path / "plain", max_steps=8)
-    given = GROUPS | {"plain_trace": plain.reward_trace}
+    trl = make_trl_trainer(reward_model_dir, tmp_path / "trl", max_steps=8)
+    trl.train()
     trainer = make_trainer(
-        reward_model_dir, tmp_path / "meta", given=given, meta_mode=mode, max_steps=8
+        reward_model_dir, tmp_path / "meta", given=GROUPS, meta_mode=mode, max_steps=8
     )
     trainer.train()
     assert logged(trainer, "meta/strength") == [0.5, 0.25, 0.125, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert len(logged(trainer, "meta/rank_correlation")) == 8
     assert len(logged(trainer, "meta/J")) == 4, "no gradient of J once it is off"
     assert not trainer.guard.holds
+    assert is_same(weights(trl.model), weights(trainer.model)), "plain is TRL's training"
 
 
 def test_a_guard_that_holds_leaves_full_strength(reward_model_dir, tmp_path) -> None:
-    slow = {"learning_rate": 1e-3}
-    plain = train_plain(reward_model_dir, tmp_path / "plain", **slow)
-    given = GROUPS | {"plain_trace": plain.reward_trace}
-    trainer = make_trainer(
-        reward_model_dir, tmp_path / "meta", given=given, meta_mode="joint", **slow
-    )
+    """And the training after the plain one is what it would have been without it."""
+    slow = {"learning_rate": 1e-3, "given": GROUPS, "meta_mode": "joint"}
+    trainer = make_trainer(reward_model_dir, tmp_path / "meta", **slow)
     trainer.train()
     assert logged(trainer, "meta/strength") == [1.0, 1.0, 1.0]
     assert logged(trainer, "meta/rank_correlation") == pytest.approx([1.0] * 3, abs=0.3)
     found = logged(trainer, "meta/weight")
     assert len(found) == 3
     assert all(0 < weight <= FULL_WEIGHT for weight in found)
-    assert not is_same(weights(trainer.model), weights(plain.model))
+    kept, _ = keep_watched(list(range(60)))
+    slow["given"] = {"meta_dataset": [group_rows(60)[index] for index in kept]}
+    alone = make_trainer(reward_model_dir, tmp_path / "alone", meta_guard=False, **slow)
+    alone.train()
+    assert is_same(weights(trainer.model), weights(alone.model))
+    plain = trainer.plain_weights
+    moved = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert plain.keys() == moved.keys()
+    assert not all(torch.equal(plain[name], moved[name]) for name in moved)
 
 
-def test_without_a_trace_it_is_bounded_and_says_so(reward_model_dir, tmp_path, caplog) -> None:
-    trainer = make_trainer(reward_model_dir, tmp_path, meta_mode="descent")
-    assert "without a plain_trace" in caplog.text
-    trainer.train()
+@pytest.mark.parametrize(
+    ("given", "changes", "reason"),
+    [
+        ({"meta_dataset": group_rows(49)}, {}, "fewer than 50 groups"),
+        (GROUPS, {"resume": True}, "goes on from a checkpoint"),
+    ],
+)
+def test_where_it_cannot_be_guarded_it_is_bounded_and_says_so(
+    reward_model_dir, tmp_path, caplog, given, changes, reason
+) -> None:
+    options = {"given": given, "meta_mode": "descent"}
+    checkpoint = None
+    if changes:
+        first = make_trainer(
+            reward_model_dir, tmp_path, max_steps=2, save_strategy="steps", save_steps=2, **options
+        )
+        first.train()
+        checkpoint = str(tmp_path / "checkpoint-2")
+    trainer = make_trainer(reward_model_dir, tmp_path, max_steps=4, **options)
+    caplog.clear()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    assert f"bounded in reward units, but not guarded: {reason}"[:40] in caplog.text
+    assert reason in caplog.text
     assert trainer.guard is None
     assert all(step > 0 for step in logged(trainer, "meta/step_size"))
+
+
+def test_the_plain_training_leaves_no_trace_outside(reward_model_dir, tmp_path) -> None:
+    """A user's callbacks, checkpoints and evaluations see one training, the one that is kept."""
+    seen = []
+
+    class Count(TrainerCallback):
+        def on_train_begin(self, args, state, control, **rest) -> None:
+            seen.append(args.meta_mode)
+
+    trainer = make_trainer(
+        reward_model_dir,
+        tmp_path,
+        given=GROUPS | {"callbacks": [Count()]},
+        meta_mode="joint",
+        save_strategy="steps",
+        save_steps=3,
+    )
+    trainer.train()
+    assert seen == ["joint"]
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert trainer.state.global_step == 3
 
 
 def test_a_number_beside_auto_is_refused(tmp_path) -> None:

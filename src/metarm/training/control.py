@@ -3,7 +3,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from metarm.config import FULL_FRACTION, FULL_WEIGHT
 from metarm.data.encoding import EncodedGroup, PaddedBatch
 from metarm.data.meta_batches import MetaBatch, collate_groups
-from metarm.errors import ConfigError
 from metarm.meta_step import SIGNS, Direction, signed_step
 from metarm.strength import (
     RewardUnits,
@@ -20,7 +18,7 @@ from metarm.strength import (
     mean_rank_correlation,
 )
 
-__all__ = ["RewardTrace", "StrengthControl", "keep_watched"]
+__all__ = ["StrengthControl", "keep_watched"]
 
 NUM_CHECKS: Final = 10
 MOST_WATCHED: Final = 64
@@ -28,27 +26,6 @@ LEAST_WATCHED: Final = 5
 WATCHED_SHARE: Final = 0.1
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RewardTrace:
-    """A plain reward model's scores of the watched groups along its training."""
-
-    scores: dict[int, Tensor] = field(default_factory=dict)
-    """Optimiser step -> scores, shape (groups, k), 0 where a group is smaller."""
-
-    def at(self, step: int) -> Tensor:
-        """The scores at a step.
-
-        Raises:
-            ConfigError: When it was not recorded: the two trainings differ in their steps.
-        """
-        if step not in self.scores:
-            raise ConfigError(
-                f"plain_trace has no scores at step {step}, only at {sorted(self.scores)}: train "
-                "the plain model with the same data, batch sizes, seed and number of steps"
-            )
-        return self.scores[step]
 
 
 def keep_watched(
@@ -75,7 +52,6 @@ class StrengthControl:
         reference: Original responses whose scores' spread is the unit; None where none is needed.
         watched: Groups that are not trained on; empty where nothing is guarded.
         pad_token_id: To pad them with.
-        plain: What the plain model gave the watched groups; None records, or leaves unguarded.
     """
 
     def __init__(
@@ -86,16 +62,14 @@ class StrengthControl:
         reference: PaddedBatch | None,
         watched: Sequence[EncodedGroup],
         pad_token_id: int,
-        plain: RewardTrace | None,
     ) -> None:
         self._args = args
         self._score = score
-        self._plain = plain
         self._watched = None
         if watched:
             self._watched = collate_groups(watched, pad_token_id, torch.device("cpu"))
-        self.trace = RewardTrace()
-        self.guard = StrengthGuard() if plain is not None and watched else None
+        self._plain: dict[int, Tensor] = {}
+        self.guard: StrengthGuard | None = None
         self._is_auto = args.meta_strength == "auto"
         self._units = None
         if reference is not None:
@@ -131,25 +105,36 @@ class StrengthControl:
             weight = min(weight, bound)
         return weight * self.factor
 
+    @property
+    def can_guard(self) -> bool:
+        """Whether there are groups to watch."""
+        return self._watched is not None
+
+    def record(self, step: int, num_steps: int) -> None:
+        """After an optimiser step of plain training: keep the watched scores for the guard."""
+        if self._is_check(step, num_steps):
+            self._plain[step] = self._watched_scores()
+
+    def begin_guard(self) -> None:
+        """From here on `watch` compares with what was recorded."""
+        self.guard = StrengthGuard()
+
     def watch(self, step: int, num_steps: int) -> Mapping[str, float]:
-        """After an optimiser step: record the watched scores, or compare them with plain ones.
+        """After an optimiser step: compare the watched scores with plain ones.
 
         Returns:
             Metrics of a check, empty between two.
         """
-        every = max(1, num_steps // NUM_CHECKS)
-        if self._watched is None or (step % every and step != num_steps):
-            return {}
-        mask = self._watched.mask
-        flat = self._score(self._watched).cpu()
-        scores = torch.zeros(mask.shape).masked_scatter(mask, flat)
-        if self.guard is None or self._plain is None:
-            self.trace.scores[step] = scores
+        if self.guard is None or not self._is_check(step, num_steps):
             return {}
         before = self.guard.factor
-        rows = torch.arange(mask.numel()).reshape(mask.shape).masked_fill(~mask, -1)
+        rows = torch.arange(self._mask.numel()).reshape(self._mask.shape)
         self.guard.observe(
-            mean_rank_correlation(rows, scores.reshape(-1), self._plain.at(step).reshape(-1))
+            mean_rank_correlation(
+                rows.masked_fill(~self._mask, -1),
+                self._watched_scores().reshape(-1),
+                self._plain[step].reshape(-1),
+            )
         )
         if self.guard.factor < before:
             logger.warning(
@@ -165,3 +150,18 @@ class StrengthControl:
         if self.guard.newest is not None:
             found["meta/rank_correlation"] = self.guard.newest
         return found
+
+    def _is_check(self, step: int, num_steps: int) -> bool:
+        every = max(1, num_steps // NUM_CHECKS)
+        return self._watched is not None and (step % every == 0 or step == num_steps)
+
+    @property
+    def _mask(self) -> Tensor:
+        assert self._watched is not None, "only with watched groups"
+        return self._watched.mask
+
+    def _watched_scores(self) -> Tensor:
+        """Shape (groups, k), 0 where a group is smaller."""
+        assert self._watched is not None, "only with watched groups"
+        flat = self._score(self._watched).cpu()
+        return torch.zeros(self._mask.shape).masked_scatter(self._mask, flat)

@@ -32,8 +32,7 @@ from metarm.models.saving import merge_adapter, save_reward_model
 from metarm.protocols import ProgressReporter
 from metarm.schema import Estimate, PreferencePair, ResponseGroup
 from metarm.storage import write_json_lines
-from metarm.strength import StrengthGuard, choose_by_probe
-from metarm.training.control import RewardTrace
+from metarm.strength import choose_by_probe
 from metarm.training.settings import MetaRewardConfig
 from metarm.training.trainer import MetaRewardTrainer
 
@@ -146,19 +145,14 @@ def train_reward_model(
     settings = settings.model_copy(update={"max_length": limit})
     with progress.stage("encode the pairs", len(pairs)) as bar:
         encoded, report = encode_pairs(encoder, pairs, limit, bar)
-    job = _Job(model, encoder, _to_rows(encoded), settings, output_dir, seed, progress)
-    plain_model, trace = None, None
-    if is_guarded:
-        plain = job.train("off", groups)
-        trace = plain.reward_trace
-        plain_model = _trained(plain).cpu()
-        del plain  # with its optimiser's memory
-    trainer = job.train(settings.meta_mode, groups if settings.meta_mode != "off" else None, trace)
+    trainer = _train(
+        model, encoder, _to_rows(encoded), groups, settings, output_dir, seed, progress
+    )
     settings = settings.model_copy(update={"learning_rate": trainer.args.learning_rate})
-    trained, guard = _trained(trainer), None
-    if plain_model is not None:
-        guard = _keep(trained, plain_model, trainer.guard, probe, encoder)
+    guard = _guard_report(trainer, probe, encoder) if is_guarded else None
+    if guard is not None:
         logger.info("%s", guard.summary())
+    trained = merge_adapter(_unwrapped(trainer))
     save_reward_model(trained, encoder, settings, output_dir)
     write_json_lines(output_dir / "train_log.jsonl", trainer.state.log_history)
     score = RewardModelScore(trained.eval(), encoder)
@@ -192,88 +186,74 @@ def _to_rows(encoded: Sequence[EncodedPair]) -> datasets.Dataset:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What a plain training and the adapted one beside it share."""
-
-    model: str
-    encoder: Encoder
-    rows: datasets.Dataset
-    settings: RewardSettings
-    output_dir: Path
-    seed: int
-    progress: ProgressReporter
-
-    def train(
-        self,
-        mode: str,
-        groups: Sequence[ResponseGroup] | None,
-        trace: RewardTrace | None = None,
-    ) -> MetaRewardTrainer:
-        """A trainer that has trained: from the same weights, on the same rows in the same order."""
-        settings = self.settings.model_copy(update={"meta_mode": mode})
-        is_exact = settings.meta_order == "exact" and mode in SIGNS
-        model = load_reward_model(
-            self.model,
-            self.encoder,
-            seed=self.seed,
-            attn_implementation="eager" if is_exact else None,
-        )
+def _train(
+    name: str,
+    encoder: Encoder,
+    rows: datasets.Dataset,
+    groups: Sequence[ResponseGroup],
+    settings: RewardSettings,
+    output_dir: Path,
+    seed: int,
+    progress: ProgressReporter,
+) -> MetaRewardTrainer:
+    """A trainer that has trained, with a bar for each pass."""
+    is_exact = settings.meta_order == "exact" and settings.meta_mode in SIGNS
+    model = load_reward_model(
+        name, encoder, seed=seed, attn_implementation="eager" if is_exact else None
+    )
+    num_steps = settings.max_steps
+    if num_steps <= 0:
+        num_steps = _count_steps(settings, len(rows))
+    passes = 2 if _is_guarded(settings) else 1
+    what = f"train the reward model ({settings.meta_mode}{', guarded' if passes > 1 else ''})"
+    with progress.stage(what, passes * num_steps) as bar:
         trainer = MetaRewardTrainer(
             model,
-            _trainer_arguments(settings, self.output_dir, self.seed, model),
-            train_dataset=self.rows,
-            meta_dataset=groups,
-            plain_trace=trace,
-            processing_class=self.encoder.tokenizer,
+            _trainer_arguments(settings, output_dir, seed, model),
+            train_dataset=rows,
+            meta_dataset=groups if settings.meta_mode != "off" else None,
+            plain_callbacks=[StepReporter(bar)],
+            callbacks=[StepReporter(bar)],
+            processing_class=encoder.tokenizer,
             peft_config=lora_config(settings) if settings.use_peft else None,
         )
         trainer.remove_callback(PrinterCallback)
         if settings.learning_rate is None:
             trainer.args.learning_rate = default_learning_rate(trainer.model)
-        num_steps = settings.max_steps
-        if num_steps <= 0:
-            num_steps = _count_steps(settings, len(self.rows))
-        with self.progress.stage(f"train the reward model ({mode})", num_steps) as bar:
-            trainer.add_callback(StepReporter(bar))
-            trainer.train()
-        return trainer
+        trainer.train()
+    return trainer
 
 
-def _trained(trainer: MetaRewardTrainer) -> PreTrainedModel:
+def _unwrapped(trainer: MetaRewardTrainer) -> PreTrainedModel:
     """The model, without accelerate's wrapper: trained in bf16 it would score in bf16 as well."""
-    return merge_adapter(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
-def _keep(
-    adapted: PreTrainedModel,
-    plain: PreTrainedModel,
-    guard: StrengthGuard | None,
-    probe: Sequence[PreferencePair],
-    encoder: Encoder,
+def _guard_report(
+    trainer: MetaRewardTrainer, probe: Sequence[PreferencePair], encoder: Encoder
 ) -> GuardReport:
-    """Leave the weights to be saved in `adapted`: its own, the plain model's, or some between."""
+    """What the guard did; a probe moves the trainer's weights to the place it chooses."""
+    guard, plain = trainer.guard, trainer.plain_weights
     kept = 1.0 if guard is None or guard.holds else 0.0
     fitting: Sequence[PreferencePair] = ()
-    ends = {name: value.detach().clone() for name, value in adapted.state_dict().items()}
-    starts = {name: value.to(ends[name].device) for name, value in plain.state_dict().items()}
-
-    def move_to(place: float) -> None:
-        between = {
-            name: torch.lerp(starts[name], end, place) if end.is_floating_point() else end
-            for name, end in ends.items()
-        }
-        adapted.load_state_dict(ends if place == 1.0 else between)
-
-    if probe:
-        score = RewardModelScore(adapted.eval(), encoder)
+    if probe and plain is not None:
+        score = RewardModelScore(_unwrapped(trainer).eval(), encoder)
         fitting = score.fitting_pairs(probe)
+        moved = {n: p for n, p in trainer.model.named_parameters() if n in plain}
+        ends = {name: parameter.detach().clone() for name, parameter in moved.items()}
+
+        @torch.no_grad()
+        def go_to(place: float) -> None:
+            for name, parameter in moved.items():
+                parameter.copy_(torch.lerp(plain[name].to(ends[name].device), ends[name], place))
+
         gaps = []
         for place in PLACES:
-            move_to(place)
+            go_to(place)
             gaps.append(_gaps(score, fitting))
-        kept = PLACES[choose_by_probe(gaps)]
-    move_to(kept)
+        chosen = PLACES[choose_by_probe(gaps)]
+        go_to(chosen)
+        kept *= chosen
     return GuardReport(
         strength=1.0 if guard is None else guard.factor,
         rank_correlation=None if guard is None else guard.newest,
@@ -296,7 +276,7 @@ def _trainer_arguments(
     on_cpu = model.device.type == "cpu"
     # TRL's own default stands until the trainable weights can be counted.
     unset = {"learning_rate"} if settings.learning_rate is None else set()
-    shared = settings.model_dump(exclude={"use_peft", "lora_r", "meta_guard", *unset})
+    shared = settings.model_dump(exclude={"use_peft", "lora_r", *unset})
     arguments = MetaRewardConfig(
         output_dir=str(output_dir),
         seed=seed,

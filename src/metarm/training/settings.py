@@ -50,8 +50,15 @@ class MetaRewardConfig(RewardConfig):
     meta_strength: str | None = field(
         default=None,
         metadata={
-            "help": "auto: set by the data, bounded in reward units, guarded where a plain_trace "
-            "is given. fixed: by the numbers below. None: fixed where one of them is given."
+            "help": "auto: set by the data, bounded in reward units. fixed: by the numbers below. "
+            "None: fixed where one of them is given, else auto."
+        },
+    )
+    meta_guard: bool = field(
+        default=True,
+        metadata={
+            "help": "auto: train plainly first, and stay near its order of the responses; twice "
+            "the time."
         },
     )
     meta_learning_rate: float | None = field(

@@ -5,9 +5,10 @@ The mathematics is in `meta_step.py`, `strength.py` and `objectives.py`; this fi
 into the hooks of the installed trainer (verified on trl 1.16, transformers 5.23).
 """
 
+import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from trl import RewardTrainer
 
 from metarm.data.encoding import (
@@ -48,7 +50,7 @@ from metarm.meta_step import (
 )
 from metarm.objectives import difference_loss
 from metarm.strength import StrengthGuard
-from metarm.training.control import RewardTrace, StrengthControl, keep_watched
+from metarm.training.control import StrengthControl, keep_watched
 from metarm.training.settings import MetaRewardConfig
 
 __all__ = ["MetaRewardTrainer"]
@@ -78,13 +80,15 @@ class MetaRewardTrainer(RewardTrainer):
 
     Give it a `meta_dataset` with the columns `prompt` and `responses` (a list of texts, or of
     conversations' last messages) beside everything `RewardTrainer` takes. With `meta_mode="off"`
-    it is TRL's trainer, bit for bit; with a `meta_dataset` beside it, `reward_trace` then holds how
-    plain training scored some of the groups. Given as `plain_trace` to a second trainer of the
-    same data, seed and steps, it guards that one's meta step: see `strength.StrengthGuard`.
+    it is TRL's trainer, bit for bit. With `meta_strength="auto"`, the default, `train` first trains
+    plainly, without callbacks or checkpoints, and then from the same weights with the meta step,
+    whose strength is guarded by the comparison; `guard` says what it saw, and where it fails in
+    the end the plain weights are kept.
 
     Overrides, and why:
         A callback's `on_step_begin`: J's gradient, once per optimiser step, outside `no_sync`;
         its `on_step_end`: the guard.
+        `train`: the plain training before, where the guard needs it.
         `training_step`: runs the parent's at the look-ahead point; weights are back when it ends.
         `_save_checkpoint`, `evaluate`: assert that the weights are back.
 
@@ -100,7 +104,7 @@ class MetaRewardTrainer(RewardTrainer):
         *,
         train_dataset: Any = None,
         meta_dataset: Any = None,
-        plain_trace: RewardTrace | None = None,
+        plain_callbacks: Sequence[TrainerCallback] = (),
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: Any = None,
@@ -131,71 +135,121 @@ class MetaRewardTrainer(RewardTrainer):
         self._direction: Direction | None = None
         self._control: StrengthControl | None = None
         self._is_ahead = False
+        self._plain_callbacks = plain_callbacks
+        self._options = options
         self.meta_report: EncodingReport | None = None
-        if meta_dataset is None:
+        self.plain_weights: dict[str, Tensor] | None = None
+        """After a guarded training: the trainable weights that plain training gave, on the CPU."""
+        if args.meta_mode == "off" or meta_dataset is None:
             return
         self._refuse_unsupported()
         check_precision(p for p in self.model.parameters() if p.requires_grad)
         self._encoder = Encoder(self.processing_class)
-        groups, self.meta_report = encode_groups(
+        self._groups, self.meta_report = encode_groups(
             self._encoder, read_meta_dataset(meta_dataset), args.max_length
         )
-        self._groups, watched = self._keep_watched(groups, plain_trace)
+        watched: list[EncodedGroup] = []
+        if self._is_guarded():
+            self._groups, watched = keep_watched(self._groups)
         in_units = args.meta_reward_fraction is not None or args.meta_strength == "auto"
         self._control = StrengthControl(
             args,
             score=self._measure_scores,
-            reference=self._read_reference_pairs()
-            if in_units and args.meta_mode != "off"
-            else None,
+            reference=self._read_reference_pairs() if in_units else None,
             watched=watched,
             pad_token_id=self._encoder.pad_token_id,
-            plain=plain_trace,
         )
         # First of all callbacks: a user's own may read metrics that this one writes.
         callback = _MetaCallback(self._measure_direction, self._watch)
         self.callback_handler.callbacks.insert(0, callback)
 
     @property
-    def reward_trace(self) -> RewardTrace:
-        """With `meta_mode="off"` and a `meta_dataset`: scores of the watched groups so far."""
-        return self._strength.trace
-
-    @property
     def guard(self) -> StrengthGuard | None:
-        """What the guard has seen; None without a `plain_trace`."""
+        """What the guard has seen; None where nothing is guarded."""
         return self._control.guard if self._control is not None else None
+
+    def _is_guarded(self) -> bool:
+        return self.args.meta_strength == "auto" and self.args.meta_guard
+
+    def train(self, resume_from_checkpoint: Any = None, *arguments: Any, **options: Any) -> Any:
+        """The parent's; with a guard, after a plain training from the same weights."""
+        control = self._control if self._is_guarded() else None
+        why_not = {
+            "the meta set has fewer than 50 groups, too few to keep some for it": control
+            is not None
+            and not control.can_guard,
+            "training goes on from a checkpoint": bool(resume_from_checkpoint),
+            "the optimiser was made outside": self.optimizer is not None,
+            "a model_init makes the model": self.model_init is not None,
+        }
+        reasons = [reason for reason, holds in why_not.items() if holds]
+        if control is not None and reasons:
+            logger.warning(
+                "the meta step is bounded in reward units, but not guarded: %s", reasons[0]
+            )
+        if control is not None and not reasons:
+            self._train_plain()
+        result = super().train(resume_from_checkpoint, *arguments, **options)
+        if self.guard is not None and not self.guard.holds and self.plain_weights is not None:
+            logger.warning(
+                "the plain weights are kept: with the meta step rewards ended too far from them"
+            )
+            self._put(self.plain_weights)
+        return result
+
+    def _train_plain(self) -> None:
+        """Train without the meta step, keep what came out, and go back to the first weights."""
+        first = self._take()
+        args = copy.copy(self.args)
+        args.meta_mode = "off"
+        args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
+        args.load_best_model_at_end, args.push_to_hub, args.report_to = False, False, []
+        # Not what belongs to this one's run alone.
+        options = {
+            key: value
+            for key, value in self._options.items()
+            if key not in ("callbacks", "compute_metrics", "optimizers")
+        }
+        plain = MetaRewardTrainer(
+            self.model,
+            args,
+            train_dataset=self.train_dataset,
+            processing_class=self.processing_class,
+            **options,
+        )
+        plain.remove_callback(PrinterCallback)
+        for callback in (*self._plain_callbacks, _MetaCallback(lambda _: None, self._record)):
+            plain.add_callback(callback)
+        plain.train()
+        self.plain_weights = self._take()
+        # Its autocast goes with it; this one's own is put on when training begins.
+        plain.accelerator.unwrap_model(plain.model, keep_fp32_wrapper=False)
+        self._put(first)
+        self.model.zero_grad(set_to_none=True)
+        self._strength.begin_guard()
+
+    def _record(self, step: int, num_steps: int) -> None:
+        self._strength.record(step, num_steps)
+
+    def _take(self) -> dict[str, Tensor]:
+        return {
+            name: parameter.detach().to("cpu", copy=True)
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
 
     @property
     def _strength(self) -> StrengthControl:
-        if self._control is None:
-            raise ConfigError("this trainer watches no groups: give it a meta_dataset")
+        assert self._control is not None, "only with a meta step"
         return self._control
 
-    def _keep_watched(
-        self, groups: list[EncodedGroup], plain: RewardTrace | None
-    ) -> tuple[list[EncodedGroup], list[EncodedGroup]]:
-        """Groups to train on, and groups to watch where there is something to compare."""
-        is_auto = self.args.meta_strength == "auto" and self.args.meta_mode != "off"
-        if is_auto and plain is None:
-            logger.warning(
-                "meta_strength='auto' without a plain_trace: bounded in reward units, not guarded "
-                "by the rank correlation with plain training (metarm.training.train_reward_model "
-                "does both)"
-            )
-        if self.args.meta_mode != "off" and plain is None:
-            return groups, []
-        kept, watched = keep_watched(groups)
-        if not watched and plain is not None:
-            logger.warning(
-                "the meta set has %d groups: too few to keep some for the guard, which is off",
-                len(groups),
-            )
-        return kept, watched
-
     def _refuse_unsupported(self) -> None:
-        if self.args.meta_mode == "off":
-            return
         kind = str(self.accelerator.distributed_type).rpartition(".")[2]
         if self.args.n_gpu > 1:
             kind = f"nn.DataParallel over {self.args.n_gpu} GPUs (start with torchrun)"
@@ -248,7 +302,7 @@ class MetaRewardTrainer(RewardTrainer):
     def _measure_direction(self, step: int) -> None:
         """J and its gradient at the kept weights, for all micro-batches of this optimiser step."""
         self._direction = None
-        if self.args.meta_mode == "off" or step % self.args.meta_every:
+        if step % self.args.meta_every:
             return
         if self._strength.factor == 0.0:
             return  # the guard has turned the meta step off
