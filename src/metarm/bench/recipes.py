@@ -2,7 +2,7 @@
 """Methods by name: each a recipe, a small set of choices; names joined by + are combined.
 
 `descent+ensemble-mean+100-labels` is a look-ahead in each member of an ensemble that also sees 100
-labels; `module:function` is a method of the user's own.
+labels, `joint@0.1` is joint with another strength; `module:function` is the user's own.
 """
 
 import re
@@ -108,7 +108,8 @@ def read_recipe(name: str) -> Recipe:
         ConfigError: When a part is unknown, or two parts want different things.
     """
     changes: dict[str, Any] = {}
-    for part in name.split("+"):
+    for whole in name.split("+"):
+        part, at, strength = whole.partition("@")
         labels = _LABELS.fullmatch(part)
         if labels is None and part not in METHODS:
             known = [*METHODS, "100-labels"]
@@ -116,7 +117,9 @@ def read_recipe(name: str) -> Recipe:
                 f"unknown method {part!r}: {nearest_names(part, known)}; or give your own as "
                 "module:function"
             )
-        wanted = {"num_labels": int(labels[1])} if labels else METHODS[part]
+        wanted = {"num_labels": int(labels[1])} if labels else dict(METHODS[part])
+        if at:
+            wanted["strength"] = _read_strength(whole, strength, wanted)
         for key, value in wanted.items():
             if changes.setdefault(key, value) != value:
                 raise ConfigError(
@@ -132,3 +135,17 @@ def read_recipe(name: str) -> Recipe:
     if recipe.is_oracle and recipe.num_labels:
         raise ConfigError(f"method {name!r}: the oracle has all labels already; leave one out")
     return recipe
+
+
+def _read_strength(whole: str, text: str, wanted: Mapping[str, Any]) -> float:
+    """The number behind an @, in place of the strength that the table has."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if "strength" not in wanted or not 0.0 <= value < float("inf"):
+        raise ConfigError(
+            f"method {whole!r}: expected a method with a strength of its own and a number >= 0 "
+            "behind the @, as in joint@0.1"
+        )
+    return value

@@ -34,3 +34,13 @@ def test_parts_are_combined() -> None:
 def test_what_does_not_go_together_is_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_recipe(name)
+
+
+def test_a_strength_of_ones_own() -> None:
+    assert read_recipe("joint@0.1") == Recipe(step="joint", strength=0.1)
+    assert read_recipe("descent@1+100-labels") == Recipe(
+        step="descent", strength=1.0, num_labels=100
+    )
+    for name in ("plain@1", "joint@", "joint@-1", "joint@much", "joint@inf", "100-labels@2"):
+        with pytest.raises(ConfigError, match="behind the @"):
+            read_recipe(name)
