@@ -42,7 +42,7 @@ from metarm.workers import run_in_processes
 __all__ = ["VERSION", "compare_methods", "measure_cell"]
 
 TRAINED_BY: Final = {"trained", "top_layers", "lora_r"}
-VERSION: Final = 2
+VERSION: Final = 3
 """Of the training loop: another number, and no finished cell is taken for a new one."""
 
 

@@ -73,15 +73,20 @@ class Trajectory:
     """The trained weights at each point, as one vector each; only where a recipe averages them."""
     strength: tuple[float, ...] = ()
     """Share of its full strength that a guard has left the meta step, at each point."""
+    held: tuple[bool, ...] = ()
+    """Whether a guard held at each point; empty without one."""
 
     @property
     def best(self) -> int:
         """The point with the highest validation accuracy, mean of it and its two neighbours.
 
         A few hundred pairs measure an accuracy to 2 points: alone, the highest is chosen by luck.
+        Where a guard did not hold, no point is taken.
         """
         known = torch.tensor(self.validation)
         smooth = torch.stack([known[max(i - 1, 0) : i + 2].mean() for i in range(len(known))])
+        if self.held:
+            smooth = smooth.masked_fill(~torch.tensor(self.held), -1.0)
         return int(smooth.argmax())
 
     def at(self, step: int) -> Tensor:
@@ -192,7 +197,7 @@ def train_network(
     )
     pair_rows = _endless(len(pairs), settings.batch_size, draw)
     group_rows = _endless(len(problem.groups), settings.num_groups, draw)
-    steps, scores, vectors, strength = [], [], [], []
+    steps, scores, vectors, strength, held = [], [], [], [], []
     for step in range(1, settings.num_steps + 1):
         chosen, groups = next(pair_rows), problem.groups[next(group_rows)]
         optimizer.zero_grad(set_to_none=True)
@@ -206,14 +211,11 @@ def train_network(
             if recipe.averages_weights:
                 vectors.append(nn.utils.parameters_to_vector(parameters).detach().clone())
             if fit.guard is not None and plain is not None:
-                reference = plain.at(step)
-                fit.guard.observe(
-                    mean_rank_correlation(problem.watched_groups, scores[-1], reference)
+                correlation = mean_rank_correlation(
+                    problem.watched_groups, scores[-1], plain.at(step)
                 )
-                if not fit.guard.holds:
-                    # Plain training stands in, until what is left of the step is close to it.
-                    scores[-1], strength[-1] = reference, 0.0
-                    vectors[-1:] = plain.weights[len(steps) - 1 : len(steps)]
+                fit.guard.observe(correlation)
+                held.append(fit.guard.holds)
     fit.cost.seconds = time.monotonic() - started
     return Trajectory(
         tuple(steps),
@@ -222,6 +224,7 @@ def train_network(
         fit.cost,
         tuple(vectors),
         tuple(strength),
+        tuple(held),
     )
 
 

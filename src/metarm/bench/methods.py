@@ -85,7 +85,7 @@ def _train_member(
     member: int,
     plain: Trajectory | None,
 ) -> Trajectory:
-    """One network; with a guard, after its plain twin, which stands in where the guard fails."""
+    """One network; with a guard, after its plain twin, which stands in where nothing holds."""
     if recipe.least_rank_correlation is None:
         return train_network(problem, recipe, settings, seed, member=member)
     # All but the step: labels of the same recipe stay in what it is compared with.
@@ -95,7 +95,21 @@ def _train_member(
     if plain is None or without != Recipe():
         plain = train_network(problem, without, settings, seed, member=member)
     found = train_network(problem, recipe, settings, seed, member=member, plain=plain)
-    return replace(found, cost=plain.cost.plus(found.cost))
+    cost = plain.cost.plus(found.cost)
+    off = tuple(0.0 for _ in plain.steps)
+    if not any(found.held):
+        return replace(plain, cost=cost, strength=off)
+    if recipe.members > 1:
+        # Members are averaged point by point: plain scores stand in where one has gone too far.
+        held = torch.tensor(found.held)
+        scores = torch.where(held[:, None], found.scores, plain.scores)
+        strength = tuple(s * h for s, h in zip(found.strength, found.held, strict=True))
+        weights = tuple(
+            mine if holds else theirs
+            for mine, theirs, holds in zip(found.weights, plain.weights, found.held, strict=False)
+        )
+        found = replace(found, scores=scores, strength=strength, weights=weights, held=())
+    return replace(found, cost=cost)
 
 
 def _combine(members: list[Tensor], pessimism: float | None) -> Tensor:

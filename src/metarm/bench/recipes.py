@@ -117,7 +117,7 @@ def read_recipe(name: str) -> Recipe:
                 f"unknown method {part!r}: {nearest_names(part, known)}; or give your own as "
                 "module:function"
             )
-        wanted = {"num_labels": int(labels[1])} if labels else dict(METHODS[part])
+        wanted: dict[str, Any] = {"num_labels": int(labels[1])} if labels else {**METHODS[part]}
         if at:
             wanted["strength"] = _read_strength(whole, strength, wanted)
         for key, value in wanted.items():

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from metarm.bench.fitting import Cost, Trajectory
 from metarm.bench.methods import train_recipe
 from metarm.bench.recipes import METHODS, Recipe, read_recipe
 from metarm.config import HeadSettings
@@ -121,3 +122,11 @@ def test_pessimism_lies_between_minimum_and_mean(made_up) -> None:
     )
     for milder, stronger in zip([mean, *soft], soft, strict=False):
         assert (stronger <= milder + 1e-5).all()
+
+
+def test_no_point_is_taken_where_the_guard_does_not_hold() -> None:
+    scores = torch.zeros(3, 2)
+    free = Trajectory((1, 2, 3), scores, (0.5, 0.6, 0.9), Cost())
+    assert free.best == 2
+    assert replace(free, held=(True, True, False)).best == 1
+    assert replace(free, held=(True, False, False)).best == 0
