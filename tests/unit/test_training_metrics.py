@@ -19,7 +19,9 @@ from unit.reward_problem import (
     make_trainer,
 )
 
-OF_JOINT = {"meta/J", "meta/grad_norm", "meta/cosine"}
+OF_JOINT = {"meta/J", "meta/grad_norm", "meta/weight", "meta/cosine"}
+OF_GUARD = {"meta/strength", "meta/rank_correlation"}
+OF_LOOK_AHEAD = set(META_METRICS) - OF_GUARD - {"meta/weight"}
 
 
 def _logs(folder, output_dir, **options):
@@ -33,13 +35,20 @@ def _logs(folder, output_dir, **options):
     [
         ("off", set()),
         ("joint", OF_JOINT),
-        ("ascent", set(META_METRICS)),
-        ("descent", set(META_METRICS)),
+        ("ascent", OF_LOOK_AHEAD),
+        ("descent", OF_LOOK_AHEAD),
     ],
 )
 def test_the_keys_are_those_of_the_table(reward_model_dir, tmp_path, mode, expected):
     for entry in _logs(reward_model_dir, tmp_path, meta_mode=mode, logging_steps=1):
         assert {name for name in entry if name.startswith("meta/")} == expected
+
+
+def test_a_guarded_training_logs_the_guard_too(reward_model_dir, tmp_path):
+    many = {"meta_dataset": group_rows(60)}
+    logs = _logs(reward_model_dir, tmp_path, meta_mode="joint", logging_steps=1, given=many)
+    for entry in logs:
+        assert {name for name in entry if name.startswith("meta/")} == OF_JOINT | OF_GUARD
 
 
 @pytest.mark.parametrize("options", [{"logging_steps": 4}, {"logging_steps": 0.5}])
@@ -54,7 +63,7 @@ def test_every_log_has_every_key(reward_model_dir, tmp_path, options):
     found = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(found) == 2
     for entry in found:
-        assert set(META_METRICS) <= set(entry)
+        assert set(entry) >= OF_LOOK_AHEAD
     assert sizes.count(4 * GROUP_SIZE) == 4 + 2
 
 
