@@ -105,10 +105,9 @@ class _Strengths:
         self.eta = torch.tensor(eta, dtype=dtype)
         joint = [r.strength if r.step == "joint" else 0.0 for r in recipes]
         self.joint = torch.tensor(joint, dtype=dtype)
-        self.fractions = [r.reward_fraction for r in recipes]
-        self.in_reward_units = [
-            m for m, r in enumerate(recipes) if r.step in SIGNS and r.reward_fraction is not None
-        ]
+        fractions = [r.reward_fraction for r in recipes]
+        self.in_reward_units = [m for m, fraction in enumerate(fractions) if fraction is not None]
+        self.fractions = torch.tensor([f for f in fractions if f is not None], dtype=dtype)
         self.needs_groups = any(r.step != "off" for r in recipes)
 
 
@@ -177,13 +176,13 @@ def _gradients(
     difference = _differences(scores.unflatten(2, groups.shape[1:]), groups >= 0)
     rising = torch.autograd.grad(difference, weights)
     with torch.no_grad():
-        step = (strengths.signs * strengths.eta).expand(weights[0].shape[:2]).clone()
-        for m in strengths.in_reward_units:
-            own, gradient = ([t[:, m : m + 1] for t in many] for many in (weights, rising))
-            fraction = strengths.fractions[m]
-            assert fraction is not None
-            size = _steps_in_reward_units(own, gradient, inputs, fraction)
-            step[:, m] = strengths.signs[m] * size.squeeze(1)
+        size = strengths.eta.expand(weights[0].shape[:2]).clone()
+        if own := strengths.in_reward_units:
+            size[:, own] = _steps_in_reward_units(
+                [w[:, own] for w in weights], [g[:, own] for g in rising], inputs,
+                strengths.fractions,
+            )  # fmt: skip
+        step = strengths.signs * size
     ahead = [
         (w.detach() + _spread(step, g) * g).requires_grad_()
         for w, g in zip(weights, rising, strict=True)
@@ -216,7 +215,7 @@ def _differences(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def _steps_in_reward_units(
-    weights: Sequence[Tensor], gradients: Sequence[Tensor], inputs: Tensor, fraction: float
+    weights: Sequence[Tensor], gradients: Sequence[Tensor], inputs: Tensor, fractions: Tensor
 ) -> Tensor:
     """`meta_step.step_in_reward_units` of each head, shape (seeds, recipes)."""
     norm, size = (
@@ -228,7 +227,7 @@ def _steps_in_reward_units(
     moved = [w + _spread(probe, g) * g for w, g in zip(weights, gradients, strict=True)]
     before, after = (_scores(many, inputs).double() for many in (weights, moved))
     rate = (after - before).std(-1) / probe
-    wanted = torch.where(rate > 0, fraction * before.std(-1) / rate, 0.0)
+    wanted = torch.where(rate > 0, fractions * before.std(-1) / rate, 0.0)
     found = torch.minimum(wanted, LONGEST_FRACTION * size / safe)
     return torch.where(norm > TINY_NORM, found, 0.0).to(inputs.dtype)
 
