@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """When the step helps: a map from a closed feature space where thousands of runs are cheap.
 
-    python benchmarks/feature_space.py runs/feature_space.jsonl --settings 512
+    python benchmarks/feature_space.py runs/feature_space.jsonl --settings 256 --cells
 
 Responses are vectors of features, the true reward is linear in them, labels are noisy. Shifted
 responses vary along one axis above all. Settings are points of a scrambled Sobol sequence over the
@@ -170,16 +170,14 @@ def run_setting(setting: Setting, seeds: Sequence[int]) -> list[dict[str, Any]]:
     heads = train_stacked(problems, recipes, SETTINGS, seeds)
     halves = [halve_pairs(problem, seed) for problem, seed in zip(problems, seeds, strict=True)]
     half_heads = [
-        train_stacked([half[k] for half in halves], [Recipe()], SETTINGS, [s + 1 + k for s in seeds])
+        train_stacked(
+            [half[k] for half in halves], [Recipe()], SETTINGS, [s + 1 + k for s in seeds]
+        )
         for k in (0, 1)
     ]
     found = []
-    for place, (seed, space, (plain, *others)) in enumerate(
-        zip(seeds, spaces, heads, strict=True)
-    ):
-        first, second = (
-            (own := half_heads[k][place][0]).scores[own.best] for k in (0, 1)
-        )
+    for place, (seed, space, (plain, *others)) in enumerate(zip(seeds, spaces, heads, strict=True)):
+        first, second = ((own := half_heads[k][place][0]).scores[own.best] for k in (0, 1))
         figures = measure_figures(space.problem, plain.scores[plain.best], first, second)
         row: dict[str, Any] = {"seed": seed, "figures": asdict(figures), "methods": {}}
         row["methods"]["plain"] = measure(space, plain, setting.label_noise)
@@ -199,7 +197,7 @@ def run_setting(setting: Setting, seeds: Sequence[int]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="JSON lines; finished settings are kept")
-    parser.add_argument("--settings", type=int, default=512)
+    parser.add_argument("--settings", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--cells", action="store_true", help="the cells of an earlier study too")
     arguments = parser.parse_args()

@@ -19,12 +19,13 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata, spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from metarm.bench.advice_rule import (
     CANDIDATES,
     INPUTS,
     LARGEST_CHANGE,
+    NEUTRAL,
     AdviceRule,
     figure_inputs,
     fit_method,
@@ -37,7 +38,7 @@ from metarm.storage import read_json_lines, write_json, write_text
 
 RULE = Path("src/metarm/bench/advice_rule.json")
 RESULTS = Path("benchmarks/results")
-FOLDS, RESAMPLES, NEUTRAL = 10, 1000, 0.005
+FOLDS, RESAMPLES = 10, 1000
 AXES = ("num_pairs", "label_noise", "num_features", "axis_spread", "cosine", "distance")
 SHOWN = ("ascent-1", "descent-half", "joint-0.1", "joint-0.3")
 
@@ -70,8 +71,12 @@ def with_interval(
 
 def explained(truth: Floats, expected: Floats) -> Callable[[NDArray[np.intp]], float]:
     """R^2 of rows."""
-    return lambda rows: 1 - float(
-        np.sum((truth[rows] - expected[rows]) ** 2) / np.sum((truth[rows] - truth[rows].mean()) ** 2)
+    return lambda rows: (
+        1
+        - float(
+            np.sum((truth[rows] - expected[rows]) ** 2)
+            / np.sum((truth[rows] - truth[rows].mean()) ** 2)
+        )
     )
 
 
@@ -86,6 +91,17 @@ def separation(is_true: NDArray[np.bool_], score: Floats) -> Callable[[NDArray[n
         return float((ranks[own].sum() - count * (count + 1) / 2) / (count * (len(own) - count)))
 
     return area
+
+
+def calibration(is_true: NDArray[np.bool_], score: Floats) -> dict[str, list[float]]:
+    """For forecasts in fifths: how many, what they said on average, how often it was so."""
+    found = {}
+    for low in (0.0, 0.2, 0.4, 0.6, 0.8):
+        rows = (score >= low) & (score < low + 0.2)
+        if rows.any():
+            said, was = float(score[rows].mean()), float(is_true[rows].mean())
+            found[f"{low:.1f}"] = [int(rows.sum()), round(said, 2), round(was, 2)]
+    return found
 
 
 def fit(rows: Sequence[Row]) -> tuple[AdviceRule, dict[str, Any]]:
@@ -103,32 +119,36 @@ def fit(rows: Sequence[Row]) -> tuple[AdviceRule, dict[str, Any]]:
     for method in CANDIDATES:
         changes = np.array([change_of(run, method) for run in runs])
         inputs = np.array([inputs_of(run, method) for run in runs])
-        rule, expected, deviation = fit_method(
+        rule, left_out = fit_method(
             rule_columns(inputs, low.tolist(), high.tolist()), changes, folds
         )
+        expected = left_out.change
         methods[method] = rule
         cut = np.clip(changes, -LARGEST_CHANGE, LARGEST_CHANGE)
         by_setting = [cut[settings == k] for k in range(len(rows))]
         chance = np.mean([own.var(ddof=1) for own in by_setting])
-        _, from_axes, _ = fit_method(known, changes, folds)
-        helps = norm.cdf(expected / deviation)
-        is_inside = np.abs(cut - expected) <= rule.width * deviation
-        bins = np.digitize(helps, [0.2, 0.4, 0.6, 0.8])
+        _, from_axes = fit_method(known, changes, folds)
+        chances = {
+            "helps": (changes > NEUTRAL, left_out.helps),
+            "hurts": (changes < -NEUTRAL, left_out.hurts),
+        }
+        is_inside = np.abs(cut - expected) <= left_out.half_width
         report[method] = {
             "mean_change": with_interval(lambda r, c=cut: float(c[r].mean()), settings),
             "helps": round(float((changes > NEUTRAL).mean()), 3),
             "hurts": round(float((changes < -NEUTRAL).mean()), 3),
             "worst": round(float(changes.min()), 3),
             "r2": with_interval(explained(cut, expected), settings),
-            "r2_from_known_axes": with_interval(explained(cut, from_axes), settings),
-            "r2_ceiling": round(1 - float(chance / cut.var()), 3),
-            "auc_helps": with_interval(separation(changes > 0, helps), settings),
+            "r2_from_known_axes": with_interval(explained(cut, from_axes.change), settings),
+            "variance_between_settings": round(1 - float(chance / cut.var()), 3),
+            **{
+                f"auc_{name}": with_interval(separation(is_true, score), settings)
+                for name, (is_true, score) in chances.items()
+            },
             "coverage_of_95": round(float(is_inside.mean()), 3),
-            "typical_half_width": round(float(np.median(rule.width * deviation)), 4),
+            "typical_half_width": round(float(np.median(left_out.half_width)), 4),
             "calibration": {
-                name: [int((bins == k).sum()), round(float((changes[bins == k] > 0).mean()), 2)]
-                for k, name in enumerate(("<.2", ".2-.4", ".4-.6", ".6-.8", ">.8"))
-                if (bins == k).any()
+                name: calibration(is_true, score) for name, (is_true, score) in chances.items()
             },
             "rank_correlation_of_figures": {
                 name: round(float(spearmanr(inputs[:, k], changes).statistic), 2)
@@ -165,6 +185,7 @@ def transfer(rule: AdviceRule, rows: Sequence[Row]) -> dict[str, Any]:
                 "rank_correlation": round(rank, 2),
                 "expected": [round(v, 4) for v in (forecast.change, forecast.low, forecast.high)],
                 "helps": round(forecast.helps, 2),
+                "hurts": round(forecast.hurts, 2),
                 "measured": [round(v, 4) for v in (measured.value, measured.low, measured.high)],
             }
     return found
@@ -264,7 +285,7 @@ def main() -> None:
     rule, on_the_map = fit(points)
     real = transfer(rule, list(read_json_lines(arguments.real)))
     summary = summarise_transfer(real)
-    keys = ("r2", "auc_helps", "coverage_of_95")
+    keys = ("r2", "auc_helps", "auc_hurts", "coverage_of_95")
     provenance = {
         "command": "python benchmarks/fit_advice.py runs/feature_space.jsonl runs/real_shifts.jsonl",
         "settings": len(points),
@@ -286,7 +307,10 @@ def main() -> None:
     write_json(RESULTS / "feature_space.json", document)
     draw_map(points, RESULTS / "feature_space.svg")
     for method, own in on_the_map.items():
-        print(method, {k: own[k] for k in own if k not in ("calibration", "rank_correlation_of_figures")})
+        print(
+            method,
+            {k: own[k] for k in own if k not in ("calibration", "rank_correlation_of_figures")},
+        )
     print(summary)
 
 

@@ -81,9 +81,7 @@ def main() -> None:
         for name in DATA:
             if (name, seed) in known:
                 continue
-            run = run_split(
-                name, seed, arguments.data, arguments.backbone, arguments.features
-            )
+            run = run_split(name, seed, arguments.data, arguments.backbone, arguments.features)
             append_json_line(
                 arguments.output, {"setting": {"kind": name, "place": seed}, "runs": [run]}
             )

@@ -19,7 +19,13 @@ from docs.pages import (
     page_id,
     reader_environment,
 )
-from metarm.config import ArmSettings, CompareSettings, RunSettings, SourceSettings
+from metarm.config import (
+    AdviseSettings,
+    ArmSettings,
+    CompareSettings,
+    RunSettings,
+    SourceSettings,
+)
 
 SEPARATORS = {"&&", "||", "|", ";", "&"}
 FOLDERS = ("configs/", "examples/", "benchmarks/", "docs/", "tests/", "src/")
@@ -49,7 +55,8 @@ def _is_setting(dotted: str) -> bool:
 
     Some sections stand under any name: an arm of one's own, the source of a shift.
     """
-    fields, parts = RunSettings.model_fields | CompareSettings.model_fields, dotted.split(".")
+    fields = RunSettings.model_fields | CompareSettings.model_fields | AdviseSettings.model_fields
+    parts = dotted.split(".")
     named = {"custom_arms": ArmSettings, "sources": SourceSettings}.get(parts[0])
     if named is not None and len(parts) == 3:
         return parts[2] in named.model_fields

@@ -62,7 +62,7 @@ class Advice:
     choice: str
     """A mode, or `off`."""
     confidence: float | None
-    """Probability that the chosen mode helps, or that the best of them does not where it is off."""
+    """Probability that the chosen mode helps, or, where it is off, that the best does not."""
     reasons: tuple[str, ...]
     """Sentences."""
 
@@ -230,7 +230,7 @@ def format_advice(advice: Advice) -> str:
         low, high = advice.ranges[name]
         mark = "outside the map" if name in advice.outside else ""
         seen.append([name, f"{value:.3g}", f"{low:.3g} to {high:.3g}", mark])
-    modes = [["mode", "shifted, foretold", "helps", "original", "rank"]]
+    modes = [["mode", "shifted, foretold", "helps", "hurts", "original", "rank"]]
     modes[0] += ["shifted, on the probe"] if advice.num_probe else []
     for own in advice.methods:
         f = own.forecast
@@ -238,6 +238,7 @@ def format_advice(advice: Advice) -> str:
             own.method,
             f"{100 * f.change:+.1f} [{100 * f.low:+.1f}, {100 * f.high:+.1f}]",
             f"{f.helps:.0%}",
+            f"{f.hurts:.0%}",
             change_in_points(own.original_change),
             f"{own.rank_correlation:.2f}",
         ]
@@ -250,7 +251,8 @@ def format_advice(advice: Advice) -> str:
         [
             _columns(seen),
             _columns(modes),
-            "Changes are in points against plain training, with 95 % intervals.",
+            "Changes are in points against plain training, with 95 % intervals; helps and hurts: the\n"
+            "rule's probability of more than half a point.",
             f"Use: {use}{sure}.\n" + "\n".join(advice.reasons),
         ]
     )

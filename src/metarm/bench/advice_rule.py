@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rule that foretells a step's change in shifted accuracy from label-free figures.
 
-One ridge regression a method, on the figures and their products, fitted to the map of
-`benchmarks/feature_space.py` by `benchmarks/fit_advice.py`, which writes `advice_rule.json`.
+Ridge regressions of each method, on the figures and their products, fitted to the map of
+`benchmarks/feature_space.py` by `benchmarks/fit_advice.py`, which writes `advice_rule.json`: one for
+the change, one for the size of its error, and two logistic ones for whether it helps or hurts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import expit, logit
 
 from metarm.bench.foretell import Figures
 from metarm.bench.recipes import Recipe
@@ -24,8 +25,10 @@ __all__ = [
     "CANDIDATES",
     "INPUTS",
     "LARGEST_CHANGE",
+    "NEUTRAL",
     "AdviceRule",
     "Forecast",
+    "LeftOut",
     "MethodRule",
     "figure_inputs",
     "fit_method",
@@ -50,14 +53,17 @@ CANDIDATES: Final[Mapping[str, Recipe]] = MappingProxyType(
 )
 """Name -> recipe of what is advised for or against: eta, share of the rewards' spread, weight."""
 
-LARGEST_CHANGE: Final = 0.1
-"""What is foretold is the change cut to 10 points: a turned orientation can cost any number."""
+LARGEST_CHANGE: Final = 0.05
+"""What is foretold is the change cut to 5 points: a turned orientation can cost any number."""
+NEUTRAL: Final = 0.005
+"""Half a point: a smaller change neither helps nor hurts."""
 RULE_FILE: Final = Path(__file__).with_name("advice_rule.json")
 INPUTS: Final = (*(field.name for field in fields(Figures)), "rank_correlation")
 """The figures, and the method's own rank correlation with plain within shifted groups."""
 _LOGARITHMIC: Final = ("pairs_per_dimension", "spread_ratio", "axis_evidence")
 _SMALLEST: Final = 1e-3
-_RIDGES: Final = tuple(float(10**power) for power in np.arange(-3.0, 1.01, 0.5))
+_NEWTON_STEPS: Final = 12
+_RIDGES: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +71,14 @@ class Forecast:
     """What the rule expects of a method; accuracies in fractions."""
 
     change: float
-    """Of accuracy on shifted pairs against plain training, between -0.1 and 0.1."""
+    """Of accuracy on shifted pairs against plain training, between -0.05 and 0.05."""
     low: float
     """Lower end of the 95 % interval."""
     high: float
     helps: float
-    """Probability that the change is above 0."""
+    """Probability that the change is above half a point."""
+    hurts: float
+    """Probability that it is below minus half a point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +88,31 @@ class MethodRule:
     change: tuple[float, ...]
     log_error: tuple[float, ...]
     """Of the logarithm of the error's size: settings differ in how well they can be foretold."""
-    error_scale: float
-    """Standard deviation of errors over the size that `log_error` gives."""
+    helps: tuple[float, ...]
+    """Of the log odds that the change is above half a point."""
+    hurts: tuple[float, ...]
+    """Of the log odds that it is below minus half a point."""
     width: float
-    """95 % of errors are within so many of these standard deviations."""
+    """95 % of errors are within so many of the sizes that `log_error` gives."""
 
     def forecast(self, columns: Floats) -> Forecast:
         """From `rule_columns`, shape (columns,)."""
         row = np.concatenate([[1.0], columns])
         change = float(np.clip(row @ self.change, -LARGEST_CHANGE, LARGEST_CHANGE))
-        error = self.error_scale * float(np.exp(row @ self.log_error))
-        half = self.width * error
-        return Forecast(change, change - half, change + half, float(norm.cdf(change / error)))
+        half = self.width * float(np.exp(row @ self.log_error))
+        helps, hurts = (float(expit(row @ odds)) for odds in (self.helps, self.hurts))
+        return Forecast(change, change - half, change + half, helps, hurts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LeftOut:
+    """What rules that were fitted without a run's fold say of it, shape (runs,) each."""
+
+    change: Floats
+    half_width: Floats
+    """Of the 95 % interval."""
+    helps: Floats
+    hurts: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +150,7 @@ class AdviceRule:
         return low, high
 
     def to_json(self) -> dict[str, Any]:
-        """Nested plain JSON values, numbers to six digits."""
+        """Nested plain JSON values, numbers to five digits."""
         return {
             "provenance": dict(self.provenance),
             "inputs": list(INPUTS),
@@ -137,7 +158,7 @@ class AdviceRule:
             "high": _rounded(self.high),
             "methods": {
                 name: {
-                    key: _rounded(value) if isinstance(value, tuple) else float(f"{value:.6g}")
+                    key: _rounded(value) if isinstance(value, tuple) else float(f"{value:.5g}")
                     for key, value in asdict(rule).items()
                 }
                 for name, rule in self.methods.items()
@@ -146,11 +167,12 @@ class AdviceRule:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "AdviceRule":
-        """The inverse of `to_json`, to six digits."""
+        """The inverse of `to_json`, to five digits."""
         assert tuple(row["inputs"]) == INPUTS, "the rule was fitted to other figures: fit it again"
         methods = {
             name: MethodRule(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}
+                *(tuple(own[key]) for key in ("change", "log_error", "helps", "hurts")),
+                width=own["width"],
             )
             for name, own in row["methods"].items()
         }
@@ -158,7 +180,7 @@ class AdviceRule:
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
-    return [float(f"{value:.6g}") for value in values]
+    return [float(f"{value:.5g}") for value in values]
 
 
 @cache
@@ -197,56 +219,75 @@ def rule_columns(inputs: Floats, low: Sequence[float], high: Sequence[float]) ->
 
 def fit_method(
     columns: Floats, changes: Floats, folds: NDArray[np.intp]
-) -> tuple[MethodRule, Floats, Floats]:
+) -> tuple[MethodRule, LeftOut]:
     """Fit a method's rule, each penalty the one that foretells left-out folds best.
 
     Args:
         columns: Shape (runs, columns).
         changes: Shape (runs,), in fractions.
         folds: Shape (runs,): runs of one setting are in one fold.
-
-    Returns:
-        The rule on all runs; for each run what a rule fitted without its fold expects; and the
-        standard deviation it expects of its error.
     """
     wanted = np.clip(changes, -LARGEST_CHANGE, LARGEST_CHANGE)
-    change, expected = _fit_ridge(columns, wanted, folds)
-    errors = wanted - expected
-    log_error, logs = _fit_ridge(columns, np.log(np.maximum(np.abs(errors), _SMALLEST)), folds)
-    sizes = np.exp(logs)
-    scale = float(np.sqrt(np.mean((errors / sizes) ** 2)))
-    deviations = scale * sizes
-    width = float(np.quantile(np.abs(errors) / deviations, 0.95))
-    return MethodRule(change, log_error, scale, width), expected, deviations
+    change, expected = _fit(_solve_ridge, columns, wanted, folds)
+    errors = np.abs(wanted - expected)
+    log_error, logs = _fit(_solve_ridge, columns, np.log(np.maximum(errors, _SMALLEST)), folds)
+    ratios = errors / np.exp(logs)
+    widths = np.empty_like(ratios)
+    for fold in np.unique(folds):
+        widths[folds == fold] = np.quantile(ratios[folds != fold], 0.95)
+    helps, odds_helps = _fit(_solve_logistic, columns, (changes > NEUTRAL).astype(float), folds)
+    hurts, odds_hurts = _fit(_solve_logistic, columns, (changes < -NEUTRAL).astype(float), folds)
+    width = float(np.quantile(ratios, 0.95))
+    left_out = LeftOut(expected, widths * np.exp(logs), expit(odds_helps), expit(odds_hurts))
+    return MethodRule(change, log_error, helps, hurts, width), left_out
 
 
-def _fit_ridge(
-    columns: Floats, targets: Floats, folds: NDArray[np.intp]
+def _fit(
+    solve: Callable[[Floats, Floats, float], Floats],
+    columns: Floats,
+    targets: Floats,
+    folds: NDArray[np.intp],
 ) -> tuple[tuple[float, ...], Floats]:
     """Coefficients on all rows, and what those fitted without a row's fold give there."""
     best: tuple[float, Floats, float] | None = None
+    table: Floats = np.concatenate([np.ones((len(columns), 1)), columns], axis=1)
     for ridge in _RIDGES:
-        left_out = np.empty_like(targets)
+        left_out = np.empty(len(table))
         for fold in np.unique(folds):
             rows = folds != fold
-            left_out[~rows] = _with_constant(columns[~rows]) @ _solve_ridge(
-                columns[rows], targets[rows], ridge
-            )
-        error = float(np.mean((targets - left_out) ** 2))
+            left_out[~rows] = table[~rows] @ solve(table[rows], targets[rows], ridge)
+        if solve is _solve_logistic:
+            error = float(np.mean(np.logaddexp(0, left_out) - targets * left_out))
+        else:
+            error = float(np.mean((targets - left_out) ** 2))
         if best is None or error < best[0]:
             best = (error, left_out, ridge)
     assert best is not None
-    return tuple(_solve_ridge(columns, targets, best[2]).tolist()), best[1]
+    return tuple(solve(table, targets, best[2]).tolist()), best[1]
 
 
-def _with_constant(columns: Floats) -> Floats:
-    return np.concatenate([np.ones((len(columns), 1)), columns], axis=1)
+def _penalty(table: Floats, ridge: float) -> Floats:
+    """`ridge` a row on all coefficients but the constant, which is in the first column."""
+    diagonal = np.full(table.shape[1], ridge * len(table))
+    diagonal[0] = 0.0
+    return np.diag(diagonal)
 
 
-def _solve_ridge(columns: Floats, targets: Floats, ridge: float) -> Floats:
-    """Least squares with a penalty of `ridge` a row on all coefficients but the constant."""
-    table = _with_constant(columns)
-    penalty = ridge * len(table) * np.eye(table.shape[1])
-    penalty[0, 0] = 0.0
-    solution: Floats = np.linalg.solve(table.T @ table + penalty, table.T @ targets)
+def _solve_ridge(table: Floats, targets: Floats, ridge: float) -> Floats:
+    """Least squares with a penalty."""
+    solution: Floats = np.linalg.solve(table.T @ table + _penalty(table, ridge), table.T @ targets)
+    return solution
+
+
+def _solve_logistic(table: Floats, targets: Floats, ridge: float) -> Floats:
+    """Logistic regression with a penalty, by Newton's steps from the share of ones."""
+    penalty = _penalty(table, ridge)
+    solution: Floats = np.zeros(table.shape[1])
+    # Shares of 0 and 1 have no finite log odds.
+    solution[0] = logit(np.clip(targets.mean(), _SMALLEST, 1 - _SMALLEST))
+    for _ in range(_NEWTON_STEPS):
+        chance = expit(table @ solution)
+        slope = table.T @ (targets - chance) - penalty @ solution
+        weight = np.maximum(chance * (1 - chance), _SMALLEST)
+        solution = solution + np.linalg.solve((table * weight[:, None]).T @ table + penalty, slope)
     return solution

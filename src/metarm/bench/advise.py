@@ -70,11 +70,15 @@ class Reading:
     def from_json(cls, row: Mapping[str, Any]) -> "Reading":
         """The inverse of `to_json`."""
 
-        def tally(values: Mapping[str, Any] | None) -> Tally | None:
-            return values and Tally(**{key: tuple(value) for key, value in values.items()})
+        def tally(values: Mapping[str, Any]) -> Tally:
+            return Tally(**{key: tuple(value) for key, value in values.items()})
 
         outcomes = {
-            name: Outcome(tally(own["original"]), tally(own["probe"]), own["rank_correlation"])
+            name: Outcome(
+                tally(own["original"]),
+                tally(own["probe"]) if own["probe"] else None,
+                own["rank_correlation"],
+            )
             for name, own in row["outcomes"].items()
         }
         return cls(row["seed"], Figures(**row["figures"]), outcomes)
@@ -122,9 +126,7 @@ def read_splits(settings: AdviseSettings, *, progress: ProgressReporter) -> list
     return readings
 
 
-def _features(
-    settings: AdviseSettings, texts: Sequence[Any], progress: ProgressReporter
-) -> Tensor:
+def _features(settings: AdviseSettings, texts: Sequence[Any], progress: ProgressReporter) -> Tensor:
     return frozen_features(
         settings.backbone,
         texts,

@@ -209,5 +209,8 @@ def _domain_accuracy(problem: Problem) -> float:
         spread.diagonal().add_(ridge)
         weight = torch.linalg.solve(spread, means[1] - means[0])
         cut = weight @ (means[0] + means[1]) / 2
-        found += [((test[0] @ weight) < cut).double().mean(), (test[1] @ weight > cut).double().mean()]
-    return (sum(found) / len(found)).item()  # type: ignore[union-attr]
+        found += [
+            (test[0] @ weight < cut).double().mean(),
+            (test[1] @ weight > cut).double().mean(),
+        ]
+    return float(torch.stack(found).mean())

@@ -5,6 +5,7 @@ The same numbers as `train_recipe` gives one head at a time, to rounding: for ma
 runs. Only the steps that a map asks for: off, ascent, descent, joint.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Final
@@ -140,7 +141,7 @@ def _new_weights(size: int, settings: HeadSettings, seeds: Sequence[int], count:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed * 1009)
             widths = [size, *settings.hidden, 1]
-            layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+            layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
         starts.append([p.detach() for layer in layers for p in (layer.weight, layer.bias)])
     stacked = [torch.stack(tensors) for tensors in zip(*starts, strict=True)]
     return [
@@ -156,7 +157,8 @@ def _scores(weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
     states = states + bias.unsqueeze(2)
     for matrix, bias in zip(weights[2::2], weights[3::2], strict=True):
         states = functional.relu(states) @ matrix.mT + bias.unsqueeze(2)
-    return states.squeeze(-1)
+    scores: Tensor = states.squeeze(-1)
+    return scores
 
 
 def _at(features: Tensor, rows: Tensor) -> Tensor:

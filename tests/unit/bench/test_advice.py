@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Advice: a probe decides where there is one, a rule where it may, and off where nothing speaks."""
 
+import math
 from dataclasses import asdict, fields, replace
 
 import pytest
@@ -40,13 +41,15 @@ def as_method(name: str) -> str:
     return name.replace("_", "-", 1).replace("_", ".")
 
 
-def constant_rule(**changes: float) -> AdviceRule:
-    """Expects the same of a method whatever the figures are, give or take 2 points."""
+def constant_rule(**helps: float) -> AdviceRule:
+    """Says with which probability a method helps by two points, whatever the figures are."""
     zeros = (0.0,) * rule_columns(INSIDE, LOW, HIGH).size
-    methods = {
-        as_method(name): MethodRule((change, *zeros), (0.0, *zeros), 0.01, 2.0)
-        for name, change in changes.items()
-    }
+    methods = {}
+    for name, chance in helps.items():
+        odds = (math.log(chance / (1 - chance)), *zeros)
+        against = (-odds[0], *zeros)
+        error = (math.log(0.01), *zeros)
+        methods[as_method(name)] = MethodRule((0.02, *zeros), error, odds, against, 3.0)
     return AdviceRule(LOW, HIGH, methods, {})
 
 
@@ -90,7 +93,7 @@ def test_the_highest_lower_bound_is_chosen_not_the_highest_mean() -> None:
 
 
 def test_a_probe_decides_against_the_rule() -> None:
-    rule = constant_rule(descent_half=0.05, joint_1=0.05)
+    rule = constant_rule(descent_half=0.9, joint_1=0.9)
     readings = [reading(seed, descent_half=75, joint_1=40) for seed in range(3)]
     found = advise(readings, rule, 0.8)
     assert found.choice == "descent-half"
@@ -110,14 +113,17 @@ def test_a_probe_decides_against_the_rule() -> None:
 
 
 def test_without_a_probe_the_rule_decides_where_it_has_seen_such_a_case() -> None:
-    sure, vague = constant_rule(descent_half=0.02), constant_rule(descent_half=0.001)
+    sure, vague = constant_rule(descent_half=0.9), constant_rule(descent_half=0.7)
     readings = [reading(seed, probe=False, descent_half=0) for seed in range(2)]
     found = advise(readings, sure, 0.8)
-    # Two points with a standard deviation of one.
-    assert (found.choice, found.confidence) == ("descent-half", pytest.approx(0.9772, abs=1e-4))
-    assert found.methods[0].forecast.low == pytest.approx(0.0)
-    assert advise(readings, vague, 0.8).choice == "off"
-    assert advise(readings, vague, 0.5).choice == "descent-half"
+    assert (found.choice, found.confidence) == ("descent-half", pytest.approx(0.9))
+    forecast = found.methods[0].forecast
+    assert (forecast.change, forecast.low, forecast.high) == pytest.approx((0.02, -0.01, 0.05))
+    assert forecast.hurts == pytest.approx(0.1)
+    unsure = advise(readings, vague, 0.8)
+    assert (unsure.choice, unsure.confidence) == ("off", pytest.approx(0.3))
+    assert "That is below 80%" in format_advice(unsure)
+    assert advise(readings, vague, 0.6).choice == "descent-half"
     strange = replace(FIGURES, axis_share=9.0)
     unseen = advise([replace(own, figures=strange) for own in readings], sure, 0.8)
     assert (unseen.choice, unseen.outside) == ("off", ("axis_share",))
@@ -137,7 +143,7 @@ def test_each_candidate_has_settings_of_the_trainer() -> None:
     assert found["descent-3"] == "meta_mode=descent meta_learning_rate=3"
 
 
-def space(cosine: float, seed: int) -> tuple[Problem, torch.Tensor]:
+def space(cosine: float, seed: int) -> Problem:
     """Shifted responses vary along one axis above all; it is the true reward's, or across it.
 
     Labels of the shifted side are those of the true reward, without noise.
@@ -157,7 +163,7 @@ def space(cosine: float, seed: int) -> tuple[Problem, torch.Tensor]:
     pairs = torch.where((noisy[pairs[:, 0]] > noisy[pairs[:, 1]])[:, None], pairs, pairs.flip(1))
     own = torch.where((gold[own[:, 0]] > gold[own[:, 1]])[:, None], own, own.flip(1))
     groups = torch.arange(400, 1000).reshape(-1, 5)
-    return Problem(features, pairs[40:], pairs[:40], groups[20:], groups[:20], own), gold
+    return Problem(features, pairs[40:], pairs[:40], groups[20:], groups[:20], own)
 
 
 @pytest.mark.parametrize(("cosine", "choice"), [(0.6, "joint-0.3"), (0.0, "off")])
@@ -165,7 +171,7 @@ def test_a_probe_tells_a_shift_where_the_step_helps_from_one_where_it_hurts(cosi
     settings = HeadSettings(hidden=[16], num_steps=150, measure_every=30, learning_rate=3e-3)
     readings = []
     for seed in range(4):
-        problem, gold = space(cosine, seed)
+        problem = space(cosine, seed)
         figures, trained = train_candidates(problem, ["joint-0.3"], settings, seed)
         outcomes = {}
         for name, own in trained.items():
@@ -173,7 +179,7 @@ def test_a_probe_tells_a_shift_where_the_step_helps_from_one_where_it_hurts(cosi
             right = (own.scores[rows[:, 0]] > own.scores[rows[:, 1]]).double().tolist()
             outcomes[name] = Outcome(tally([1.0, 0.0]), tally(right), own.rank_correlation)
         readings.append(Reading(seed, figures, outcomes))
-    found = advise(readings, constant_rule(joint_0_3=0.0), 0.8)
+    found = advise(readings, constant_rule(joint_0_3=0.5), 0.8)
     own = found.methods[0]
     assert own.probe_change is not None
     assert found.choice == choice, own.probe_change
@@ -183,7 +189,7 @@ def test_a_probe_tells_a_shift_where_the_step_helps_from_one_where_it_hurts(cosi
 
 
 def test_ranges_are_shown_in_the_figures_own_unit() -> None:
-    rule = constant_rule(joint_1=0.0)
+    rule = constant_rule(joint_1=0.5)
     low, high = rule.range_of("spread_ratio")
     assert low == pytest.approx(0.5 / 2.718281828)
     assert high == pytest.approx(0.5 * 2.718281828)
