@@ -9,6 +9,7 @@ folds; intervals are bootstraps over settings. Seeds of everything: 0.
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -61,10 +62,10 @@ def with_interval(
     """A statistic of rows, and its 95 % bootstrap interval over groups of rows."""
     draw = np.random.default_rng(0)
     rows_of = [np.flatnonzero(groups == name) for name in np.unique(groups)]
-    values = [
-        statistic(np.concatenate([rows_of[k] for k in draw.integers(len(rows_of), size=len(rows_of))]))
-        for _ in range(RESAMPLES)
-    ]  # fmt: skip
+    values = []
+    for _ in range(RESAMPLES):
+        chosen = draw.integers(len(rows_of), size=len(rows_of))
+        values.append(statistic(np.concatenate([rows_of[k] for k in chosen])))
     low, high = np.nanquantile(values, [0.025, 0.975])
     return [round(float(v), 3) for v in (statistic(np.arange(len(groups))), low, high)]
 
@@ -233,7 +234,9 @@ def draw_map(rows: Sequence[Row], path: Path) -> None:
             cuts = np.quantile(values, np.linspace(0, 1, 6))
             lines = np.clip(np.digitize(values, cuts) - 1, 0, 4)
             for place, method in enumerate(SHOWN):
-                changes = 100 * np.clip([change_of(run, method) for _, run in runs], -0.1, 0.1)
+                changes = 100 * np.clip(
+                    [change_of(run, method) for _, run in runs], -LARGEST_CHANGE, LARGEST_CHANGE
+                )
                 table = np.array([[changes[(lines == y) & (columns == x)].mean()
                                    for x in range(5)] for y in range(5)])  # fmt: skip
                 panel = panels[line, place]
@@ -244,7 +247,7 @@ def draw_map(rows: Sequence[Row], path: Path) -> None:
                         panel.text(x, y, f"{table[y, x]:+.1f}", ha="center", va="center",
                                    fontsize=7.5)  # fmt: skip
                 panel.set_yticks(range(5), [f"{10 ** ((a + b) / 2):.2g}" for a, b in
-                                            zip(cuts, cuts[1:], strict=False)])  # fmt: skip
+                                            itertools.pairwise(cuts)])  # fmt: skip
                 panel.set_xticks(range(5), [f"{e + 0.08:.2f}" for e in edges[:-1]])
                 if line == 0:
                     panel.set_title(method)
@@ -287,7 +290,7 @@ def main() -> None:
     summary = summarise_transfer(real)
     keys = ("r2", "auc_helps", "auc_hurts", "coverage_of_95")
     provenance = {
-        "command": "python benchmarks/fit_advice.py runs/feature_space.jsonl runs/real_shifts.jsonl",
+        "command": f"python benchmarks/fit_advice.py {arguments.map} {arguments.real}",
         "settings": len(points),
         "runs_a_method": sum(len(row["runs"]) for row in points),
         "on_the_map": {m: {key: own[key] for key in keys} for m, own in on_the_map.items()},

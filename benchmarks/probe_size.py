@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metarm.bench.advice import choose_method
 from metarm.bench.advice_rule import CANDIDATES
+from metarm.bench.advise import choose_method
 from metarm.metrics import mean_estimate, paired_difference
 from metarm.storage import read_json_lines, write_json
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from metarm.bench.advice_rule import CANDIDATES
-from metarm.bench.advise import train_candidates
 from metarm.bench.features import frozen_features
 from metarm.bench.problem import build_problem
+from metarm.bench.readings import train_candidates
 from metarm.bench.shifts import SHIFTS
 from metarm.config import HeadSettings, SourceSettings
 from metarm.progress import SilentProgress

@@ -2,8 +2,8 @@
 """The rule that foretells a step's change in shifted accuracy from label-free figures.
 
 Ridge regressions of each method, on the figures and their products, fitted to the map of
-`benchmarks/feature_space.py` by `benchmarks/fit_advice.py`, which writes `advice_rule.json`: one for
-the change, one for the size of its error, and two logistic ones for whether it helps or hurts.
+`benchmarks/feature_space.py` by `benchmarks/fit_advice.py`, which writes `advice_rule.json`: one
+for the change, one for the size of its error, two logistic ones for whether it helps or hurts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -171,7 +171,10 @@ class AdviceRule:
         assert tuple(row["inputs"]) == INPUTS, "the rule was fitted to other figures: fit it again"
         methods = {
             name: MethodRule(
-                *(tuple(own[key]) for key in ("change", "log_error", "helps", "hurts")),
+                change=tuple(own["change"]),
+                log_error=tuple(own["log_error"]),
+                helps=tuple(own["helps"]),
+                hurts=tuple(own["hurts"]),
                 width=own["width"],
             )
             for name, own in row["methods"].items()
@@ -228,27 +231,28 @@ def fit_method(
         folds: Shape (runs,): runs of one setting are in one fold.
     """
     wanted = np.clip(changes, -LARGEST_CHANGE, LARGEST_CHANGE)
-    change, expected = _fit(_solve_ridge, columns, wanted, folds)
+    change, expected = _fit(_LINEAR, columns, wanted, folds)
     errors = np.abs(wanted - expected)
-    log_error, logs = _fit(_solve_ridge, columns, np.log(np.maximum(errors, _SMALLEST)), folds)
+    log_error, logs = _fit(_LINEAR, columns, np.log(np.maximum(errors, _SMALLEST)), folds)
     ratios = errors / np.exp(logs)
     widths = np.empty_like(ratios)
     for fold in np.unique(folds):
         widths[folds == fold] = np.quantile(ratios[folds != fold], 0.95)
-    helps, odds_helps = _fit(_solve_logistic, columns, (changes > NEUTRAL).astype(float), folds)
-    hurts, odds_hurts = _fit(_solve_logistic, columns, (changes < -NEUTRAL).astype(float), folds)
+    helps, odds_helps = _fit(_LOGISTIC, columns, (changes > NEUTRAL).astype(float), folds)
+    hurts, odds_hurts = _fit(_LOGISTIC, columns, (changes < -NEUTRAL).astype(float), folds)
     width = float(np.quantile(ratios, 0.95))
     left_out = LeftOut(expected, widths * np.exp(logs), expit(odds_helps), expit(odds_hurts))
     return MethodRule(change, log_error, helps, hurts, width), left_out
 
 
 def _fit(
-    solve: Callable[[Floats, Floats, float], Floats],
+    kind: "tuple[_Solve, _Loss]",
     columns: Floats,
     targets: Floats,
     folds: NDArray[np.intp],
 ) -> tuple[tuple[float, ...], Floats]:
     """Coefficients on all rows, and what those fitted without a row's fold give there."""
+    solve, loss = kind
     best: tuple[float, Floats, float] | None = None
     table: Floats = np.concatenate([np.ones((len(columns), 1)), columns], axis=1)
     for ridge in _RIDGES:
@@ -256,10 +260,7 @@ def _fit(
         for fold in np.unique(folds):
             rows = folds != fold
             left_out[~rows] = table[~rows] @ solve(table[rows], targets[rows], ridge)
-        if solve is _solve_logistic:
-            error = float(np.mean(np.logaddexp(0, left_out) - targets * left_out))
-        else:
-            error = float(np.mean((targets - left_out) ** 2))
+        error = float(loss(left_out, targets).mean())
         if best is None or error < best[0]:
             best = (error, left_out, ridge)
     assert best is not None
@@ -268,26 +269,38 @@ def _fit(
 
 def _penalty(table: Floats, ridge: float) -> Floats:
     """`ridge` a row on all coefficients but the constant, which is in the first column."""
-    diagonal = np.full(table.shape[1], ridge * len(table))
-    diagonal[0] = 0.0
-    return np.diag(diagonal)
+    penalty: Floats = ridge * len(table) * np.eye(table.shape[1])
+    penalty[0, 0] = 0.0
+    return penalty
 
 
 def _solve_ridge(table: Floats, targets: Floats, ridge: float) -> Floats:
     """Least squares with a penalty."""
-    solution: Floats = np.linalg.solve(table.T @ table + _penalty(table, ridge), table.T @ targets)
-    return solution
+    curvature = table.T @ table + _penalty(table, ridge)
+    return np.asarray(np.linalg.solve(curvature, table.T @ targets), dtype=np.float64)
 
 
 def _solve_logistic(table: Floats, targets: Floats, ridge: float) -> Floats:
     """Logistic regression with a penalty, by Newton's steps from the share of ones."""
     penalty = _penalty(table, ridge)
-    solution: Floats = np.zeros(table.shape[1])
+    solution: Floats = np.zeros(table.shape[1], dtype=np.float64)
     # Shares of 0 and 1 have no finite log odds.
     solution[0] = logit(np.clip(targets.mean(), _SMALLEST, 1 - _SMALLEST))
     for _ in range(_NEWTON_STEPS):
         chance = expit(table @ solution)
         slope = table.T @ (targets - chance) - penalty @ solution
         weight = np.maximum(chance * (1 - chance), _SMALLEST)
-        solution = solution + np.linalg.solve((table * weight[:, None]).T @ table + penalty, slope)
+        curvature = (table * weight[:, None]).T @ table + penalty
+        step: Floats = np.linalg.solve(curvature, slope)
+        solution += step
     return solution
+
+
+_Solve = Callable[[Floats, Floats, float], Floats]
+_Loss = Callable[[Floats, Floats], Floats]
+_LINEAR: Final[tuple[_Solve, _Loss]] = (_solve_ridge, lambda found, wanted: (found - wanted) ** 2)
+_LOGISTIC: Final[tuple[_Solve, _Loss]] = (
+    _solve_logistic,
+    lambda odds, wanted: np.logaddexp(0.0, odds) - wanted * odds,
+)
+"""How coefficients are found, and what each row that was left out costs."""

@@ -91,8 +91,8 @@ def _check_recipe(recipe: Recipe) -> None:
     in_reward_units = recipe.step == "joint" and recipe.reward_fraction is not None
     if recipe != plain or recipe.step not in STEPS or in_reward_units:
         raise ConfigError(
-            f"expected a step of {', '.join(STEPS)} with a strength and nothing else, got {recipe}; "
-            "train it with train_recipe"
+            f"expected a step of {', '.join(STEPS)} with a strength and nothing else, got "
+            f"{recipe}; train it with train_recipe"
         )
 
 

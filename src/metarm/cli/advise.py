@@ -39,10 +39,10 @@ def advise(
     shortcut = [] if output is None else [f"output_dir={json.dumps(str(output))}"]
     settings = read_section(config, [*(words or []), *shortcut], AdviseSettings)
 
-    from metarm.bench.advice import advise as form_advice
-    from metarm.bench.advice import format_advice
     from metarm.bench.advice_rule import load_rule
-    from metarm.bench.advise import read_splits
+    from metarm.bench.advise import advise as form_advice
+    from metarm.bench.advise import format_advice
+    from metarm.bench.readings import read_splits
     from metarm.storage import check_writable, write_json
 
     check_writable(settings.output_dir)

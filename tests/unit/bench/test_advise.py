@@ -7,14 +7,6 @@ from dataclasses import asdict, fields, replace
 import pytest
 import torch
 
-from metarm.bench.advice import (
-    advise,
-    choose_method,
-    confidence_of,
-    format_advice,
-    lower_bound,
-    trainer_settings,
-)
 from metarm.bench.advice_rule import (
     CANDIDATES,
     INPUTS,
@@ -23,9 +15,17 @@ from metarm.bench.advice_rule import (
     figure_inputs,
     rule_columns,
 )
-from metarm.bench.advise import Outcome, Reading, train_candidates
+from metarm.bench.advise import (
+    advise,
+    choose_method,
+    confidence_of,
+    format_advice,
+    lower_bound,
+    trainer_settings,
+)
 from metarm.bench.foretell import Figures
 from metarm.bench.problem import Problem
+from metarm.bench.readings import Outcome, Reading, train_candidates
 from metarm.bench.results import Tally
 from metarm.config import HeadSettings
 from metarm.metrics import mean_estimate
