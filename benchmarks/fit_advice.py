@@ -226,7 +226,7 @@ def draw_map(rows: Sequence[Row], path: Path) -> None:
     cosines = np.array([setting["cosine"] for setting, _ in runs])
     edges = np.linspace(0, 0.8, 6)
     columns = np.clip(np.digitize(cosines, edges) - 1, 0, 4)
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+    with matplotlib.rc_context({**STYLE, "axes.grid": False, "svg.fonttype": "none"}):
         figure = Figure(figsize=(9.6, 7.4))
         panels = figure.subplots(len(axes_of), len(SHOWN), sharex=True)
         for line, (label, read) in enumerate(axes_of.items()):
@@ -240,7 +240,7 @@ def draw_map(rows: Sequence[Row], path: Path) -> None:
                 table = np.array([[changes[(lines == y) & (columns == x)].mean()
                                    for x in range(5)] for y in range(5)])  # fmt: skip
                 panel = panels[line, place]
-                image = panel.imshow(table, origin="lower", cmap="PRGn", vmin=-4, vmax=4,
+                image = panel.imshow(table, origin="lower", cmap="PRGn", vmin=-2.5, vmax=2.5,
                                      aspect="auto")  # fmt: skip
                 for y in range(5):
                     for x in range(5):
@@ -248,7 +248,7 @@ def draw_map(rows: Sequence[Row], path: Path) -> None:
                                    fontsize=7.5)  # fmt: skip
                 panel.set_yticks(range(5), [f"{10 ** ((a + b) / 2):.2g}" for a, b in
                                             itertools.pairwise(cuts)])  # fmt: skip
-                panel.set_xticks(range(5), [f"{e + 0.08:.2f}" for e in edges[:-1]])
+                panel.set_xticks(range(5), [f"{e + 0.08:.2f}".lstrip("0") for e in edges[:-1]])
                 if line == 0:
                     panel.set_title(method)
                 if place == 0:

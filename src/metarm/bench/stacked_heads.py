@@ -28,6 +28,7 @@ STEPS: Final = ("off", "ascent", "descent", "joint")
 TINY_NORM: Final = 1e-12
 PROBE_FRACTION: Final = 1e-4
 LONGEST_FRACTION: Final = 1.0
+ROWS_AT_ONCE: Final = 4096
 
 Weights = list[Tensor]
 """By layer: a matrix (seeds, recipes, out, in), then a bias (seeds, recipes, out)."""
@@ -72,7 +73,9 @@ def train_stacked(
         optimizer.step()
         if step % settings.measure_every == 0 or step == settings.num_steps:
             with torch.no_grad():
-                points.append((step, _scores(weights, features)))
+                parts = features.split(ROWS_AT_ONCE, dim=1)
+                scores = torch.cat([_scores(weights, part) for part in parts], dim=2)
+                points.append((step, scores))
     steps = tuple(step for step, _ in points)
     every = torch.stack([scores for _, scores in points], dim=2)
     return [
