@@ -67,7 +67,7 @@ def with_interval(
         chosen = draw.integers(len(rows_of), size=len(rows_of))
         values.append(statistic(np.concatenate([rows_of[k] for k in chosen])))
     low, high = np.nanquantile(values, [0.025, 0.975])
-    return [round(float(v), 3) for v in (statistic(np.arange(len(groups))), low, high)]
+    return [round(float(v), 4) for v in (statistic(np.arange(len(groups))), low, high)]
 
 
 def explained(truth: Floats, expected: Floats) -> Callable[[NDArray[np.intp]], float]:
