@@ -19,15 +19,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 
 from metarm.bench.advice_rule import CANDIDATES
 from metarm.bench.advise import choose_method
-from metarm.metrics import mean_estimate, paired_difference
+from metarm.metrics import mean_estimate
+from metarm.schema import Estimate
 from metarm.storage import read_json_lines, write_json
 
 SIZES = (10, 30, 100, 300)
 CONFIDENCES = (0.5, 0.8, 0.95)
 NEUTRAL = 0.005
+QUANTILES = {size: float(student_t.ppf(0.975, size - 1)) for size in SIZES}
 ALWAYS = ("descent-half", "joint-0.1", "joint-0.3")
 
 Bits = NDArray[np.int8]
@@ -42,11 +45,18 @@ def probe_of(run: dict[str, Any]) -> dict[str, Bits]:
 
 
 def choose_once(
-    probe: dict[str, Bits], rows: NDArray[np.intp], confidences: Sequence[float]
+    differences: NDArray[np.float64], rows: NDArray[np.intp], confidences: Sequence[float]
 ) -> list[str | None]:
-    """What a probe of these pairs chooses, at each confidence."""
+    """What a probe of these pairs chooses, at each confidence; differences by method and pair.
+
+    The estimates are those of `metrics.paired_difference`, all methods at once.
+    """
+    own = differences[:, rows]
+    means, errors = own.mean(1), own.std(1, ddof=1) / len(rows) ** 0.5
+    half = QUANTILES[len(rows)] * errors
     changes = {
-        name: paired_difference(probe[name][rows], probe["plain"][rows]) for name in CANDIDATES
+        name: Estimate(mean, mean - h, mean + h, len(rows))
+        for name, mean, h in zip(CANDIDATES, means.tolist(), half.tolist(), strict=True)
     }
     return [choose_method(changes, confidence) for confidence in confidences]
 
@@ -58,13 +68,15 @@ def measure_run(run: dict[str, Any], draws: int, seed: int) -> dict[tuple[int, f
     truth = {name: run["methods"][name]["shifted"] - plain for name in CANDIDATES}
     best = max(0.0, *truth.values())
     draw = np.random.default_rng(seed)
+    differences = np.array([probe[name] - probe["plain"] for name in CANDIDATES], dtype=np.float64)
     found = {}
     for size in SIZES:
-        total = len(probe["plain"])
+        total = differences.shape[1]
         if size > total:
             continue
         chosen = [
-            choose_once(probe, draw.permutation(total)[:size], CONFIDENCES) for _ in range(draws)
+            choose_once(differences, draw.permutation(total)[:size], CONFIDENCES)
+            for _ in range(draws)
         ]
         for place, confidence in enumerate(CONFIDENCES):
             values = [truth[c[place]] if c[place] else 0.0 for c in chosen]

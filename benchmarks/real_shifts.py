@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--features", type=Path, required=True, help="folder of frozen features")
     parser.add_argument("--data", type=Path, required=True, help="folder of the three data sets")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=7)
     arguments = parser.parse_args()
     done = list(read_json_lines(arguments.output)) if arguments.output.exists() else []
     known = {(row["setting"]["kind"], row["setting"]["place"]) for row in done}

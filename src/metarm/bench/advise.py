@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from statistics import fmean
 from typing import Any, Final
 
@@ -156,7 +157,7 @@ def lower_bound(change: Estimate, confidence: float) -> float:
     """One-sided Student bound; minus infinity where one unit leaves the spread unknown."""
     if change.count < 2:
         return change.value if confidence <= 0.5 else float("-inf")
-    return change.value - float(student_t.ppf(confidence, change.count - 1)) * _error(change)
+    return change.value - _quantile(confidence, change.count - 1) * _error(change)
 
 
 def confidence_of(change: Estimate) -> float:
@@ -171,7 +172,12 @@ def confidence_of(change: Estimate) -> float:
 
 def _error(change: Estimate) -> float:
     half = (change.high - change.low) / 2
-    return half / float(student_t.ppf(0.975, change.count - 1))
+    return half / _quantile(0.975, change.count - 1)
+
+
+@cache
+def _quantile(confidence: float, freedom: int) -> float:
+    return float(student_t.ppf(confidence, freedom))
 
 
 def _reasons(
