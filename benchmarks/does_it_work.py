@@ -4,9 +4,9 @@
     python benchmarks/does_it_work.py --keep runs/alpaca-20/compare.json alpaca_20
     python benchmarks/does_it_work.py --write
 
-The first takes a comparison's summaries into `benchmarks/results/NAME.json`. The second puts a table of
-each into the page, between `<!-- table: NAME SHIFT -->` and `<!-- end -->`; without `--write` it says
-whether the page is as the results are, which a test asks too.
+The first takes a comparison's summaries into `benchmarks/results/NAME.json`. The second puts a
+table of each into the page, between `<!-- table: NAME SHIFT -->` and `<!-- end -->`; without
+`--write` it says whether the page is as the results are, which a test asks too.
 """
 
 import argparse

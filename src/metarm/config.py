@@ -26,6 +26,7 @@ __all__ = [
     "HEAD_LEARNING_RATE",
     "LEAST_RANK_CORRELATION",
     "META_NUMBERS",
+    "AdviseSettings",
     "ArmSettings",
     "CompareSettings",
     "DataSettings",
@@ -501,6 +502,38 @@ class SourceSettings(_Settings):
     """Shift `world`: the arm of the run whose policy is the shifted one."""
     round: Count | None = None
     """Shift `world`: after which of its rounds; None: the last."""
+
+
+class AdviseSettings(_Settings):
+    """What to expect of the step on one's own pairs and groups."""
+
+    output_dir: PathText
+    """Folder of the advice; finished splits are kept."""
+    shift: str = "files"
+    """`files` (your own), or another shift of `metarm compare`."""
+    source: SourceSettings = SourceSettings()
+    """What the shift is read from; labelled shifted pairs are the probe."""
+    backbone: str
+    """Pretrained model whose frozen hidden states are the features."""
+    max_length: Count = 128
+    """Longest text, in tokens; what is longer is cut."""
+    features_dir: PathText | None = None
+    """Where frozen features are kept; None: in `output_dir`."""
+    methods: Annotated[list[str], Field(min_length=1)] | None = None
+    """Modes with their strengths to consider; None: all that docs/advise.md lists."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2, 3, 4]
+    """Each is a split of its own."""
+    head: HeadSettings = HeadSettings()
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.8
+    """How sure it must be that a mode helps, one-sided, before it is advised."""
+
+    @model_validator(mode="after")
+    def _named_once(self) -> "AdviseSettings":
+        for name in ("seeds", "methods"):
+            values = getattr(self, name) or []
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} may each be named once only: twice is no more evidence")
+        return self
 
 
 class CompareSettings(_Settings):

@@ -20,6 +20,7 @@ from docs.pages import (
     reader_environment,
 )
 from metarm.config import (
+    AdviseSettings,
     ArmSettings,
     CompareSettings,
     RangeSettings,
@@ -56,7 +57,7 @@ def _is_setting(dotted: str) -> bool:
 
     Some sections stand under any name: an arm of one's own, the source of a shift, a range.
     """
-    known = (RunSettings, CompareSettings, TuneSettings)
+    known = (RunSettings, CompareSettings, TuneSettings, AdviseSettings)
     fields = {name: field for settings in known for name, field in settings.model_fields.items()}
     parts = dotted.split(".")
     sections = {"custom_arms": ArmSettings, "sources": SourceSettings, "space": RangeSettings}

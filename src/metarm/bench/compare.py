@@ -34,12 +34,12 @@ from metarm.objectives import difference_loss
 from metarm.progress import SilentProgress
 from metarm.protocols import ProgressReporter
 from metarm.resolve import resolve_name
-from metarm.schema import PreferencePair, prompt_text
+from metarm.schema import PreferencePair, Prompt, prompt_text
 from metarm.storage import build_stage, content_digest, read_json, write_json
 from metarm.strength import mean_rank_correlation
 from metarm.workers import run_in_processes
 
-__all__ = ["VERSION", "compare_methods", "measure_cell"]
+__all__ = ["VERSION", "compare_methods", "measure_cell", "tally_pairs"]
 
 TRAINED_BY: Final = {"trained", "top_layers", "lora_r"}
 VERSION: Final = 3
@@ -298,7 +298,7 @@ def measure_cell(
     unit = best[problem.unit_rows].std().clamp(min=1e-6)
     watched = problem.watched_groups
     original, shifted = (
-        [_tally(pairs, scores, place) for scores in found.scores] if pairs else None
+        [tally_pairs(pairs, scores, place) for scores in found.scores] if pairs else None
         for pairs in (shift.test_original, shift.test_shifted)
     )
     assert original is not None
@@ -333,7 +333,10 @@ def _gaps(pairs: Sequence[PreferencePair], scores: Tensor, place: Mapping[Any, i
     return scores[rows[:, 0]] - scores[rows[:, 1]]
 
 
-def _tally(pairs: Sequence[PreferencePair], scores: Tensor, place: Mapping[Any, int]) -> Tally:
+def tally_pairs(
+    pairs: Sequence[PreferencePair], scores: Tensor, place: Mapping[tuple[Prompt, str], int]
+) -> Tally:
+    """How scores of texts order labelled pairs, by prompt; `place` is each text's row."""
     correct = ((1 + _gaps(pairs, scores, place).sign()) / 2).tolist()
     counts: dict[str, int] = {}
     sums: dict[str, float] = {}

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from metarm import __version__
+from metarm.cli.advise import advise
 from metarm.cli.compare import compare
 from metarm.cli.doctor import doctor
 from metarm.cli.measure import evaluate, sample, score
@@ -37,6 +38,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "report": (report, None),
     "compare": (compare, "CompareSettings"),
     "tune": (tune, "TuneSettings"),
+    "advise": (advise, "AdviseSettings"),
     "doctor": (doctor, None),
 }
 """Each verb's function and the class of `metarm.config` whose settings it takes."""

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb `advise`: whether the step will help on one's own pairs and groups."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metarm.cli.options import (
+    AsJson,
+    ConfigFile,
+    SettingWords,
+    answer,
+    print_json,
+    print_table,
+    read_section,
+)
+from metarm.cli.progress import choose_progress
+
+__all__ = ["advise"]
+
+
+def advise(
+    words: SettingWords = None,
+    config: ConfigFile = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Folder: output_dir=DIR.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what to expect of the step on your pairs and groups, and which mode to use, if any.
+
+    Small heads on frozen features; with labelled shifted pairs these decide, without them a rule
+    that was fitted to a made-up feature space. Finished splits are kept.
+    """
+    from metarm.config import AdviseSettings
+
+    shortcut = [] if output is None else [f"output_dir={json.dumps(str(output))}"]
+    settings = read_section(config, [*(words or []), *shortcut], AdviseSettings)
+
+    from metarm.bench.advice_rule import load_rule
+    from metarm.bench.advise import advise as form_advice
+    from metarm.bench.advise import format_advice
+    from metarm.bench.readings import read_splits
+    from metarm.storage import check_writable, write_json
+
+    check_writable(settings.output_dir)
+    readings = read_splits(settings, progress=choose_progress())
+    advice = form_advice(readings, load_rule(), settings.confidence)
+    path = settings.output_dir / "advice.json"
+    write_json(path, advice.to_json())
+    if as_json:
+        print_json({"output": str(path), **advice.to_json()})
+        return
+    answer(format_advice(advice))
+    answer("")
+    print_table({"figures": path})
