@@ -38,16 +38,33 @@ def text_of(summary: Summary | None, *, sign: bool = False) -> str:
     return "-" if summary is None else summary.text(2, sign=sign)
 
 
+def seeds_of(summary: Summary | None) -> int:
+    """How many seeds are behind a number; with one, its interval is over prompts."""
+    if summary is None:
+        return 0
+    return summary.count if summary.over == "seeds" else 1
+
+
 def numbers_of(summary: Summary | None) -> dict[str, Any] | None:
     if summary is None:
         return None
-    return {"value": summary.value, "interval": [summary.low, summary.high], "seeds": summary.count}
+    return {
+        "value": summary.value,
+        "interval": [summary.low, summary.high],
+        "seeds": seeds_of(summary),
+    }
+
+
+def finished_arms(run: Run) -> list[str]:
+    """Arms that every seed has finished: others would be compared on seeds of their own."""
+    last = run.final_round
+    return [arm for arm in run.trained_arms if len(run.cards_of(arm, last)) == len(run.seeds)]
 
 
 def measure(run: Run, base: str, distances: Sequence[float]) -> dict[str, Any]:
-    """Everything the table shows of each arm."""
+    """Everything the table shows of each arm that is finished."""
     found: dict[str, Any] = {}
-    for arm in run.trained_arms:
+    for arm in finished_arms(run):
         last = run.final_round
         rows: dict[str, tuple[Summary | None, Summary | None]] = {
             "final": (
@@ -76,14 +93,16 @@ def print_table(run: Run, found: dict[str, Any], base: str) -> None:
     )
     for arm, values in found.items():
         for name, (own, gap) in values["rows"].items():
-            count = own.count if own else 0
-            verdict = " *" if gap is not None and gap.excludes_zero else ""
+            is_told = gap is not None and seeds_of(gap) > 1 and gap.excludes_zero
+            verdict = " *" if is_told else ""
             print(
                 f"{arm:20} {name:9} {text_of(own):21} {text_of(gap, sign=True) + verdict:27} "
-                f"{count} of {seeds}"
+                f"{seeds_of(own)} of {seeds}"
             )
         print(f"{'':20} final KL {text_of(values['kl'])}")
-    print("\n* the interval of the difference leaves out zero")
+    if waiting := [arm for arm in run.trained_arms if arm not in found]:
+        print(f"\nLeft out, not finished in every seed: {', '.join(waiting)}")
+    print("\n* the interval of the difference, over seeds, leaves out zero")
 
 
 def draw_frontier(run: Run, found: dict[str, Any], path: Path) -> None:
