@@ -69,16 +69,22 @@ def build_problem(shift: Shift, features: Tensor, seed: int) -> Problem:
     cut = max(1, round(VALIDATION_FRACTION * len(groups)))
     labels = draw.sample(list(shift.shifted_labels), len(shift.shifted_labels))
     pairs = rows(train)
-    seen = features[pairs.unique()]
-    spread = seen.std(dim=0).clamp(min=1e-6)
     return Problem(
-        features=(features - seen.mean(dim=0)) / spread,
+        features=_standardise(features, pairs.unique()),
         pairs=pairs,
         validation=rows(validation),
         groups=_padded(groups[cut:] or groups, place),
         watched_groups=_padded(groups[:cut], place),
         own_labels=rows(labels),
     )
+
+
+def _standardise(features: Tensor, rows: Tensor) -> Tensor:
+    """Mean 0 and spread 1 over some rows; without columns there is nothing to do."""
+    if features.shape[1] == 0:
+        return features
+    seen = features[rows]
+    return (features - seen.mean(dim=0)) / seen.std(dim=0).clamp(min=1e-6)
 
 
 def _padded(groups: Sequence[ResponseGroup], place: Mapping[tuple[Prompt, str], int]) -> Tensor:
