@@ -58,7 +58,7 @@ def test_help_lists_every_verb_and_every_setting() -> None:
     for verb in VERBS:
         assert f"\n  {verb} " in listed
     shown = metarm("reward", "--help").stdout
-    for word in ("--meta-set", "--json", "meta_mode=joint", "learning_rate=5e-06"):
+    for word in ("--meta-set", "--json", "meta_mode=joint", "meta_strength=null"):
         assert word in shown
     assert metarm().stdout == listed
     assert metarm("reward", "-h").stdout == shown
