@@ -148,6 +148,8 @@ class RewardSettings(_Settings):
     """Optimiser steps between two meta steps."""
     meta_order: Literal["first", "exact"] = "first"
     """Whether the gradient flows through the look-ahead (`exact`: small models)."""
+    meta_source_floor: Fraction = 0.25
+    """Least share of each source of groups in a meta batch, in even shares; 1: all even."""
 
 
 class SamplingSettings(_Settings):

@@ -7,7 +7,7 @@ transformers 5.23).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Final
 import datasets
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy
 from trl import RewardConfig, RewardTrainer
@@ -30,13 +30,8 @@ from metarm.data.encoding import (
     encode_pairs,
     pad_batch,
 )
-from metarm.data.meta_batches import (
-    MetaBatch,
-    collate_groups,
-    draw_group_indices,
-    read_meta_dataset,
-    thin_group,
-)
+from metarm.data.meta_batches import MetaBatch, collate_groups, read_meta_dataset, thin_group
+from metarm.data.meta_mixture import GroupMixture
 from metarm.errors import ConfigError, DataError, ModelError
 from metarm.meta_step import (
     SIGNS,
@@ -60,8 +55,9 @@ from metarm.models.loading import (
     load_reward_model,
     lora_config,
 )
+from metarm.models.meta_callback import MetaCallback
 from metarm.models.pair_evaluation import evaluate_preferences
-from metarm.models.reporting import StepReporter
+from metarm.models.reporting import StepReporter, count_steps, last_metrics
 from metarm.models.reward_model import RewardModelScore
 from metarm.models.saving import merge_adapter, save_reward_model
 from metarm.objectives import difference_loss
@@ -95,6 +91,9 @@ META_METRICS: Final[Mapping[str, str]] = {
     "meta/score_change_mean": "mean |change of a meta response's score| by the look-ahead, logits",
     "meta/cosine": "cosine between the gradients of L (where it was taken) and of J; above 0, "
     "descending L lowers J too",
+    "meta/weight_<source>": "with several sources: the share of the next meta batch that one gets",
+    "meta/spread_<source>": "the gaps within its groups over those of original pairs, smoothed; 1: "
+    "nothing lost, 0: blind",
 }
 
 
@@ -141,6 +140,10 @@ class MetaRewardConfig(RewardConfig):
         default="first",
         metadata={"help": "first, or exact: the gradient flows through the look-ahead."},
     )
+    meta_source_floor: float = field(
+        default=0.25,
+        metadata={"help": "Least share of a source of groups, in even shares; 1: all even."},
+    )
 
     def __post_init__(self) -> None:
         """Check the meta settings, then everything TRL checks."""
@@ -164,16 +167,6 @@ class MetaRewardConfig(RewardConfig):
             raise ConfigError(f"meta_order must be 'first' or 'exact', got {self.meta_order!r}")
 
 
-class _MetaCallback(TrainerCallback):
-    """Measures the direction of J once per optimiser step, before any micro-batch."""
-
-    def __init__(self, measure: Callable[[int], None]) -> None:
-        self.measure = measure
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.measure(state.global_step)
-
-
 class MetaRewardTrainer(RewardTrainer):
     """`RewardTrainer` whose preference gradients are taken where the MetaRM step looks ahead.
 
@@ -184,6 +177,7 @@ class MetaRewardTrainer(RewardTrainer):
     Overrides, and why:
         A callback's `on_step_begin`: J's gradient, once per optimiser step, outside `no_sync`.
         `training_step`: runs the parent's at the look-ahead point; weights are back when it ends.
+        `compute_loss`: the parent's; the gaps of its pairs are what sources are measured by.
         `_save_checkpoint`, `evaluate`: assert that the weights are back.
 
     The training `loss`, `accuracy` and `margin` that TRL logs are those at the look-ahead point.
@@ -236,10 +230,14 @@ class MetaRewardTrainer(RewardTrainer):
         self._groups, self.meta_report = encode_groups(
             self._encoder, read_meta_dataset(meta_dataset), args.max_length
         )
+        self._mixture = GroupMixture(
+            [group.source for group in self._groups], floor=args.meta_source_floor, seed=args.seed
+        )
         if args.meta_reward_fraction is not None and args.meta_mode in SIGNS:
             self._reference_pairs = self._read_reference_pairs()
         # First of all callbacks: a user's own may read metrics that this one writes.
-        self.callback_handler.callbacks.insert(0, _MetaCallback(self._measure_direction))
+        callback = MetaCallback(self._measure_direction, self._end_step, self._mixture)
+        self.callback_handler.callbacks.insert(0, callback)
 
     def _refuse_unsupported(self) -> None:
         kind = str(self.accelerator.distributed_type).rpartition(".")[2]
@@ -300,6 +298,8 @@ class MetaRewardTrainer(RewardTrainer):
         self._direction = self._over_processes(
             measure_direction(self._difference() * self._share, self._trainable())
         )
+        is_own = self._batch.mask & (self._share > 0)
+        self._mixture.see_groups(self._scores_at_theta, is_own, self._batch.sources)
         metrics = self._metrics["train"]
         metrics["meta/J"].append(self._direction.difference)
         metrics["meta/grad_norm"].append(self._direction.norm)
@@ -311,6 +311,19 @@ class MetaRewardTrainer(RewardTrainer):
         self._step = self._signed_step(self._direction)
         if self.args.meta_mode in SIGNS:
             metrics["meta/step_size"].append(abs(self._step))
+
+    def _end_step(self) -> None:
+        measured = self._mixture.end_step(lambda sums: self.accelerator.reduce(sums, "sum"))
+        for name, value in measured.items():
+            self._metrics["train"][name].append(value)
+
+    def compute_loss(self, *arguments: Any, return_outputs: bool = False, **options: Any) -> Any:
+        """The parent's, whose scores are looked at on the way."""
+        loss, outputs = super().compute_loss(*arguments, return_outputs=True, **options)
+        if self._direction is not None and self.model.training:
+            chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
+            self._mixture.see_pairs(chosen - rejected)
+        return (loss, outputs) if return_outputs else loss
 
     def _signed_step(self, direction: Direction) -> float:
         """The multiple of J's gradient to look ahead by: 0 in `joint`."""
@@ -364,9 +377,7 @@ class MetaRewardTrainer(RewardTrainer):
 
     def _meta_batch(self, step: int) -> tuple[MetaBatch, float]:
         """This process's groups, and what their mean weighs in the mean over processes."""
-        indices = draw_group_indices(
-            len(self._groups), self.args.meta_batch_size, step=step, seed=self.args.seed
-        )
+        indices = self._mixture.draw(self.args.meta_batch_size, step)
         num_processes = self.accelerator.num_processes
         own = indices[self.accelerator.process_index :: num_processes]
         # A process without a group still takes part in the reductions, with weight 0.
@@ -555,7 +566,7 @@ def train_reward_model(
     if settings.learning_rate is None:
         trainer.args.learning_rate = default_learning_rate(trainer.model)
         settings = settings.model_copy(update={"learning_rate": trainer.args.learning_rate})
-    num_steps = settings.max_steps if settings.max_steps > 0 else _count_steps(settings, len(rows))
+    num_steps = settings.max_steps if settings.max_steps > 0 else count_steps(settings, len(rows))
     with progress.stage(f"train the reward model ({settings.meta_mode})", num_steps) as bar:
         trainer.add_callback(StepReporter(bar))
         trainer.train()
@@ -569,7 +580,7 @@ def train_reward_model(
     fitting = score.fitting_pairs(test_pairs)
     with progress.stage("score held-out pairs", 2 * len(fitting)) as bar:
         accuracy = evaluate_preferences(score.reporting_to(bar), fitting).accuracy
-    metrics = _last_metrics(trainer.state.log_history)
+    metrics = last_metrics(trainer.state.log_history)
     return RewardTrainingResult(
         metrics, accuracy, report, trainer.meta_report, len(test_pairs) - len(fitting)
     )
@@ -596,19 +607,3 @@ def _trainer_arguments(
     # Not nn.DataParallel: several GPUs take a launcher, and one process each.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def _count_steps(settings: RewardSettings, num_pairs: int) -> int:
-    batches = -(-num_pairs // settings.per_device_train_batch_size)
-    per_epoch = -(-batches // settings.gradient_accumulation_steps)
-    return math.ceil(settings.num_train_epochs * per_epoch)
-
-
-def _last_metrics(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The newest value of every number that was logged."""
-    metrics: dict[str, float] = {}
-    for entry in history:
-        metrics |= {
-            key: float(value) for key, value in entry.items() if isinstance(value, (int, float))
-        }
-    return metrics
