@@ -242,6 +242,8 @@ class ArmSettings(_Settings):
     """Pairs of the policy's own responses labelled by the gold function each round."""
     label_repeat: Count = 8
     """How often each of those pairs stands in the training set."""
+    meta_reservoir: int = Field(default=0, ge=0)
+    """Groups of earlier rounds kept in the meta set, each round a source; 0: own round alone."""
 
 
 ARM_PRESETS: dict[str, ArmSettings] = {
@@ -304,6 +306,12 @@ class RunSettings(_Settings):
                 raise ValueError(
                     f"custom_arms.{name}: labels change nothing where the reward model is frozen: "
                     "set reward: retrain, or leave num_gold_labels out"
+                )
+            mode = arm.meta_mode or self.reward.meta_mode
+            if arm.meta_reservoir and (arm.reward == "frozen" or mode == "off"):
+                raise ValueError(
+                    f"custom_arms.{name}: a reservoir changes nothing without a meta step: set "
+                    "meta_mode and reward: retrain, or leave meta_reservoir out"
                 )
         if len(set(self.arms)) != len(self.arms) or len(set(self.seeds)) != len(self.seeds):
             raise ValueError("arms and seeds may each be named once only")

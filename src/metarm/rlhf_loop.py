@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from metarm.config import ArmSettings, RewardSettings, RunSettings
 from metarm.data.meta_sets import load_groups, save_groups
 from metarm.data.preferences import load_preferences, save_preferences
+from metarm.data.reservoir import keep_reservoir
 from metarm.evaluation.scorecard import (
     ScoreFunctions,
     evaluate_round,
@@ -126,6 +127,8 @@ class _Position:
     evaluation: Stage
     labels: tuple[Stage, ...] = ()
     """The sample stages whose gold labels this arm has bought so far."""
+    past: tuple[Stage, ...] = ()
+    """The sample stages of the rounds that are over, where a reservoir keeps some of them."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class _SeedRun:
         arm_settings = self.settings.arm(arm)
         place = self.folder / "arms" / arm / f"round_{round_number:02d}"
         made: list[Stage] = []
-        reward, labels = first_reward, start.labels
+        reward, labels, past = first_reward, start.labels, start.past
         if arm_settings.reward == "retrain":
             settings = self._reward_settings(arm_settings)
             if settings.meta_mode != "off" or arm_settings.num_gold_labels:
@@ -173,6 +176,8 @@ class _SeedRun:
             reward = self._retrain(
                 place / "reward", arm_settings, settings, start, made, labels, round_number
             )
+            if arm_settings.meta_reservoir and settings.meta_mode != "off":
+                past = (*past, *made)
             made.append(reward)
         policy = self._policy_stage(place / "policy", start, reward, round_number)
         seconds = sum(stage.seconds for stage in [*made, policy])
@@ -186,7 +191,7 @@ class _SeedRun:
             start.evaluation,
             seconds,
         )
-        return _Position(policy, reward, evaluation, labels)
+        return _Position(policy, reward, evaluation, labels, past)
 
     def _reward_settings(self, arm: ArmSettings) -> RewardSettings:
         update: dict[str, Any] = {"meta_mode": arm.meta_mode} if arm.meta_mode else {}
@@ -254,10 +259,34 @@ class _SeedRun:
         extra = bought * arm.label_repeat
         groups: list[ResponseGroup] = []
         if settings.meta_mode != "off":
-            groups = [g for stage in samples for g in load_groups(stage.folder / "groups.jsonl")]
+            groups = self._meta_set(arm, samples, start.past, round_number)
         return self._reward_stage(
-            place, settings, backbone, extra, groups, round_number, [*samples, *labels]
+            place,
+            settings,
+            backbone,
+            extra,
+            groups,
+            round_number,
+            [*samples, *labels, *start.past],
+            arm.meta_reservoir if start.past else 0,
         )
+
+    def _meta_set(
+        self, arm: ArmSettings, samples: Sequence[Stage], past: Sequence[Stage], round_number: int
+    ) -> list[ResponseGroup]:
+        """The round's own groups, and a sample of those of the rounds before, by round."""
+        own = [group for stage in samples for group in load_groups(stage.folder / "groups.jsonl")]
+        if not past:
+            return own
+        earlier = [
+            replace(group, source=f"round_{number}")
+            for number, stage in enumerate(past, start=1)
+            for group in load_groups(stage.folder / "groups.jsonl")
+        ]
+        # One seed for all rounds: what a round has let go does not come back.
+        seed = self._draw_seed("reservoir", 0)
+        kept = keep_reservoir(earlier, arm.meta_reservoir, seed=seed)
+        return [*(replace(group, source=f"round_{round_number}") for group in own), *kept]
 
     def _reward_stage(
         self,
@@ -268,6 +297,7 @@ class _SeedRun:
         groups: Sequence[ResponseGroup],
         round_number: int,
         inputs: Sequence[Stage] = (),
+        num_kept: int = 0,
     ) -> Stage:
         seed = self._draw_seed("reward", round_number)
 
@@ -293,6 +323,8 @@ class _SeedRun:
             }
 
         record = {"reward": _effective(settings), "num_extra": len(extra), "seed": seed}
+        if num_kept:
+            record["meta_reservoir"] = num_kept
         return build_stage(place, record, [self.sources.data, backbone, *inputs], build)
 
     def _policy_stage(

@@ -100,6 +100,8 @@ def test_no_file_means_defaults_and_overrides() -> None:
         ("model_name_or_path: 2026-01-01\nrounds: 0", "run.yaml:4:1"),
         ("output_dir: other", "run.yaml:3:1: expected each key once"),
         ("optimize: {num_iterations: 2}", "optimize.num_iterations (2) must be above"),
+        ("custom_arms: {a: {meta_mode: off, meta_reservoir: 3}}", "custom_arms.a: a reservoir ch"),
+        ("custom_arms: {a: {reward: frozen, meta_reservoir: 3}}", "custom_arms.a: a reservoir ch"),
         ("reward: {meta_source_floor: 2}", "expected a number of at most 1, got 2"),
         ("arms: [pla]", "run.yaml: unknown arm 'pla': did you mean 'plain'?"),
         ("rounds: 0\nworkers: 0\nthreads: 0", "got 0 (2 more errors after this one)"),

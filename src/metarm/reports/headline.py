@@ -187,7 +187,10 @@ def _meta_mode(run: Run, settings: ArmSettings) -> str:
 def _step(run: Run, settings: ArmSettings) -> str:
     """An arm's meta step in words; empty where it takes none."""
     words = STEPS.get(_meta_mode(run, settings))
-    return words(run.settings.reward) if words and run.settings else ""
+    if not (words and run.settings):
+        return ""
+    kept = f", {settings.meta_reservoir} groups of earlier rounds kept"
+    return words(run.settings.reward) + (kept if settings.meta_reservoir else "")
 
 
 def _name(run: Run, arm: str) -> str:
