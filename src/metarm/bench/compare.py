@@ -35,7 +35,7 @@ from metarm.schema import PreferencePair, prompt_text
 from metarm.storage import build_stage, content_digest, read_json, write_json
 from metarm.workers import run_in_processes
 
-__all__ = ["compare_methods"]
+__all__ = ["compare_methods", "tally_pairs"]
 
 VERSION: Final = 1
 """Of the training loop: another number, and no finished cell is taken for a new one."""
@@ -229,7 +229,7 @@ def _measure(
     unit = best[problem.pairs.unique()].std().clamp(min=1e-6)
     watched = problem.watched_groups
     original, shifted = (
-        [_tally(pairs, scores, place) for scores in found.scores] if pairs else None
+        [tally_pairs(pairs, scores, place) for scores in found.scores] if pairs else None
         for pairs in (shift.test_original, shift.test_shifted)
     )
     assert original is not None
@@ -263,7 +263,8 @@ def _gaps(pairs: Sequence[PreferencePair], scores: Tensor, place: Mapping[Any, i
     return scores[rows[:, 0]] - scores[rows[:, 1]]
 
 
-def _tally(pairs: Sequence[PreferencePair], scores: Tensor, place: Mapping[Any, int]) -> Tally:
+def tally_pairs(pairs: Sequence[PreferencePair], scores: Tensor, place: Mapping[Any, int]) -> Tally:
+    """Which pairs the scores, shape (texts,), order as labelled; `place` is the row of a text."""
     correct = ((1 + _gaps(pairs, scores, place).sign()) / 2).tolist()
     counts: dict[str, int] = {}
     sums: dict[str, float] = {}

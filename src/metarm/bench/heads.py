@@ -17,6 +17,7 @@ from torch.nn import functional
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import MOST_HALVINGS, Recipe
 from metarm.config import HeadSettings
+from metarm.data.meta_mixture import GroupMixture
 from metarm.errors import EmptySetError
 from metarm.meta_step import (
     SIGNS,
@@ -236,7 +237,7 @@ class _Training:
         """Scores of texts with their graph, any shape of row numbers."""
         count = int((rows >= 0).sum())
         self.cost.forward += count
-        self.cost.backward += count
+        self.cost.backward += count if torch.is_grad_enabled() else 0
         flat: Tensor = self.head(self.problem.features[rows.clamp(min=0).reshape(-1)])
         return flat.reshape(rows.shape)
 
@@ -271,9 +272,16 @@ def _train_head(
     critic = _Critic(settings.hidden[-1], seed) if recipe.domain_weight else None
     pair_rows = _endless(len(pairs), settings.batch_size, draw)
     group_rows = _endless(len(problem.groups), settings.num_groups, draw)
+    mixture = None
+    if recipe.source_floor is not None and len(set(problem.sources)) > 1:
+        mixture = GroupMixture(problem.sources, floor=recipe.source_floor, seed=start)
     points: list[tuple[int, Tensor, Tensor]] = []
     for step in range(1, settings.num_steps + 1):
-        chosen, groups = next(pair_rows), problem.groups[next(group_rows)]
+        # Drawn in any case: pairs come from the same stream.
+        chosen, drawn = next(pair_rows), next(group_rows)
+        if mixture is not None:
+            drawn = _draw_by_source(run, mixture, chosen, step)
+        groups = problem.groups[drawn]
         optimizer.zero_grad(set_to_none=True)
         with _around(run, chosen, groups):
             _preference_loss(run, chosen, groups, critic).backward()
@@ -311,6 +319,20 @@ def _endless(size: int, batch: int, draw: torch.Generator) -> Iterator[Tensor]:
             waiting = torch.cat([waiting, torch.randperm(size, generator=draw)])
         yield waiting[:batch]
         waiting = waiting[batch:]
+
+
+def _draw_by_source(run: _Training, mixture: GroupMixture, chosen: Tensor, step: int) -> Tensor:
+    """The groups of a step by what its sources have lost so far, which they then are asked for."""
+    problem = run.problem
+    drawn = mixture.draw(run.settings.num_groups, step)
+    groups = problem.groups[drawn]
+    with torch.no_grad():
+        pairs = run.scores(run.pairs[chosen])
+        sources = [problem.sources[row] for row in drawn]
+        mixture.see_groups(run.scores(groups), groups >= 0, sources)
+    mixture.see_pairs(pairs[:, 0] - pairs[:, 1])
+    mixture.end_step()
+    return torch.tensor(drawn)
 
 
 def _preference_loss(

@@ -37,6 +37,8 @@ class Problem:
     """The same, kept for guards."""
     own_labels: Tensor
     """Shape (labels, 2): labelled shifted pairs, in an order drawn by the seed."""
+    sources: tuple[str, ...]
+    """Of each group, the name of its source."""
 
 
 def build_problem(shift: Shift, features: Tensor, seed: int) -> Problem:
@@ -52,6 +54,7 @@ def build_problem(shift: Shift, features: Tensor, seed: int) -> Problem:
     groups = draw.sample(list(shift.groups), len(shift.groups))
     cut = max(1, round(VALIDATION_FRACTION * len(groups)))
     labels = draw.sample(list(shift.shifted_labels), len(shift.shifted_labels))
+    kept = groups[cut:] or groups
     pairs = rows(train)
     seen = features[pairs.unique()]
     spread = seen.std(dim=0).clamp(min=1e-6)
@@ -59,9 +62,10 @@ def build_problem(shift: Shift, features: Tensor, seed: int) -> Problem:
         features=(features - seen.mean(dim=0)) / spread,
         pairs=pairs,
         validation=rows(validation),
-        groups=_padded(groups[cut:] or groups, place),
+        groups=_padded(kept, place),
         watched_groups=_padded(groups[:cut], place),
         own_labels=rows(labels),
+        sources=tuple(group.source for group in kept),
     )
 
 

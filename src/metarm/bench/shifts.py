@@ -9,7 +9,7 @@ import itertools
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -27,6 +27,7 @@ __all__ = [
     "SHIFTS",
     "Shift",
     "ShiftReader",
+    "join_shifts",
     "read_alpaca",
     "read_files",
     "read_gsm8k",
@@ -235,6 +236,24 @@ def _labelled_shift(
         test_original=tuple(test),
         test_shifted=tuple(shifted_test),
         shifted_labels=tuple(pair for pair in shifted_train if prompt_key(pair.prompt) not in keys),
+    )
+
+
+def join_shifts(shifts: Sequence[Shift]) -> Shift:
+    """Several shifts as one: the pairs of all, and their groups with the shift's name as source.
+
+    A prompt that one shift trains on and another tests on stays as it is: give shifts whose prompts
+    are apart.
+    """
+    return Shift(
+        name="+".join(shift.name for shift in shifts),
+        pairs=tuple(pair for shift in shifts for pair in shift.pairs),
+        groups=tuple(
+            replace(group, source=shift.name) for shift in shifts for group in shift.groups
+        ),
+        test_original=tuple(pair for shift in shifts for pair in shift.test_original),
+        test_shifted=tuple(pair for shift in shifts for pair in shift.test_shifted),
+        shifted_labels=tuple(pair for shift in shifts for pair in shift.shifted_labels),
     )
 
 
