@@ -322,7 +322,7 @@ class _SeedRun:
                 "num_test_too_long": result.num_test_too_long,
             }
 
-        record = {"reward": _effective(settings), "num_extra": len(extra), "seed": seed}
+        record = {"reward": _effective(settings, num_kept), "num_extra": len(extra), "seed": seed}
         if num_kept:
             record["meta_reservoir"] = num_kept
         return build_stage(place, record, [self.sources.data, backbone, *inputs], build)
@@ -424,9 +424,11 @@ class _SeedRun:
         return build_stage(place, record, inputs, build)
 
 
-def _effective(settings: RewardSettings) -> dict[str, Any]:
+def _effective(settings: RewardSettings, num_kept: int) -> dict[str, Any]:
     """The settings that decide the result: those of the meta step only where there is one."""
     values = settings.model_dump()
+    if not num_kept:
+        del values["meta_source_floor"]
     if settings.meta_mode == "off":
         values = {key: value for key, value in values.items() if not key.startswith("meta_")}
     return values

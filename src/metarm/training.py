@@ -321,8 +321,7 @@ class MetaRewardTrainer(RewardTrainer):
         """The parent's, whose scores are looked at on the way."""
         loss, outputs = super().compute_loss(*arguments, return_outputs=True, **options)
         if self._direction is not None and self.model.training:
-            chosen, rejected = outputs.logits.squeeze(-1).chunk(2)
-            self._mixture.see_pairs(chosen - rejected)
+            self._mixture.see_pairs(*outputs.logits.squeeze(-1).chunk(2))
         return (loss, outputs) if return_outputs else loss
 
     def _signed_step(self, direction: Direction) -> float:

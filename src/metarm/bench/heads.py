@@ -330,7 +330,7 @@ def _draw_by_source(run: _Training, mixture: GroupMixture, chosen: Tensor, step:
         pairs = run.scores(run.pairs[chosen])
         sources = [problem.sources[row] for row in drawn]
         mixture.see_groups(run.scores(groups), groups >= 0, sources)
-    mixture.see_pairs(pairs[:, 0] - pairs[:, 1])
+    mixture.see_pairs(pairs[:, 0], pairs[:, 1])
     mixture.end_step()
     return torch.tensor(drawn)
 

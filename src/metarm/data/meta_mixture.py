@@ -159,11 +159,12 @@ class GroupMixture:
                 own = torch.tensor([source == name for source in sources], device=scores.device)
                 self._new[row] = sum_squared_gaps(scores[own], mask[own])
 
-    def see_pairs(self, gaps: Tensor) -> None:
-        """Note the gaps of original pairs, shape (pairs,); nothing outside a meta step."""
+    def see_pairs(self, chosen: Tensor, rejected: Tensor) -> None:
+        """Note the scores of original pairs, shape (pairs,) each; nothing outside a meta step."""
         if self._new is not None:
-            found = gaps.detach().to(self._new.dtype)
-            self._new[-1] += torch.stack([found.square().sum(), found.new_tensor(len(found))])
+            # Scores in bfloat16 would be subtracted with three digits.
+            gaps = chosen.detach().to(self._new.dtype) - rejected.detach().to(self._new.dtype)
+            self._new[-1] += torch.stack([gaps.square().sum(), gaps.new_tensor(len(gaps))])
 
     def end_step(self, total: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
         """Take what this step has seen into the smoothed spreads.
