@@ -41,4 +41,5 @@ def groups(draw: st.DrawFn) -> ResponseGroup:
     responses = draw(st.lists(texts() | st.just(""), min_size=2, max_size=4))
     flags = st.lists(st.booleans(), min_size=len(responses), max_size=len(responses))
     finished = draw(st.just([]) | flags)
-    return ResponseGroup(draw(prompts()), tuple(responses), tuple(finished))
+    source = draw(st.just("") | texts())
+    return ResponseGroup(draw(prompts()), tuple(responses), tuple(finished), source)

@@ -205,6 +205,8 @@ class RewardSettings(_Settings):
     """Optimiser steps between two meta steps."""
     meta_order: Literal["first", "exact"] = "first"
     """Whether the gradient flows through the look-ahead (`exact`: small models)."""
+    meta_source_floor: Fraction = 0.25
+    """Least share of each source of groups in a meta batch, in even shares; 1: all even."""
 
     @model_validator(mode="after")
     def _one_strength(self) -> "RewardSettings":
@@ -310,6 +312,8 @@ class ArmSettings(_Settings):
     """Standard deviations of the members' scores that are taken off their mean."""
     settings: dict[str, Any] = {}
     """What this arm has otherwise: keys of `reward`, `sampling`, `optimize`; `policy_start`."""
+    meta_reservoir: int = Field(default=0, ge=0)
+    """Groups of earlier rounds kept in the meta set, each round a source; 0: own round alone."""
 
 
 ARM_SECTIONS = ("policy_start", "reward_start", "reward", "sampling", "optimize")
@@ -387,6 +391,12 @@ class RunSettings(_Settings):
                 )
             if arm.settings:
                 self._with(name, arm.settings)
+            mode = self.for_arm(name).reward.meta_mode
+            if arm.meta_reservoir and (arm.reward == "frozen" or mode == "off"):
+                raise ValueError(
+                    f"custom_arms.{name}: a reservoir changes nothing without a meta step: set "
+                    "meta_mode and reward: retrain, or leave meta_reservoir out"
+                )
         if len(set(self.arms)) != len(self.arms) or len(set(self.seeds)) != len(self.seeds):
             raise ValueError("arms and seeds may each be named once only")
         if self.world is not None:

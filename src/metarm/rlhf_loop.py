@@ -10,16 +10,17 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from metarm.config import RewardSettings, RunSettings
+from metarm.config import ArmSettings, RewardSettings, RunSettings
 from metarm.data.meta_sets import load_groups, save_groups
 from metarm.data.preferences import load_preferences, save_preferences
+from metarm.data.reservoir import keep_reservoir
 from metarm.evaluation.scorecard import (
     ScoreFunctions,
     evaluate_round,
@@ -128,6 +129,8 @@ class _Position:
     evaluation: Stage
     labels: tuple[Stage, ...] = ()
     """The sample stages whose gold labels this arm has bought so far."""
+    past: tuple[Stage, ...] = ()
+    """The sample stages of the rounds that are over, where a reservoir keeps some of them."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ class _SeedRun:
         samples: list[Stage] = []
         trained: list[Stage] = []
         members: tuple[Stage, ...] = (first_reward,)
-        labels = start.labels
+        labels, past = start.labels, start.past
         if self.settings.arm(arm).reward == "retrain":
             if self._needs_samples(arm):
                 samples.append(self._sample_stage(place / "samples", arm, start, round_number))
@@ -173,6 +176,8 @@ class _SeedRun:
                 labels = (*labels, *samples)
             members = self._retrain(place, arm, start, samples, labels, round_number)
             trained += members
+            if self.settings.arm(arm).meta_reservoir:
+                past = (*past, *samples)
         reward = members[0]
         if len(members) > 1:
             reward = self._ensemble_stage(place / "reward", arm, members)
@@ -189,7 +194,7 @@ class _SeedRun:
             start.evaluation,
             seconds,
         )
-        return _Position(policy, reward, members, evaluation, labels)
+        return _Position(policy, reward, members, evaluation, labels, past)
 
     def _needs_samples(self, arm: str) -> bool:
         meta_mode = self.settings.for_arm(arm).reward.meta_mode
@@ -258,7 +263,7 @@ class _SeedRun:
         ]
         groups: list[ResponseGroup] = []
         if own.reward.meta_mode != "off":
-            groups = [g for stage in samples for g in load_groups(stage.folder / "groups.jsonl")]
+            groups = self._meta_set(arm, samples, start.past, round_number)
         places = [place / "reward"]
         if arm.members > 1:
             places = [place / f"member_{number}" for number in range(arm.members)]
@@ -274,12 +279,30 @@ class _SeedRun:
                 [*pairs, *bought * arm.label_repeat],
                 groups,
                 round_number,
-                [*samples, *labels],
+                [*samples, *labels, *start.past],
                 relabelled=arm.relabel_original,
+                num_kept=arm.meta_reservoir if start.past else 0,
                 member=number,
             )
             for number, (member_place, backbone) in enumerate(zip(places, backbones, strict=True))
         )
+
+    def _meta_set(
+        self, arm: ArmSettings, samples: Sequence[Stage], past: Sequence[Stage], round_number: int
+    ) -> list[ResponseGroup]:
+        """The round's own groups, and a sample of those of the rounds before, by round."""
+        own = [group for stage in samples for group in load_groups(stage.folder / "groups.jsonl")]
+        if not past:
+            return own
+        earlier = [
+            replace(group, source=f"round_{number}")
+            for number, stage in enumerate(past, start=1)
+            for group in load_groups(stage.folder / "groups.jsonl")
+        ]
+        # One seed for all rounds: what a round has let go does not come back.
+        seed = self._draw_seed("reservoir", 0)
+        kept = keep_reservoir(earlier, arm.meta_reservoir, seed=seed)
+        return [*(replace(group, source=f"round_{round_number}") for group in own), *kept]
 
     def _ensemble_stage(self, place: Path, arm: str, members: Sequence[Stage]) -> Stage:
         pessimism = self.settings.arm(arm).pessimism
@@ -303,6 +326,7 @@ class _SeedRun:
         *,
         relabelled: bool = False,
         member: int = 0,
+        num_kept: int = 0,
     ) -> Stage:
         # The first member is the reward model of an arm that trains one.
         seed = self._draw_seed(f"reward {member}" if member else "reward", round_number)
@@ -330,10 +354,11 @@ class _SeedRun:
             }
 
         record = {
-            "reward": _effective(settings),
+            "reward": _effective(settings, num_kept),
             "num_extra": len(pairs) - len(self.sources.pairs),
             "seed": seed,
             **({"relabelled": True} if relabelled else {}),
+            **({"meta_reservoir": num_kept} if num_kept else {}),
         }
         return build_stage(place, record, [self.sources.data, backbone, *inputs], build)
 
@@ -433,9 +458,11 @@ class _SeedRun:
         return build_stage(place, record, inputs, build)
 
 
-def _effective(settings: RewardSettings) -> dict[str, Any]:
+def _effective(settings: RewardSettings, num_kept: int) -> dict[str, Any]:
     """The settings that decide the result: those of the meta step only where there is one."""
     values = settings.model_dump()
+    if not num_kept:
+        del values["meta_source_floor"]
     if settings.meta_mode == "off":
         values = {key: value for key, value in values.items() if not key.startswith("meta_")}
     return values

@@ -83,15 +83,19 @@ class ResponseGroup:
     responses: tuple[str, ...]
     finished: tuple[bool, ...] = ()
     """Whether each response ended by itself (EOS); empty means that all did."""
+    source: str = ""
+    """Name of the domain, policy or round that it comes from; groups of one name are one source."""
 
     def to_json(self) -> dict[str, Any]:
-        """A row of a meta set: `prompt`, `responses`, and `finished` where it is known."""
+        """A row of a meta set: `prompt`, `responses`; `finished` and `source` where known."""
         row: dict[str, Any] = {
             "prompt": prompt_to_json(self.prompt),
             "responses": list(self.responses),
         }
         if self.finished:
             row["finished"] = list(self.finished)
+        if self.source:
+            row["source"] = self.source
         return row
 
 

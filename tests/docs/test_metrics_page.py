@@ -90,5 +90,7 @@ def test_every_key_of_the_meta_step() -> None:
         if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "META_METRICS"
     )
     assert list(rows("The meta step's log")) == list(table)
+    mixture = (REPOSITORY / "src" / "metarm" / "data" / "meta_mixture.py").read_text("utf-8")
     written = set(re.findall(r'\["(meta/\w+)"\]', source))
+    written |= {f"{name}<source>" for name in re.findall(r'\[f"(meta/\w+_)\{', mixture)}
     assert written == set(table)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from integration.commands import scorecards
+from integration.commands import inodes, scorecards
 from metarm.config import RunSettings
 from metarm.config_file import read_settings
 from metarm.data.meta_sets import load_groups, load_prompts
@@ -134,6 +134,36 @@ def test_arms_alike_in_settings_are_alike_in_results(
     assert arms["twin"].replace('"twin"', '"meta"') in scorecards(finished_run).values()
     assert arms["base"].replace('"base"', '"sft"') == arms["sft"]
     assert read_run(tmp_path / "run").missing == ()
+
+
+def test_a_reservoir_keeps_groups_of_earlier_rounds(
+    finished_run: Path, metarm, tmp_path: Path, smoke: list[str]
+) -> None:
+    words = ["arms=[kept]", "rounds=3", "custom_arms.kept.meta_reservoir=6"]
+    done = metarm(*smoke, "run", *words)
+    assert done.code == 0, done.err
+    arm = tmp_path / "run/seed_0/arms/kept"
+    # Round 1 has no past: it is that of an arm without a reservoir, and its record the same.
+    first = "seed_0/arms/meta/round_01/reward"
+    assert (arm / "round_01/reward/model.safetensors").read_bytes() == (
+        finished_run / first / "model.safetensors"
+    ).read_bytes()
+    records = [read_json(p / "stage.json") for p in (arm / "round_01/reward", finished_run / first)]
+    assert records[0]["fingerprint"] == records[1]["fingerprint"]
+    for number, sources in ((2, {"1", "2"}), (3, {"1", "2", "3"})):
+        place = arm / f"round_0{number}/reward"
+        record = read_json(place / "stage.json")
+        assert record["settings"]["meta_reservoir"] == 6
+        assert record["metrics"]["meta_encoding"] == "22 of 22 encoded", "16 own and 6 kept"
+        last = list(read_json_lines(place / "train_log.jsonl"))[-1]
+        found = {key[-1] for key in last if key.startswith("meta/weight_round_")}
+        # Of six groups of two rounds, all can be of one: then it is the only other source.
+        assert {str(number)} < found <= sources
+    # The same command finds everything finished.
+    before = inodes(tmp_path / "run")
+    done = metarm(*smoke, "run", *words)
+    assert done.code == 0, done.err
+    assert inodes(tmp_path / "run") == before
 
 
 def test_best_of_n_and_other_starts(metarm, tmp_path: Path, smoke: list[str]) -> None:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny reward model, pairs and groups, and trainers on them with everything random fixed."""
 
+import itertools
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +122,20 @@ def make_trainer(
     model: Any = None,
     trainer_class: type[MetaRewardTrainer] = MetaRewardTrainer,
     given: dict[str, Any] | None = None,
+    sources: Sequence[str] = (),
     **changes: Any,
 ) -> Any:
-    """Ours; `given` goes to the trainer, `changes` to its settings."""
+    """Ours; `given` goes to the trainer, `changes` to its settings.
+
+    Groups are of the `sources` in turn, or say nothing of theirs.
+    """
+    groups = group_rows()
+    if sources:
+        turns = itertools.cycle(sources)
+        groups = [row | {"source": source} for row, source in zip(groups, turns, strict=False)]
     data = {
         "train_dataset": datasets.Dataset.from_list(pair_rows()),
-        "meta_dataset": datasets.Dataset.from_list(group_rows()),
+        "meta_dataset": datasets.Dataset.from_list(groups),
         "processing_class": load_tokenizer(folder),
     }
     return trainer_class(

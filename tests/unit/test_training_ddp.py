@@ -43,8 +43,17 @@ def _in_two_processes(repository, folder, output_dir, options):
         {"meta_mode": "descent", "meta_step_length": 0.05, "gradient_accumulation_steps": 2},
         {"meta_mode": "joint", "meta_weight": 0.7, "gradient_accumulation_steps": 2},
         {"meta_mode": "ascent", "meta_step_length": 0.05, "meta_batch_size": 1},
+        {"meta_mode": "joint", "meta_weight": 0.7, "sources": ["a", "b"]},
+        {"meta_mode": "joint", "meta_weight": 9.0, "sources": ["a", "b"], "meta_batch_size": 1},
     ],
-    ids=["ascent", "descent accumulated", "joint accumulated", "fewer groups than processes"],
+    ids=[
+        "ascent",
+        "descent accumulated",
+        "joint accumulated",
+        "fewer groups than processes",
+        "two sources",
+        "two sources, fewer groups than processes",
+    ],
 )
 def test_two_processes_are_one(repository, reward_model_dir, tmp_path, options):
     # Five groups do not split evenly: the mean over processes must weigh their shares.

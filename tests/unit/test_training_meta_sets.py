@@ -51,7 +51,7 @@ def test_groups_are_a_function_of_seed_and_step():
 
 
 def test_a_large_group_is_thinned_in_its_order():
-    group = EncodedGroup(tuple([index] for index in range(8)))
+    group = EncodedGroup(tuple([index] for index in range(8)), "maths")
     assert thin_group(group, 8, seed=0) is group
     thinned = [thin_group(group, 3, seed=seed).response_ids for seed in range(20)]
     for ids in thinned:
@@ -59,15 +59,17 @@ def test_a_large_group_is_thinned_in_its_order():
         assert list(ids) == sorted(ids)
     assert {row[0] for ids in thinned for row in ids} == set(range(8))
     assert thin_group(group, 3, seed=4) == thin_group(group, 3, seed=4)
+    assert thin_group(group, 3, seed=4).source == "maths"
 
 
 def test_groups_of_different_sizes_are_one_batch():
-    groups = [EncodedGroup(([5, 6], [7])), EncodedGroup(([8], [9, 9, 9], [4]))]
+    groups = [EncodedGroup(([5, 6], [7]), "a"), EncodedGroup(([8], [9, 9, 9], [4]))]
     batch = collate_groups(groups, 0, torch.device("cpu"))
     rows = [[5, 6, 0], [7, 0, 0], [8, 0, 0], [9, 9, 9], [4, 0, 0]]
     assert batch.input_ids.tolist() == rows
     assert batch.attention_mask.tolist() == [[int(i > 0) for i in row] for row in rows]
     assert batch.mask.tolist() == [[True, True, False], [True, True, True]]
+    assert batch.sources == ("a", "")
 
 
 @pytest.mark.parametrize(

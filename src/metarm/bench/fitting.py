@@ -19,6 +19,7 @@ from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe
 from metarm.bench.sides import Critic, density_ratios
 from metarm.config import HeadSettings
+from metarm.data.meta_mixture import GroupMixture
 from metarm.meta_step import (
     SIGNS,
     Direction,
@@ -139,7 +140,7 @@ class _Fit:
         is_text = rows >= 0
         count = int(is_text.sum())
         self.cost.forward += count
-        self.cost.backward += count
+        self.cost.backward += count if torch.is_grad_enabled() else 0
         flat: Tensor = self.network(rows[is_text])
         return flat.new_zeros(rows.shape).masked_scatter(is_text, flat)
 
@@ -197,9 +198,16 @@ def train_network(
     )
     pair_rows = _endless(len(pairs), settings.batch_size, draw)
     group_rows = _endless(len(problem.groups), settings.num_groups, draw)
+    mixture = None
+    if recipe.source_floor is not None and len(set(problem.sources)) > 1:
+        mixture = GroupMixture(problem.sources, floor=recipe.source_floor, seed=start)
     steps, scores, vectors, strength, held = [], [], [], [], []
     for step in range(1, settings.num_steps + 1):
-        chosen, groups = next(pair_rows), problem.groups[next(group_rows)]
+        # Drawn in any case: pairs come from the same stream.
+        chosen, drawn = next(pair_rows), next(group_rows)
+        if mixture is not None:
+            drawn = _draw_by_source(fit, mixture, chosen, step)
+        groups = problem.groups[drawn]
         optimizer.zero_grad(set_to_none=True)
         with _around(fit, chosen, groups):
             _preference_loss(fit, chosen, groups).backward()
@@ -243,6 +251,20 @@ def _endless(size: int, batch: int, draw: torch.Generator) -> Iterator[Tensor]:
             waiting = torch.cat([waiting, torch.randperm(size, generator=draw)])
         yield waiting[:batch]
         waiting = waiting[batch:]
+
+
+def _draw_by_source(fit: _Fit, mixture: GroupMixture, chosen: Tensor, step: int) -> Tensor:
+    """The groups of a step by what its sources have lost so far, which they then are asked for."""
+    problem = fit.problem
+    drawn = mixture.draw(fit.settings.num_groups, step)
+    groups = problem.groups[drawn]
+    with torch.no_grad():
+        pairs = fit.scores(fit.pairs[chosen])
+        sources = [problem.sources[row] for row in drawn]
+        mixture.see_groups(fit.scores(groups), groups >= 0, sources)
+    mixture.see_pairs(pairs[:, 0], pairs[:, 1])
+    mixture.end_step()
+    return torch.tensor(drawn)
 
 
 def _preference_loss(fit: _Fit, chosen: Tensor, groups: Tensor) -> Tensor:

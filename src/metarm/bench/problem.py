@@ -42,6 +42,8 @@ class Problem:
     """Where a pretrained model is trained itself, not a head on its features."""
     measured: Tensor | None = None
     """Rows that are scored along training, where scoring all of them takes too long."""
+    sources: tuple[str, ...] = ()
+    """Of each group, the name of its source; empty: all are of one."""
 
     @property
     def num_texts(self) -> int:
@@ -68,14 +70,16 @@ def build_problem(shift: Shift, features: Tensor, seed: int) -> Problem:
     groups = draw.sample(list(shift.groups), len(shift.groups))
     cut = max(1, round(VALIDATION_FRACTION * len(groups)))
     labels = draw.sample(list(shift.shifted_labels), len(shift.shifted_labels))
+    kept = groups[cut:] or groups
     pairs = rows(train)
     return Problem(
         features=_standardise(features, pairs.unique()),
         pairs=pairs,
         validation=rows(validation),
-        groups=_padded(groups[cut:] or groups, place),
+        groups=_padded(kept, place),
         watched_groups=_padded(groups[:cut], place),
         own_labels=rows(labels),
+        sources=tuple(group.source for group in kept),
     )
 
 

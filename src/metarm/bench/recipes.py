@@ -41,6 +41,8 @@ class Recipe:
     """Whether pairs count by how likely their texts are among the shifted ones (OCRM)."""
     pseudo_confidence: float | None = None
     """West-of-n: best against worst of a group, where plain is at least this sure."""
+    source_floor: float | None = None
+    """Groups drawn by source, by what is lost with this floor; None: each group as often."""
     num_labels: int = 0
     """Labelled shifted pairs added to the original ones."""
     is_oracle: bool = False
@@ -82,6 +84,8 @@ METHODS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "ascent-auto": AUTO | {"step": "ascent", "reward_fraction": FULL_FRACTION["ascent"]},
         "joint-auto": AUTO
         | {"step": "joint", "strength": FULL_WEIGHT, "reward_fraction": FULL_FRACTION["joint"]},
+        "even-sources": {"source_floor": 1.0},
+        "lost-sources": {"source_floor": 0.25},
         "random-direction": {"step": "random", "strength": 3.0},
         "sam": {"step": "sam", "strength": 0.05},
         "deployed-look-ahead": {"step": "ascent", "strength": 1.0, "deploys_look_ahead": True},

@@ -32,6 +32,7 @@ __all__ = [
     "SHIFTS",
     "Shift",
     "ShiftReader",
+    "join_shifts",
     "read_alpaca",
     "read_files",
     "read_gsm8k",
@@ -347,6 +348,24 @@ def _distinct(groups: Sequence[ResponseGroup]) -> list[ResponseGroup]:
     """The groups with each response once; those of a single response are left out."""
     found = [ResponseGroup(g.prompt, tuple(dict.fromkeys(g.responses))) for g in groups]
     return [group for group in found if len(group.responses) > 1]
+
+
+def join_shifts(shifts: Sequence[Shift]) -> Shift:
+    """Several shifts as one: the pairs of all, and their groups with the shift's name as source.
+
+    A prompt that one shift trains on and another tests on stays as it is: give shifts whose prompts
+    are apart.
+    """
+    return Shift(
+        name="+".join(shift.name for shift in shifts),
+        pairs=tuple(pair for shift in shifts for pair in shift.pairs),
+        groups=tuple(
+            replace(group, source=shift.name) for shift in shifts for group in shift.groups
+        ),
+        test_original=tuple(pair for shift in shifts for pair in shift.test_original),
+        test_shifted=tuple(pair for shift in shifts for pair in shift.test_shifted),
+        shifted_labels=tuple(pair for shift in shifts for pair in shift.shifted_labels),
+    )
 
 
 SHIFTS: Final[Mapping[str, ShiftReader]] = MappingProxyType(

@@ -51,6 +51,7 @@ class EncodedGroup(NamedTuple):
     """Token ids of each response of a group."""
 
     response_ids: tuple[list[int], ...]
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +215,7 @@ def encode_groups(
         rows = [row for row in rows if max_length is None or len(row) <= max_length]
         num_responses_too_long += len(group.responses) - len(rows)
         if len(rows) >= 2:
-            kept.append(EncodedGroup(tuple(rows)))
+            kept.append(EncodedGroup(tuple(rows), group.source))
         elif rows:
             num_too_small += 1
         else:

@@ -18,6 +18,7 @@ __all__ = [
     "MetaBatch",
     "collate_groups",
     "draw_group_indices",
+    "draw_passes",
     "read_meta_dataset",
     "thin_group",
 ]
@@ -30,6 +31,8 @@ class MetaBatch:
     input_ids: Tensor
     attention_mask: Tensor
     mask: Tensor
+    sources: tuple[str, ...]
+    """The name of each group's source."""
 
 
 def draw_group_indices(num_groups: int, batch_size: int, *, step: int, seed: int) -> list[int]:
@@ -41,9 +44,14 @@ def draw_group_indices(num_groups: int, batch_size: int, *, step: int, seed: int
         >>> sorted(draw_group_indices(4, 4, step=7, seed=0))
         [0, 1, 2, 3]
     """
+    return draw_passes(num_groups, step * batch_size, batch_size, seed=seed)
+
+
+def draw_passes(num_groups: int, start: int, count: int, *, seed: int) -> list[int]:
+    """Places `start` to `start + count` of endless passes over all groups, each in a new order."""
     orders: dict[int, list[int]] = {}
     drawn = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
+    for position in range(start, start + count):
         epoch, offset = divmod(position, num_groups)
         if epoch not in orders:
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -58,7 +66,7 @@ def thin_group(group: EncodedGroup, k: int, *, seed: int) -> EncodedGroup:
         return group
     generator = torch.Generator().manual_seed(seed)
     kept = sorted(torch.randperm(len(group.response_ids), generator=generator)[:k].tolist())
-    return EncodedGroup(tuple(group.response_ids[index] for index in kept))
+    return group._replace(response_ids=tuple(group.response_ids[index] for index in kept))
 
 
 def collate_groups(
@@ -69,7 +77,12 @@ def collate_groups(
     batch = pad_batch(rows, pad_token_id, side="right")
     sizes = torch.tensor([len(group.response_ids) for group in groups])
     mask = torch.arange(int(sizes.max())).unsqueeze(0) < sizes.unsqueeze(1)
-    return MetaBatch(batch.input_ids.to(device), batch.attention_mask.to(device), mask.to(device))
+    return MetaBatch(
+        batch.input_ids.to(device),
+        batch.attention_mask.to(device),
+        mask.to(device),
+        tuple(group.source for group in groups),
+    )
 
 
 def read_meta_dataset(meta_dataset: Any) -> list[ResponseGroup]:

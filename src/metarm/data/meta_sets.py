@@ -20,7 +20,8 @@ RESPONSE = ("response", "completion")
 def load_groups(source: str | Path) -> list[ResponseGroup]:
     """The groups of a meta set: one row each, `prompt` and `responses` (or `completions`).
 
-    Prompts and responses are text or lists of messages; `finished` is optional, one a response.
+    Prompts and responses are text or lists of messages. `finished`, one a response, and `source`,
+    the name of where the group comes from, are optional.
 
     Raises:
         FormatError: At the first row that is not a group of two responses or more.
@@ -31,7 +32,7 @@ def load_groups(source: str | Path) -> list[ResponseGroup]:
 
 
 def read_group(row: Row) -> ResponseGroup:
-    """The group that a row holds: `prompt`, `responses`, perhaps `finished`.
+    """The group that a row holds: `prompt`, `responses`, perhaps `finished` and `source`.
 
     Raises:
         FormatError: When it is not a group of two responses or more.
@@ -48,13 +49,14 @@ def read_group(row: Row) -> ResponseGroup:
             "(num_generations), or remove the row.",
         )
     responses = tuple(row.response(name, at) for at in range(count))
+    source = row.text("source") if row.has("source") else ""
     if not row.has("finished"):
-        return ResponseGroup(prompt, responses)
+        return ResponseGroup(prompt, responses, source=source)
     finished = tuple(row.value("finished", at) for at in range(row.length("finished")))
     if len(finished) not in (0, count) or not all(isinstance(flag, bool) for flag in finished):
         remedy = "Write one for each response, or leave the field out."
         row.fail(("finished",), f"{count} times true or false", str(list(finished)), remedy)
-    return ResponseGroup(prompt, responses, finished)
+    return ResponseGroup(prompt, responses, finished, source)
 
 
 def _first_name(row: Row, names: Sequence[str]) -> str:

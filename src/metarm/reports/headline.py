@@ -187,7 +187,10 @@ def _step(run: Run, arm: str) -> str:
     assert run.settings is not None
     reward = run.settings.for_arm(arm).reward
     words = STEPS.get(reward.meta_mode)
-    return words(reward) if words else ""
+    if not words:
+        return ""
+    num_kept = run.settings.arm(arm).meta_reservoir
+    return words(reward) + (f", {num_kept} groups of earlier rounds kept" if num_kept else "")
 
 
 def _name(run: Run, arm: str) -> str:

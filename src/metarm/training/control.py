@@ -2,7 +2,7 @@
 """How strong the trainer's meta step is at each optimiser step: fixed, or set by the data."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -119,7 +119,7 @@ class StrengthControl:
         """From here on `watch` compares with what was recorded."""
         self.guard = StrengthGuard()
 
-    def watch(self, step: int, num_steps: int) -> Mapping[str, float]:
+    def watch(self, step: int, num_steps: int) -> dict[str, float]:
         """After an optimiser step: compare the watched scores with plain ones.
 
         Returns:

@@ -2,11 +2,10 @@
 """Training a reward model from pairs and groups to a saved folder, with its plain twin as guard."""
 
 import logging
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import datasets
 import torch
@@ -26,7 +25,7 @@ from metarm.models.loading import (
     read_context_length,
 )
 from metarm.models.pair_evaluation import evaluate_preferences
-from metarm.models.reporting import StepReporter
+from metarm.models.reporting import StepReporter, count_steps, last_metrics
 from metarm.models.reward_model import RewardModelScore
 from metarm.models.saving import merge_adapter, save_reward_model
 from metarm.protocols import ProgressReporter
@@ -160,7 +159,7 @@ def train_reward_model(
     with progress.stage("score held-out pairs", 2 * len(fitting)) as bar:
         accuracy = evaluate_preferences(score.reporting_to(bar), fitting).accuracy
     return RewardTrainingResult(
-        _last_metrics(trainer.state.log_history),
+        last_metrics(trainer.state.log_history),
         accuracy,
         report,
         trainer.meta_report,
@@ -203,7 +202,7 @@ def _train(
     )
     num_steps = settings.max_steps
     if num_steps <= 0:
-        num_steps = _count_steps(settings, len(rows))
+        num_steps = count_steps(settings, len(rows))
     passes = 2 if _is_guarded(settings) else 1
     what = f"train the reward model ({settings.meta_mode}{', guarded' if passes > 1 else ''})"
     with progress.stage(what, passes * num_steps) as bar:
@@ -291,19 +290,3 @@ def _trainer_arguments(
     # Not nn.DataParallel: several GPUs take a launcher, and one process each.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def _count_steps(settings: RewardSettings, num_pairs: int) -> int:
-    batches = -(-num_pairs // settings.per_device_train_batch_size)
-    per_epoch = -(-batches // settings.gradient_accumulation_steps)
-    return math.ceil(settings.num_train_epochs * per_epoch)
-
-
-def _last_metrics(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The newest value of every number that was logged."""
-    metrics: dict[str, float] = {}
-    for entry in history:
-        metrics |= {
-            key: float(value) for key, value in entry.items() if isinstance(value, (int, float))
-        }
-    return metrics

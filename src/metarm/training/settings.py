@@ -33,6 +33,9 @@ META_METRICS: Final[Mapping[str, str]] = {
     "meta/score_change_mean": "mean |change of a meta response's score| by the look-ahead, logits",
     "meta/cosine": "cosine between the gradients of L (where it was taken) and of J; above 0, "
     "descending L lowers J too",
+    "meta/weight_<source>": "with several sources: the share of the next meta batch that one gets",
+    "meta/spread_<source>": "the gaps within its groups over those of original pairs, smoothed; 1: "
+    "nothing lost, 0: blind",
 }
 
 
@@ -96,6 +99,10 @@ class MetaRewardConfig(RewardConfig):
     meta_order: str = field(
         default="first",
         metadata={"help": "first, or exact: the gradient flows through the look-ahead."},
+    )
+    meta_source_floor: float = field(
+        default=0.25,
+        metadata={"help": "Least share of a source of groups, in even shares; 1: all even."},
     )
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ into the hooks of the installed trainer (verified on trl 1.16, transformers 5.23
 import copy
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
@@ -28,13 +28,8 @@ from metarm.data.encoding import (
     encode_groups,
     pad_batch,
 )
-from metarm.data.meta_batches import (
-    MetaBatch,
-    collate_groups,
-    draw_group_indices,
-    read_meta_dataset,
-    thin_group,
-)
+from metarm.data.meta_batches import MetaBatch, collate_groups, read_meta_dataset, thin_group
+from metarm.data.meta_mixture import GroupMixture
 from metarm.errors import ConfigError, DataError, ModelError
 from metarm.meta_step import (
     SIGNS,
@@ -48,6 +43,7 @@ from metarm.meta_step import (
     through_look_ahead,
     widest,
 )
+from metarm.models.meta_callback import MetaCallback
 from metarm.objectives import difference_loss
 from metarm.strength import StrengthGuard
 from metarm.training.control import StrengthControl, keep_watched
@@ -59,20 +55,6 @@ NUM_REFERENCE_PAIRS: Final = 32
 MEASURE_BATCH: Final = 64
 
 logger = logging.getLogger(__name__)
-
-
-class _MetaCallback(TrainerCallback):
-    """Before an optimiser step's micro-batches measures J's direction; after it, watches."""
-
-    def __init__(self, begin: Callable[[int], None], end: Callable[[int, int], None]) -> None:
-        self.begin = begin
-        self.end = end
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.begin(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.end(state.global_step, state.max_steps)
 
 
 class MetaRewardTrainer(RewardTrainer):
@@ -87,9 +69,10 @@ class MetaRewardTrainer(RewardTrainer):
 
     Overrides, and why:
         A callback's `on_step_begin`: J's gradient, once per optimiser step, outside `no_sync`;
-        its `on_step_end`: the guard.
+        its `on_step_end`: the mixture of sources, and the guard.
         `train`: the plain training before, where the guard needs it.
         `training_step`: runs the parent's at the look-ahead point; weights are back when it ends.
+        `compute_loss`: the parent's; the gaps of its pairs are what sources are measured by.
         `_save_checkpoint`, `evaluate`: assert that the weights are back.
 
     The training `loss`, `accuracy` and `margin` that TRL logs are those at the look-ahead point.
@@ -151,6 +134,9 @@ class MetaRewardTrainer(RewardTrainer):
         watched: list[EncodedGroup] = []
         if self._is_guarded():
             self._groups, watched = keep_watched(self._groups)
+        self._mixture = GroupMixture(
+            [group.source for group in self._groups], floor=args.meta_source_floor, seed=args.seed
+        )
         in_units = args.meta_reward_fraction is not None or args.meta_strength == "auto"
         self._control = StrengthControl(
             args,
@@ -160,7 +146,7 @@ class MetaRewardTrainer(RewardTrainer):
             pad_token_id=self._encoder.pad_token_id,
         )
         # First of all callbacks: a user's own may read metrics that this one writes.
-        callback = _MetaCallback(self._measure_direction, self._watch)
+        callback = MetaCallback(self._measure_direction, self._end_step, self._mixture)
         self.callback_handler.callbacks.insert(0, callback)
 
     @property
@@ -218,7 +204,7 @@ class MetaRewardTrainer(RewardTrainer):
             **options,
         )
         plain.remove_callback(PrinterCallback)
-        for callback in (*self._plain_callbacks, _MetaCallback(lambda _: None, self._record)):
+        for callback in (*self._plain_callbacks, MetaCallback(end=self._record)):
             plain.add_callback(callback)
         plain.train()
         self.plain_weights = self._take()
@@ -311,6 +297,8 @@ class MetaRewardTrainer(RewardTrainer):
         self._direction = self._over_processes(
             measure_direction(self._difference() * self._share, self._trainable())
         )
+        is_own = self._batch.mask & (self._share > 0)
+        self._mixture.see_groups(self._scores_at_theta, is_own, self._batch.sources)
         metrics = self._metrics["train"]
         metrics["meta/J"].append(self._direction.difference)
         metrics["meta/grad_norm"].append(self._direction.norm)
@@ -323,10 +311,18 @@ class MetaRewardTrainer(RewardTrainer):
         if self.args.meta_mode in SIGNS:
             metrics["meta/step_size"].append(abs(self._step))
 
-    def _watch(self, step: int, num_steps: int) -> None:
-        """After an optimiser step: what the guard sees, into the log."""
-        for name, value in self._strength.watch(step, num_steps).items():
+    def _end_step(self, step: int, num_steps: int) -> None:
+        """After an optimiser step: what the mixture and the guard have seen, into the log."""
+        measured = self._mixture.end_step(lambda sums: self.accelerator.reduce(sums, "sum"))
+        for name, value in (measured | self._strength.watch(step, num_steps)).items():
             self._metrics["train"][name].append(value)
+
+    def compute_loss(self, *arguments: Any, return_outputs: bool = False, **options: Any) -> Any:
+        """The parent's, whose scores are looked at on the way."""
+        loss, outputs = super().compute_loss(*arguments, return_outputs=True, **options)
+        if self._direction is not None and self.model.training:
+            self._mixture.see_pairs(*outputs.logits.squeeze(-1).chunk(2))
+        return (loss, outputs) if return_outputs else loss
 
     @torch.no_grad()
     def _measure_scores(self, batch: PaddedBatch | MetaBatch) -> Tensor:
@@ -371,9 +367,7 @@ class MetaRewardTrainer(RewardTrainer):
 
     def _meta_batch(self, step: int) -> tuple[MetaBatch, float]:
         """This process's groups, and what their mean weighs in the mean over processes."""
-        indices = draw_group_indices(
-            len(self._groups), self.args.meta_batch_size, step=step, seed=self.args.seed
-        )
+        indices = self._mixture.draw(self.args.meta_batch_size, step)
         num_processes = self.accelerator.num_processes
         own = indices[self.accelerator.process_index :: num_processes]
         # A process without a group still takes part in the reductions, with weight 0.

@@ -124,6 +124,22 @@ def test_pessimism_lies_between_minimum_and_mean(made_up) -> None:
         assert (stronger <= milder + 1e-5).all()
 
 
+def test_groups_by_source_change_nothing_but_which_groups_are_drawn(made_up) -> None:
+    _, problem = made_up()
+    names = tuple("wide" if row % 3 else "blind" for row in range(len(problem.groups)))
+    mixed = replace(problem, sources=names)
+    joint = train_recipe(problem, read_recipe("joint"), SETTINGS, 0)
+    for name in ("even-sources", "lost-sources"):
+        alone = train_recipe(mixed, read_recipe(name), SETTINGS, 0)
+        assert torch.equal(alone.scores, train_recipe(mixed, Recipe(), SETTINGS, 0).scores)
+        one = train_recipe(problem, read_recipe(f"joint+{name}"), SETTINGS, 0)
+        assert torch.equal(one.scores, joint.scores), "one source is as if there were none"
+        several = train_recipe(mixed, read_recipe(f"joint+{name}"), SETTINGS, 0)
+        assert not torch.equal(several.scores, joint.scores)
+        assert several.cost.forward > joint.cost.forward, "measuring costs forward passes"
+        assert several.cost.backward == joint.cost.backward
+
+
 def test_no_point_is_taken_where_the_guard_does_not_hold() -> None:
     scores = torch.zeros(3, 2)
     free = Trajectory((1, 2, 3), scores, (0.5, 0.6, 0.9), Cost())

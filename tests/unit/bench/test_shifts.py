@@ -3,11 +3,14 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from metarm.bench.shifts import SHIFTS, Shift
+from metarm.bench.problem import build_problem
+from metarm.bench.shifts import SHIFTS, Shift, join_shifts
 from metarm.config import SourceSettings
 from metarm.data.meta_sets import save_groups
 from metarm.data.preferences import save_preferences
@@ -82,6 +85,26 @@ def test_own_files_without_labels_of_the_shifted_side(tmp_path: Path) -> None:
         SHIFTS["files"](SourceSettings(), 0)
     with pytest.raises(ConfigError, match=r"sources\.alpaca\.data=PATH"):
         SHIFTS["alpaca"](SourceSettings(), 0)
+
+
+def test_joined_shifts_name_the_source_of_each_group(tmp_path: Path) -> None:
+    first = SHIFTS["alpaca"](
+        SourceSettings(data=str(write_alpaca(tmp_path / "alpaca.jsonl.gz"))), 0
+    )
+    second = replace(first, name="other", pairs=first.pairs[:3], groups=first.groups[:2])
+    joined = join_shifts([first, second])
+    assert joined.name == "alpaca+other"
+    assert joined.pairs == (*first.pairs, *second.pairs)
+    assert [g.source for g in joined.groups] == ["alpaca"] * len(first.groups) + ["other"] * 2
+    assert [replace(g, source="") for g in joined.groups] == [*first.groups, *second.groups]
+    assert joined.test_shifted == (*first.test_shifted, *second.test_shifted)
+    features = torch.zeros(len(joined.texts()), 2)
+    problem = build_problem(joined, features, 0)
+    # The sources follow their groups through the shuffle: its own groups have the name.
+    place = {text: row for row, text in enumerate(joined.texts())}
+    named = {(place[g.prompt, g.responses[0]], g.source) for g in joined.groups}
+    for row, source in zip(problem.groups.tolist(), problem.sources, strict=True):
+        assert (row[0], source) in named
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,14 @@ def test_groups_come_in_text_and_in_messages(write):
     path = write(
         {"prompt": "p", "responses": ["a", "b"], "finished": [True, False]},
         {"prompt": [USER], "completions": [[REPLY], "b", ""], "policy": "extra"},
+        {"prompt": "p", "responses": ["a", "b"], "finished": None, "source": "maths"},
+        {"prompt": "p", "responses": ["a", "b"], "source": None},
     )
     assert load_groups(path) == [
         ResponseGroup("p", ("a", "b"), (True, False)),
         ResponseGroup(HI, ("Hello", "b", "")),
+        ResponseGroup("p", ("a", "b"), source="maths"),
+        ResponseGroup("p", ("a", "b")),
     ]
 
 
@@ -59,6 +63,10 @@ def test_groups_come_in_text_and_in_messages(write):
         ({"responses": ["a", [REPLY, REPLY]]}, r"field `responses\[1\]`: expected one message"),
         ({"responses": ["a", "b"], "finished": [True]}, r"field `finished`: expected 2 times"),
         ({"responses": ["a", "b"], "finished": [1, 0]}, r"field `finished`: expected 2 times"),
+        (
+            {"responses": ["a", "b"], "source": 3},
+            r"field `source`: expected text, got the number 3",
+        ),
         ({"responses": ["a", "b"], "prompt": " "}, r"field `prompt`: expected a prompt"),
         ({"responses": ["a", "b"], "prompt": 1}, r"field `prompt`: expected text"),
     ],

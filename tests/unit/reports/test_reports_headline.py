@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The headline says what the numbers say: direction, size, and whether zero is inside."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -76,6 +77,18 @@ def test_an_arm_of_the_users_own_is_told_by_its_settings(make_run, tmp_path):
     assert told.lead.startswith("After 3 rounds of mine (MetaRM, joint loss L - weight * J)")
     assert "difference to mine" in point_of(told, "other")
     assert "joint loss L - weight * J, on the policy's unlabelled" in arm_description(run, "mine")
+
+
+def test_a_reservoir_is_told(make_run, tmp_path):
+    folder = make_run(tmp_path / "run", arms=("sft", "mine", "other"), seeds=(0,))
+    settings = json.loads((folder / "config.yaml").read_text("utf-8"))
+    settings["custom_arms"]["other"] = {"meta_reservoir": 6}
+    (folder / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    told = headline(read_run(folder))
+    assert point_of(told, "other").startswith(
+        "other (MetaRM, joint loss L - 0.1 J, 6 groups of earlier rounds kept)"
+    )
+    assert "earlier rounds" not in told.lead
 
 
 def test_plain_is_compared_with_the_frozen_reward_model(make_run, tmp_path, with_accuracy):
