@@ -16,8 +16,8 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
-from metarm.config import LEAST_RANK_CORRELATION
 from metarm.meta_step import Direction, gradient_norm, look_ahead, widest
+from metarm.meta_strength import LEAST_RANK_CORRELATION
 from metarm.metrics import mean_group_spearman
 
 __all__ = [

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from metarm.config import FULL_WEIGHT, RewardSettings
+from metarm.config import RewardSettings
 from metarm.errors import ConfigError
+from metarm.meta_strength import FULL_WEIGHT
 from metarm.models.reward_model import load_score_function
 from metarm.progress import SilentProgress
 from metarm.schema import PreferencePair, ResponseGroup

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from metarm.config import FULL_FRACTION, FULL_WEIGHT, LEAST_RANK_CORRELATION
 from metarm.errors import ConfigError, nearest_names
+from metarm.meta_strength import FULL_FRACTION, FULL_WEIGHT, LEAST_RANK_CORRELATION
 
 __all__ = ["METHODS", "Recipe", "read_recipe"]
 

@@ -8,10 +8,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from metarm.config import FULL_FRACTION, FULL_WEIGHT
 from metarm.data.encoding import EncodedGroup, PaddedBatch
 from metarm.data.meta_batches import MetaBatch, collate_groups
 from metarm.meta_step import SIGNS, Direction, signed_step
+from metarm.meta_strength import FULL_FRACTION, FULL_WEIGHT
 from metarm.strength import (
     RewardUnits,
     StrengthGuard,

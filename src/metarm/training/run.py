@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 
-from metarm.config import META_NUMBERS, RewardSettings, resolve_strength
+from metarm.config import RewardSettings
 from metarm.data.encoding import EncodedPair, Encoder, EncodingReport, encode_pairs
 from metarm.errors import ConfigError, DataError
 from metarm.meta_step import SIGNS
+from metarm.meta_strength import META_NUMBERS, resolve_strength
 from metarm.models.loading import (
     default_learning_rate,
     load_encoder,

@@ -8,9 +8,9 @@ from typing import Final
 
 from trl import RewardConfig
 
-from metarm.config import META_NUMBERS, resolve_strength
 from metarm.errors import ConfigError
 from metarm.meta_step import check_mode
+from metarm.meta_strength import META_NUMBERS, resolve_strength
 
 __all__ = ["META_METRICS", "MetaRewardConfig"]
 
