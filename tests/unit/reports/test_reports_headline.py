@@ -86,7 +86,7 @@ def test_a_reservoir_is_told(make_run, tmp_path):
     (folder / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")
     told = headline(read_run(folder))
     assert point_of(told, "other").startswith(
-        "other (MetaRM, joint loss L - 0.1 J, 6 groups of earlier rounds kept)"
+        "other (MetaRM, joint loss L - weight * J, 6 groups of earlier rounds kept)"
     )
     assert "earlier rounds" not in told.lead
 
