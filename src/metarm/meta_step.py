@@ -27,6 +27,7 @@ from metarm.errors import ConfigError, PrecisionError, nearest_names
 
 __all__ = [
     "SIGNS",
+    "TINY_NORM",
     "Direction",
     "MetaMode",
     "MetaOrder",

@@ -16,11 +16,15 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
-from metarm.meta_step import Direction, gradient_norm, look_ahead, widest
+from metarm.meta_step import TINY_NORM, Direction, gradient_norm, look_ahead, widest
 from metarm.meta_strength import LEAST_RANK_CORRELATION
 from metarm.metrics import mean_group_spearman
 
 __all__ = [
+    "LONGEST_FRACTION",
+    "NUM_REFERENCE_PAIRS",
+    "PROBE_EVERY",
+    "PROBE_FRACTION",
     "RewardUnits",
     "StrengthGuard",
     "choose_by_probe",
@@ -29,8 +33,8 @@ __all__ = [
 
 MOST_HALVINGS: Final = 3
 PROBE_EVERY: Final = 10
+NUM_REFERENCE_PAIRS: Final = 32
 SAME_LIKELIHOOD: Final = 1e-6
-TINY_NORM: Final = 1e-12
 # Of the weights' own length: far above fp32's rounding, far below where scores bend.
 PROBE_FRACTION: Final = 1e-4
 LONGEST_FRACTION: Final = 1.0

@@ -128,6 +128,18 @@ def test_the_plain_training_leaves_no_trace_outside(reward_model_dir, tmp_path) 
     assert trainer.state.global_step == 3
 
 
+def test_a_second_training_does_not_lean_on_the_first_ones_plain_one(
+    reward_model_dir, tmp_path, caplog
+) -> None:
+    trainer = make_trainer(reward_model_dir, tmp_path, given=GROUPS, meta_mode="joint")
+    trainer.train()
+    assert trainer.guard is not None
+    trainer.args.max_steps = 5
+    trainer.train()
+    assert "there is an optimiser already" in caplog.text
+    assert (trainer.guard, trainer.plain_weights) == (None, None)
+
+
 def test_a_number_beside_auto_is_refused(tmp_path) -> None:
     def settings(**changes):
         return MetaRewardConfig(str(tmp_path), use_cpu=True, **changes)

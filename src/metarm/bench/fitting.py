@@ -28,7 +28,7 @@ from metarm.meta_step import (
     measure_direction,
 )
 from metarm.objectives import bradley_terry_loss, difference_loss
-from metarm.strength import RewardUnits, StrengthGuard, mean_rank_correlation
+from metarm.strength import NUM_REFERENCE_PAIRS, RewardUnits, StrengthGuard, mean_rank_correlation
 
 __all__ = [
     "Cost",
@@ -40,7 +40,6 @@ __all__ = [
 
 LABEL_REPEAT: Final = 10
 GROUPS_AT_ONCE: Final = 32
-NUM_REFERENCE_PAIRS: Final = 32
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@
 Both take row numbers of a problem's texts and give their scores, so every method trains either.
 """
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -30,25 +31,24 @@ Trained = Literal["top", "lora", "all"]
 MEASURE_BATCH: Final = 64
 
 
-class Network(nn.Module):
+class Network(nn.Module, abc.ABC):
     """Row numbers of texts in, scores out."""
 
     default_learning_rate: float
     width: int
     """Of its last hidden layer."""
 
+    @abc.abstractmethod
     def hidden(self, rows: Tensor) -> Tensor:
         """What the last layer sees, shape (rows, width); `rows` has one dimension."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def forward(self, rows: Tensor) -> Tensor:
         """Scores in logits, shape (rows,), with their graph."""
-        raise NotImplementedError
 
-    @torch.no_grad()
+    @abc.abstractmethod
     def measure(self, rows: Tensor) -> Tensor:
         """The same without a graph, for any number of rows."""
-        raise NotImplementedError
 
     def trainable(self) -> list[Tensor]:
         """The weights that training moves."""

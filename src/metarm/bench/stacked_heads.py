@@ -19,17 +19,12 @@ from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe
 from metarm.config import HEAD_LEARNING_RATE, HeadSettings
 from metarm.errors import ConfigError, ShapeError
-from metarm.meta_step import SIGNS
+from metarm.meta_step import SIGNS, TINY_NORM
+from metarm.strength import LONGEST_FRACTION, NUM_REFERENCE_PAIRS, PROBE_EVERY, PROBE_FRACTION
 
 __all__ = ["train_stacked"]
 
 STEPS: Final = ("off", "ascent", "descent", "joint")
-# As in `strength`: a test holds this file's numbers and those of `train_recipe` together.
-TINY_NORM: Final = 1e-12
-PROBE_FRACTION: Final = 1e-4
-LONGEST_FRACTION: Final = 1.0
-PROBE_EVERY: Final = 10
-NUM_REFERENCE_PAIRS: Final = 32
 ROWS_AT_ONCE: Final = 4096
 
 Weights = list[Tensor]

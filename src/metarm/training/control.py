@@ -115,6 +115,11 @@ class StrengthControl:
         if self._is_check(step, num_steps):
             self._plain[step] = self._watched_scores()
 
+    def end_guard(self) -> None:
+        """Forget what was recorded, and watch no more."""
+        self.guard = None
+        self._plain = {}
+
     def begin_guard(self) -> None:
         """From here on `watch` compares with what was recorded."""
         self.guard = StrengthGuard()

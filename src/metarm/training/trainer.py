@@ -45,13 +45,12 @@ from metarm.meta_step import (
 )
 from metarm.models.meta_callback import MetaCallback
 from metarm.objectives import difference_loss
-from metarm.strength import StrengthGuard
+from metarm.strength import NUM_REFERENCE_PAIRS, StrengthGuard
 from metarm.training.control import StrengthControl, keep_watched
 from metarm.training.settings import MetaRewardConfig
 
 __all__ = ["MetaRewardTrainer"]
 
-NUM_REFERENCE_PAIRS: Final = 32
 MEASURE_BATCH: Final = 64
 
 logger = logging.getLogger(__name__)
@@ -165,7 +164,7 @@ class MetaRewardTrainer(RewardTrainer):
             is not None
             and not control.can_guard,
             "training goes on from a checkpoint": bool(resume_from_checkpoint),
-            "the optimiser was made outside": self.optimizer is not None,
+            "there is an optimiser already": self.optimizer is not None,
             "a model_init makes the model": self.model_init is not None,
         }
         reasons = [reason for reason, holds in why_not.items() if holds]
@@ -173,6 +172,10 @@ class MetaRewardTrainer(RewardTrainer):
             logger.warning(
                 "the meta step is bounded in reward units, but not guarded: %s", reasons[0]
             )
+        # Of an earlier call: its plain training is not this one's.
+        self.plain_weights = None
+        if self._control is not None:
+            self._control.end_guard()
         if control is not None and not reasons:
             self._train_plain()
         result = super().train(resume_from_checkpoint, *arguments, **options)
