@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verb `advise`: whether the step will help on one's own pairs and groups."""
 
-import json
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from metarm.cli.options import (
     AsJson,
     ConfigFile,
+    OutputFolder,
     SettingWords,
     answer,
     print_json,
     print_table,
     read_section,
+    words_with_output,
 )
 from metarm.cli.progress import choose_progress
 
@@ -24,9 +20,7 @@ __all__ = ["advise"]
 def advise(
     words: SettingWords = None,
     config: ConfigFile = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Folder: output_dir=DIR.")
-    ] = None,
+    output: OutputFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what to expect of the step on your pairs and groups, and which mode to use, if any.
@@ -36,8 +30,7 @@ def advise(
     """
     from metarm.config import AdviseSettings
 
-    shortcut = [] if output is None else [f"output_dir={json.dumps(str(output))}"]
-    settings = read_section(config, [*(words or []), *shortcut], AdviseSettings)
+    settings = read_section(config, words_with_output(words, output), AdviseSettings)
 
     from metarm.bench.advice_rule import load_rule
     from metarm.bench.advise import advise as form_advice

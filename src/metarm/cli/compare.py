@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verb `compare`: methods x shifts x seeds."""
 
-import json
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from metarm import __version__
 from metarm.cli.options import (
     AsJson,
     ConfigFile,
+    OutputFolder,
     SettingWords,
     answer,
     print_json,
     print_table,
     read_section,
+    words_with_output,
 )
 from metarm.cli.progress import choose_progress
 
@@ -25,9 +21,7 @@ __all__ = ["compare"]
 def compare(
     words: SettingWords = None,
     config: ConfigFile = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Folder: output_dir=DIR.")
-    ] = None,
+    output: OutputFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods on shifts, with paired splits and intervals.
@@ -37,8 +31,7 @@ def compare(
     """
     from metarm.config import CompareSettings
 
-    shortcut = [] if output is None else [f"output_dir={json.dumps(str(output))}"]
-    settings = read_section(config, [*(words or []), *shortcut], CompareSettings)
+    settings = read_section(config, words_with_output(words, output), CompareSettings)
 
     from metarm.bench.compare import compare_methods
     from metarm.bench.summary import comparison_to_json, format_table, summarise_cells

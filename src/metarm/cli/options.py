@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsJson",
     "ConfigFile",
+    "OutputFolder",
     "Seed",
     "SettingWords",
     "answer",
@@ -29,6 +30,7 @@ __all__ = [
     "print_table",
     "read_section",
     "verb_command",
+    "words_with_output",
 ]
 
 Section = TypeVar("Section", bound="BaseModel")
@@ -39,6 +41,9 @@ AsJson = Annotated[
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="YAML file of the settings listed below."),
+]
+OutputFolder = Annotated[
+    Path | None, typer.Option("--output", metavar="DIR", help="Folder: output_dir=DIR.")
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of everything random.")]
 SettingWords = Annotated[
@@ -66,6 +71,12 @@ def read_section(config: Path | None, words: Sequence[str] | None, cls: type[Sec
     from metarm.config_file import read_settings
 
     return read_settings(config, words or [], cls)
+
+
+def words_with_output(words: Sequence[str] | None, output: Path | None) -> list[str]:
+    """The KEY=VALUE words, and `--output` as the one that it is short for."""
+    shortcut = f"output_dir={json.dumps(str(output), ensure_ascii=False)}"
+    return [*(words or []), *([] if output is None else [shortcut])]
 
 
 def answer(text: str) -> None:

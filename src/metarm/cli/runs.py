@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verbs about whole runs: `run`, `report`."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ from metarm.cli.options import (
     print_json,
     print_table,
     read_section,
+    words_with_output,
 )
 from metarm.cli.progress import choose_progress
 
@@ -39,12 +39,8 @@ def run(
     """
     from metarm.config import RunSettings
 
-    shortcuts = []
-    if output is not None:
-        shortcuts.append(f"output_dir={json.dumps(str(output), ensure_ascii=False)}")
-    if seed is not None:
-        shortcuts.append(f"seeds=[{seed}]")
-    settings = read_section(config, [*(words or []), *shortcuts], RunSettings)
+    own_seed = [] if seed is None else [f"seeds=[{seed}]"]
+    settings = read_section(config, [*words_with_output(words, output), *own_seed], RunSettings)
 
     from metarm.rlhf_loop import run_rounds
 

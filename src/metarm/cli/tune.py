@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verb `tune`: a method's few settings, searched for on one shift."""
 
-import json
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from metarm import __version__
 from metarm.cli.options import (
     AsJson,
     ConfigFile,
+    OutputFolder,
     SettingWords,
     answer,
     print_json,
     print_table,
     read_section,
+    words_with_output,
 )
 from metarm.cli.progress import choose_progress
 
@@ -25,9 +21,7 @@ __all__ = ["tune"]
 def tune(
     words: SettingWords = None,
     config: ConfigFile = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Folder: output_dir=DIR.")
-    ] = None,
+    output: OutputFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Search for a method's few settings on one shift, and say whether it was worth it.
@@ -37,8 +31,7 @@ def tune(
     """
     from metarm.config import TuneSettings
 
-    shortcut = [] if output is None else [f"output_dir={json.dumps(str(output))}"]
-    settings = read_section(config, [*(words or []), *shortcut], TuneSettings)
+    settings = read_section(config, words_with_output(words, output), TuneSettings)
 
     from metarm.bench.tune import tune_method
     from metarm.bench.tuning_results import format_tuning, tuning_to_json
