@@ -454,6 +454,8 @@ class HeadSettings(_Settings):
     """Pairs per step."""
     num_groups: Count = 32
     """Groups per step."""
+    fit_score_first: bool = False
+    """Where a pretrained model is trained: start from a linear score fitted on its states."""
 
 
 class SourceSettings(_Settings):

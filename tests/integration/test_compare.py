@@ -123,6 +123,23 @@ def test_a_pretrained_model_can_be_trained_itself(words, metarm, tmp_path: Path,
     assert not (tmp_path / "out/features").exists(), "nothing reads frozen features"
 
 
+@pytest.mark.slow
+def test_training_can_start_from_a_score_fitted_on_frozen_states(
+    words, metarm, tmp_path: Path
+) -> None:
+    words.append("sources.files.preferences_shifted=shifted.jsonl")
+    settings = ["trained=all", "seeds=[0]", "methods=[plain]", "head.num_steps=2"]
+    curves = []
+    for first in ("true", "false"):
+        out = tmp_path / first
+        words[words.index("--output") + 1] = str(out)
+        done = metarm(*words, *settings, f"head.fit_score_first={first}")
+        assert done.code == 0, done.err
+        curves.append(read_json(out / "files/seed_0/plain/cell.json")["curve"])
+    assert curves[0] != curves[1]
+    assert (tmp_path / "true/features").exists()
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [

@@ -17,6 +17,7 @@ from metarm.schema import PreferencePair, ResponseGroup
 from metarm.strength import StrengthGuard
 from metarm.training import MetaRewardConfig, train_reward_model
 from metarm.training.control import keep_watched
+from metarm.training.plain_training import PLAIN_FILE, PlainTraining
 from tiny_models import WORDS, save_causal_lm
 from unit.reward_problem import (
     group_rows,
@@ -104,6 +105,67 @@ def test_where_it_cannot_be_guarded_it_is_bounded_and_says_so(
     assert reason in caplog.text
     assert trainer.guard is None
     assert all(step > 0 for step in logged(trainer, "meta/step_size"))
+
+
+class StopAt(TrainerCallback):
+    """As Ctrl-C would, after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **rest) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+OFTEN = {"meta_mode": "joint", "max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.mark.parametrize("least", [0.7, 1.1])
+def test_a_guarded_training_that_was_stopped_goes_on_as_if_it_had_not_been(
+    reward_model_dir, tmp_path, monkeypatch, least
+) -> None:
+    """Guard and plain weights too, and without training plainly again."""
+    monkeypatch.setattr("metarm.training.control.StrengthGuard", lambda: StrengthGuard(least=least))
+    whole = make_trainer(reward_model_dir, tmp_path / "whole", given=GROUPS, **OFTEN)
+    whole.train()
+    assert not (tmp_path / "whole" / PLAIN_FILE).exists(), "of use for resuming alone"
+    given = GROUPS | {"callbacks": [StopAt(5)]}
+    stopped = make_trainer(reward_model_dir, tmp_path / "again", given=given, **OFTEN)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    assert (tmp_path / "again" / PLAIN_FILE).is_file()
+    again = make_trainer(reward_model_dir, tmp_path / "again", given=GROUPS, **OFTEN)
+    monkeypatch.setattr(again, "_train_plain", None)
+    again.train(resume_from_checkpoint=True)
+    assert again.guard == whole.guard
+    assert logged(again, "meta/strength") == logged(whole, "meta/strength")
+    assert is_same(weights(again.model), weights(whole.model))
+    assert all(
+        torch.equal(again.plain_weights[name], plain) for name, plain in whole.plain_weights.items()
+    )
+    assert not (tmp_path / "again" / PLAIN_FILE).exists()
+
+
+def test_a_guard_is_taken_up_only_by_the_training_that_it_belongs_to(
+    reward_model_dir, tmp_path, caplog
+) -> None:
+    unguarded = make_trainer(reward_model_dir, tmp_path, given=GROUPS, meta_guard=False, **OFTEN)
+    unguarded.train()
+    PlainTraining({}, {}, 6).save(tmp_path / PLAIN_FILE)
+    again = make_trainer(reward_model_dir, tmp_path, given=GROUPS, **OFTEN)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert "the checkpoint was not guarded" in caplog.text
+    assert again.guard is None
+    given = GROUPS | {"callbacks": [StopAt(5)]}
+    stopped = make_trainer(reward_model_dir, tmp_path / "longer", given=given, **OFTEN)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    longer = OFTEN | {"max_steps": 20}
+    again = make_trainer(reward_model_dir, tmp_path / "longer", given=GROUPS, **longer)
+    again.train(resume_from_checkpoint=True)
+    assert "plain training took 6 steps and this one takes 20" in caplog.text
+    assert again.guard is None
 
 
 def test_the_plain_training_leaves_no_trace_outside(reward_model_dir, tmp_path) -> None:

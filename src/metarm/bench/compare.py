@@ -20,6 +20,7 @@ from torch import Tensor
 
 from metarm.bench.features import frozen_features
 from metarm.bench.fitting import Cost, Trajectory
+from metarm.bench.linear_score import fit_linear_score
 from metarm.bench.methods import train_recipe
 from metarm.bench.networks import read_backbone
 from metarm.bench.problem import Problem, build_problem
@@ -158,8 +159,10 @@ def _features(
     settings: CompareSettings, texts: Sequence[Any], progress: ProgressReporter
 ) -> Tensor:
     """Frozen features, and none of any text where no method reads them."""
-    reads = settings.trained == "head" or any(
-        ":" in name or read_recipe(name).weighs_pairs for name in settings.methods
+    reads = (
+        settings.trained == "head"
+        or settings.head.fit_score_first
+        or any(":" in name or read_recipe(name).weighs_pairs for name in settings.methods)
     )
     if not reads:
         return torch.zeros(len(texts), 0)
@@ -225,7 +228,8 @@ def _build_problem(
     settings: CompareSettings, shift: Shift, seed: int, progress: ProgressReporter
 ) -> Problem:
     texts = shift.texts()
-    problem = build_problem(shift, _features(settings, texts, progress), seed)
+    features = _features(settings, texts, progress)
+    problem = build_problem(shift, features, seed)
     if settings.trained == "head":
         return problem
     place = {text: index for index, text in enumerate(texts)}
@@ -244,6 +248,10 @@ def _build_problem(
         top_layers=settings.top_layers,
         lora_r=settings.lora_r,
     )
+    if settings.head.fit_score_first:
+        last = features[:, features.shape[1] // 2 :]
+        first_score = fit_linear_score(last, problem.pairs, problem.validation)
+        backbone = replace(backbone, first_score=first_score)
     return replace(problem, backbone=backbone, measured=torch.cat(rows).unique())
 
 

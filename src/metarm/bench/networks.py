@@ -101,6 +101,8 @@ class Backbone:
     """Of `top`: how many of the last layers move."""
     lora_r: int
     """Of `lora`: rank of the adapter on every linear layer."""
+    first_score: Tensor | None = None
+    """What the score layer starts from, shape (hidden size,); None: drawn by the seed."""
 
 
 def read_backbone(
@@ -136,6 +138,9 @@ class TransformerScore(Network):
         self.model.eval()
         self.width = model.config.get_text_config().hidden_size
         self.score = nn.Linear(self.width, 1).to(model.device)
+        if backbone.first_score is not None:
+            self.score.weight.data.copy_(backbone.first_score.unsqueeze(0))
+            self.score.bias.data.zero_()
         self.default_learning_rate = default_learning_rate(self)
 
     def hidden(self, rows: Tensor) -> Tensor:

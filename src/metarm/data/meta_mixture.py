@@ -121,7 +121,9 @@ class GroupMixture:
         self._new: Tensor | None = None
 
     def state(self) -> dict[str, Any]:
-        """What a resumed training needs to draw the same batches, as JSON values."""
+        """What a resumed training needs to draw the same batches; empty with one source."""
+        if not self.is_mixed:
+            return {}
         return {"names": self.names, "taken": self._taken, "sums": self._sums.tolist()}
 
     @property

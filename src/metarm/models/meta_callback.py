@@ -1,22 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the MetaRM step does around each optimiser step of a Hugging Face trainer."""
 
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 from transformers import TrainerCallback
 
-from metarm.data.meta_mixture import GroupMixture
+__all__ = ["Kept", "MetaCallback"]
 
-__all__ = ["MetaCallback"]
+NOTHING: Final[Mapping[str, "Kept"]] = MappingProxyType({})
 
-KEY: Final = "metarm.GroupMixture"
+
+class Kept(Protocol):
+    """What a resumed training has to know again."""
+
+    def state(self) -> dict[str, Any]:
+        """As JSON values; empty where there is nothing to keep."""
+
+    def restore(self, saved: Mapping[str, Any] | None) -> None:
+        """Take it up where a training begins; None: the checkpoint has none, or there is none."""
 
 
 class MetaCallback(TrainerCallback):
-    """Calls `begin` before a step's first micro-batch and `end` after; keeps a mixture's state.
+    """Calls `begin` before a step's first micro-batch and `end` after; keeps states by their keys.
 
-    The state goes into a checkpoint's `trainer_state.json`. Not by `ExportableState`: callbacks of
+    They go into a checkpoint's `trainer_state.json`. Not by `ExportableState`: callbacks of
     that kind are put back only where `restore_callback_states_from_checkpoint` is set.
     """
 
@@ -24,16 +33,16 @@ class MetaCallback(TrainerCallback):
         self,
         begin: Callable[[int], None] = lambda step: None,
         end: Callable[[int, int], None] = lambda step, num_steps: None,
-        mixture: GroupMixture | None = None,
+        kept: Mapping[str, Kept] = NOTHING,
     ) -> None:
         self.begin = begin
         self.end = end
-        self.mixture = mixture
+        self.kept = kept
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The state is a checkpoint's where training is resumed."""
-        if self.mixture is not None:
-            self.mixture.restore(state.stateful_callbacks.get(KEY))
+        for key, keeper in self.kept.items():
+            keeper.restore(state.stateful_callbacks.get(key))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Once per optimiser step, before any micro-batch."""
@@ -42,5 +51,6 @@ class MetaCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Before a checkpoint of this step is written."""
         self.end(state.global_step, state.max_steps)
-        if self.mixture is not None and self.mixture.is_mixed:
-            state.stateful_callbacks[KEY] = self.mixture.state()
+        for key, keeper in self.kept.items():
+            if saved := keeper.state():
+                state.stateful_callbacks[key] = saved

@@ -2,7 +2,8 @@
 """How strong the trainer's meta step is at each optimiser step: fixed, or set by the data."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import torch
@@ -69,6 +70,8 @@ class StrengthControl:
         if watched:
             self._watched = collate_groups(watched, pad_token_id, torch.device("cpu"))
         self._plain: dict[int, Tensor] = {}
+        self._num_steps = 0
+        self._is_resumed = False
         self.guard: StrengthGuard | None = None
         self._is_auto = args.meta_strength == "auto"
         self._units = None
@@ -110,19 +113,48 @@ class StrengthControl:
         """Whether there are groups to watch."""
         return self._watched is not None
 
+    @property
+    def recorded(self) -> tuple[Mapping[int, Tensor], int]:
+        """Watched scores of plain training by step, and the steps that it was planned for."""
+        return self._plain, self._num_steps
+
     def record(self, step: int, num_steps: int) -> None:
         """After an optimiser step of plain training: keep the watched scores for the guard."""
+        self._num_steps = num_steps
         if self._is_check(step, num_steps):
             self._plain[step] = self._watched_scores()
 
     def end_guard(self) -> None:
         """Forget what was recorded, and watch no more."""
         self.guard = None
-        self._plain = {}
+        self._plain, self._is_resumed = {}, False
 
     def begin_guard(self) -> None:
         """From here on `watch` compares with what was recorded."""
         self.guard = StrengthGuard()
+
+    def resume_guard(self, plain: Mapping[int, Tensor], num_steps: int) -> None:
+        """The same with what an earlier process has recorded; `restore` says how far it came."""
+        self._plain, self._num_steps, self._is_resumed = dict(plain), num_steps, True
+        self.begin_guard()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the guard, as JSON values; empty where nothing is guarded."""
+        return {} if self.guard is None else asdict(self.guard)
+
+    def restore(self, saved: Mapping[str, Any] | None) -> None:
+        """At the begin of a training: take up what a checkpoint has kept."""
+        if not self._is_resumed or self.guard is None:
+            return
+        self._is_resumed = False
+        if not saved:
+            logger.warning(
+                "the checkpoint was not guarded: the meta step is bounded in reward units alone"
+            )
+            self.end_guard()
+            return
+        for name, value in saved.items():
+            setattr(self.guard, name, value)
 
     def watch(self, step: int, num_steps: int) -> dict[str, float]:
         """After an optimiser step: compare the watched scores with plain ones.
@@ -131,6 +163,14 @@ class StrengthControl:
             Metrics of a check, empty between two.
         """
         if self.guard is None or not self._is_check(step, num_steps):
+            return {}
+        if num_steps != self._num_steps:
+            logger.warning(
+                "plain training took %d steps and this one takes %d: it is guarded no more",
+                self._num_steps,
+                num_steps,
+            )
+            self.end_guard()
             return {}
         before = self.guard.factor
         rows = torch.arange(self._mask.numel()).reshape(self._mask.shape)

@@ -43,10 +43,11 @@ from metarm.meta_step import (
     through_look_ahead,
     widest,
 )
-from metarm.models.meta_callback import MetaCallback
+from metarm.models.meta_callback import Kept, MetaCallback
 from metarm.objectives import difference_loss
 from metarm.strength import NUM_REFERENCE_PAIRS, StrengthGuard
 from metarm.training.control import StrengthControl, keep_watched
+from metarm.training.plain_training import PLAIN_FILE, PlainTraining
 from metarm.training.settings import MetaRewardConfig
 
 __all__ = ["MetaRewardTrainer"]
@@ -145,7 +146,11 @@ class MetaRewardTrainer(RewardTrainer):
             pad_token_id=self._encoder.pad_token_id,
         )
         # First of all callbacks: a user's own may read metrics that this one writes.
-        callback = MetaCallback(self._measure_direction, self._end_step, self._mixture)
+        kept: dict[str, Kept] = {
+            "metarm.GroupMixture": self._mixture,
+            "metarm.StrengthGuard": self._control,
+        }
+        callback = MetaCallback(self._measure_direction, self._end_step, kept)
         self.callback_handler.callbacks.insert(0, callback)
 
     @property
@@ -159,11 +164,16 @@ class MetaRewardTrainer(RewardTrainer):
     def train(self, resume_from_checkpoint: Any = None, *arguments: Any, **options: Any) -> Any:
         """The parent's; with a guard, after a plain training from the same weights."""
         control = self._control if self._is_guarded() else None
+        plain_file = Path(self.args.output_dir) / PLAIN_FILE
+        resumes_guard = bool(resume_from_checkpoint) and plain_file.is_file()
         why_not = {
             "the meta set has fewer than 50 groups, too few to keep some for it": control
             is not None
             and not control.can_guard,
-            "training goes on from a checkpoint": bool(resume_from_checkpoint),
+            f"training goes on from a checkpoint, and {plain_file} is not there": bool(
+                resume_from_checkpoint
+            )
+            and not resumes_guard,
             "there is an optimiser already": self.optimizer is not None,
             "a model_init makes the model": self.model_init is not None,
         }
@@ -177,16 +187,18 @@ class MetaRewardTrainer(RewardTrainer):
         if self._control is not None:
             self._control.end_guard()
         if control is not None and not reasons:
-            self._train_plain()
+            (self._resume_plain if resumes_guard else self._train_plain)(plain_file)
         result = super().train(resume_from_checkpoint, *arguments, **options)
         if self.guard is not None and not self.guard.holds and self.plain_weights is not None:
             logger.warning(
                 "the plain weights are kept: with the meta step rewards ended too far from them"
             )
             self._put(self.plain_weights)
+        if self.guard is not None and self.is_world_process_zero():
+            plain_file.unlink(missing_ok=True)
         return result
 
-    def _train_plain(self) -> None:
+    def _train_plain(self, file: Path) -> None:
         """Train without the meta step, keep what came out, and go back to the first weights."""
         first = self._take()
         args = copy.copy(self.args)
@@ -216,6 +228,14 @@ class MetaRewardTrainer(RewardTrainer):
         self._put(first)
         self.model.zero_grad(set_to_none=True)
         self._strength.begin_guard()
+        if self.args.save_strategy != SaveStrategy.NO and self.is_world_process_zero():
+            PlainTraining(self.plain_weights, *self._strength.recorded).save(file)
+
+    def _resume_plain(self, file: Path) -> None:
+        """What `_train_plain` left, in place of training again."""
+        plain = PlainTraining.read(file)
+        self.plain_weights = dict(plain.weights)
+        self._strength.resume_guard(plain.scores, plain.num_steps)
 
     def _record(self, step: int, num_steps: int) -> None:
         self._strength.record(step, num_steps)

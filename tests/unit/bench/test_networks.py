@@ -82,6 +82,15 @@ def test_its_states_are_the_frozen_ones_of_the_last_layer(model: str, tmp_path: 
     assert torch.allclose(states, frozen[:, states.shape[1] :], atol=1e-5)
 
 
+def test_it_starts_from_the_score_that_it_is_given(model: str) -> None:
+    given = backbone(model, "all")
+    width = TransformerScore(given).width
+    first = torch.linspace(-1.0, 1.0, width, dtype=torch.float64)
+    network = TransformerScore(replace(given, first_score=first))
+    rows = torch.arange(5)
+    assert torch.allclose(network(rows), network.hidden(rows) @ first.float(), atol=1e-6)
+
+
 @pytest.mark.parametrize("trained", ["all", "lora"])
 def test_every_method_trains_it(model: str, trained: str) -> None:
     given = problem(model, trained)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What plain training from the same weights gave, on disk while a guarded training runs.
+
+A checkpoint cannot hold it twice: it is written once, and a training that goes on from a checkpoint
+reads it instead of training plainly again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["PLAIN_FILE", "PlainTraining"]
+
+PLAIN_FILE: Final = "plain_training.safetensors"
+"""In the trainer's output folder, until its training has ended."""
+
+_WEIGHTS, _SCORES = "weights/", "scores/"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlainTraining:
+    """What a guard compares with, and what is kept where it fails."""
+
+    weights: Mapping[str, Tensor]
+    """The trainable weights by name, on the CPU."""
+    scores: Mapping[int, Tensor]
+    """Of the watched groups, shape (groups, k), by optimiser step."""
+    num_steps: int
+    """Optimiser steps of the whole training."""
+
+    def save(self, path: Path) -> None:
+        """Write it; what is at `path` is whole at any moment."""
+        tensors = {_WEIGHTS + name: weight for name, weight in self.weights.items()}
+        tensors |= {f"{_SCORES}{step}": scores for step, scores in self.scores.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file(tensors, partial, metadata={"num_steps": str(self.num_steps)})
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "PlainTraining":
+        """What `save` wrote."""
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            num_steps = int(file.metadata()["num_steps"])
+        weights = {
+            name.removeprefix(_WEIGHTS): tensor
+            for name, tensor in found.items()
+            if name.startswith(_WEIGHTS)
+        }
+        scores = {
+            int(name.removeprefix(_SCORES)): tensor
+            for name, tensor in found.items()
+            if name.startswith(_SCORES)
+        }
+        return cls(weights, scores, num_steps)
