@@ -2,45 +2,20 @@
 """`metarm advise` on files of one's own: with a probe and without, kept splits, one-line errors."""
 
 import json
-import random
 from pathlib import Path
 
 import pytest
 
+from integration.made_up_shift import TINY_TRAINING, save_shift
 from metarm.bench.advice_rule import CANDIDATES
-from metarm.data.meta_sets import save_groups
-from metarm.data.preferences import save_preferences
-from metarm.schema import PreferencePair, ResponseGroup
-from tiny_models import WORDS, save_causal_lm
-
-
-def texts(draw: random.Random) -> str:
-    return "".join(f" {word}" for word in draw.choices(WORDS, k=4))
 
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    draw = random.Random(0)
-    prompts = [f"a {' '.join(draw.choices(WORDS, k=3))} {WORDS[n % 6]}" for n in range(60)]
-    prompts = list(dict.fromkeys(prompts))
-    for name in ("pairs", "shifted"):
-        pairs = [PreferencePair(p, " a" + texts(draw), " b" + texts(draw)) for p in prompts]
-        save_preferences(tmp_path / f"{name}.jsonl", pairs)
-    groups = [ResponseGroup(p, tuple(texts(draw) for _ in range(3))) for p in prompts]
-    save_groups(tmp_path / "groups.jsonl", groups)
-    save_causal_lm(tmp_path / "model")
-    settings = {
+    save_shift(tmp_path)
+    settings = TINY_TRAINING | {
         "source": {"preferences": "pairs.jsonl", "groups": "groups.jsonl"},
         "seeds": [0, 1],
-        "backbone": "model",
-        "max_length": 16,
-        "head": {
-            "hidden": [4],
-            "num_steps": 4,
-            "measure_every": 2,
-            "batch_size": 8,
-            "num_groups": 4,
-        },
     }
     (tmp_path / "advise.yaml").write_text(json.dumps(settings), "utf-8")
     return ["advise", "--config", "advise.yaml", "--output", "out"]

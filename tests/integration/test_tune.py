@@ -12,31 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from metarm.data.meta_sets import save_groups
+from integration.made_up_shift import TINY_TRAINING, save_shift
 from metarm.data.preferences import load_preferences, save_preferences, split_by_prompt
-from metarm.schema import PreferencePair, ResponseGroup
+from metarm.schema import PreferencePair
 from metarm.storage import read_json
-from tiny_models import WORDS, save_causal_lm
 
 PATIENCE_SECONDS = 120
 
 
-def texts(draw: random.Random) -> str:
-    return "".join(f" {word}" for word in draw.choices(WORDS, k=4))
-
-
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    draw = random.Random(0)
-    prompts = [f"a {' '.join(draw.choices(WORDS, k=3))} {WORDS[n % 6]}" for n in range(80)]
-    prompts = list(dict.fromkeys(prompts))
-    for name in ("pairs", "shifted"):
-        pairs = [PreferencePair(p, " a" + texts(draw), " b" + texts(draw)) for p in prompts]
-        save_preferences(tmp_path / f"{name}.jsonl", pairs)
-    groups = [ResponseGroup(p, tuple(texts(draw) for _ in range(3))) for p in prompts]
-    save_groups(tmp_path / "groups.jsonl", groups)
-    save_causal_lm(tmp_path / "model")
-    settings = {
+    save_shift(tmp_path, num_prompts=80)
+    settings = TINY_TRAINING | {
         "shift": "files",
         "source": {
             "preferences": "pairs.jsonl",
@@ -46,16 +33,8 @@ def words(tmp_path: Path) -> list[str]:
         "num_trials": 4,
         "seeds": [0, 1],
         "fresh_seeds": [2, 3],
-        "backbone": "model",
-        "max_length": 16,
         "features_dir": "features",
-        "head": {
-            "hidden": [4],
-            "num_steps": 4,
-            "measure_every": 2,
-            "batch_size": 8,
-            "num_groups": 8,
-        },
+        "head": TINY_TRAINING["head"] | {"num_groups": 8},
     }
     (tmp_path / "tune.yaml").write_text(json.dumps(settings), "utf-8")
     return ["tune", "--config", "tune.yaml", "--output"]
