@@ -357,7 +357,7 @@ class _SeedRun:
             "reward": _effective(settings, num_kept),
             "num_extra": len(pairs) - len(self.sources.pairs),
             "seed": seed,
-            **({"relabelled": True} if relabelled else {}),
+            **({"relabelled": True, "gold": self.settings.evaluation.gold} if relabelled else {}),
             **({"meta_reservoir": num_kept} if num_kept else {}),
         }
         return build_stage(place, record, [self.sources.data, backbone, *inputs], build)

@@ -178,7 +178,9 @@ class RewardUnits:
     ) -> float:
         """The weight at which J moves rewards `fraction` times as fast as the preference loss.
 
-        Where the preference loss has come to rest, J would go on alone: this bounds it.
+        Where the preference loss has come to rest, J would go on alone: this bounds it. The speeds
+        are those of plain gradient steps; AdamW, which scales each weight's own, keeps them only
+        roughly, and the guard is the firmer bound.
 
         Args:
             parameters: As in `direction`.

@@ -123,13 +123,14 @@ def make_trainer(
     trainer_class: type[MetaRewardTrainer] = MetaRewardTrainer,
     given: dict[str, Any] | None = None,
     sources: Sequence[str] = (),
+    num_groups: int = NUM_GROUPS,
     **changes: Any,
 ) -> Any:
     """Ours; `given` goes to the trainer, `changes` to its settings.
 
     Groups are of the `sources` in turn, or say nothing of theirs.
     """
-    groups = group_rows()
+    groups = group_rows(num_groups)
     if sources:
         turns = itertools.cycle(sources)
         groups = [row | {"source": source} for row, source in zip(groups, turns, strict=False)]

@@ -78,3 +78,20 @@ def test_two_processes_are_one(repository, reward_model_dir, tmp_path, options):
         assert names == {name for name in its if name.startswith("meta/")}
         for name in names:
             assert mine[name] == pytest.approx(its[name], abs=1e-4), name
+
+
+@pytest.mark.parametrize("mode", ["joint", "descent"])
+def test_two_processes_set_the_strength_as_one(repository, reward_model_dir, tmp_path, mode):
+    """Guarded by sixty groups, of which they watch the same ones and decide together."""
+    options = {"meta_mode": mode, "meta_batch_size": 4, "num_groups": 60, "max_steps": 4}
+    found = _in_two_processes(
+        repository, reward_model_dir, tmp_path / "two", options | {"per_device_train_batch_size": 2}
+    )
+    one = make_trainer(reward_model_dir, tmp_path / "one", **options)
+    one.train()
+    (first, record), (second, _) = found
+    assert is_same(first, second)
+    assert distance(weights(one.model), first) < 1e-4
+    for mine, its in zip(one.state.log_history[:4], record["log"][:4], strict=True):
+        assert mine["meta/strength"] == its["meta/strength"]
+        assert mine["meta/rank_correlation"] == pytest.approx(its["meta/rank_correlation"], abs=0.1)

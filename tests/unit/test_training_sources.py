@@ -74,13 +74,19 @@ def test_a_resumed_training_draws_the_same_batches(reward_model_dir, tmp_path, m
     assert len(set(logged(whole, "meta/weight_a"))) > 1
 
 
-def test_the_first_spread_is_that_of_the_first_scores(reward_model_dir, tmp_path):
-    """Counted response by response with the model before its first step."""
+@pytest.mark.parametrize("mode", ["joint", "ascent", "descent"])
+def test_the_first_spread_is_that_of_the_first_scores(reward_model_dir, tmp_path, mode):
+    """Counted response by response with the model before its first step, not at theta'."""
+    strength = {} if mode == "joint" else {"meta_weight": None, "meta_step_length": 0.5}
     trainer = make_trainer(
         reward_model_dir,
         tmp_path,
         sources=("a", "b"),
-        **(JOINT | {"max_steps": 1, "meta_batch_size": 7, "meta_source_floor": 1.0}),
+        **(
+            JOINT
+            | {"meta_mode": mode, "max_steps": 1, "meta_batch_size": 7, "meta_source_floor": 1.0}
+            | strength
+        ),
     )
     model, encoder = trainer.model.eval(), trainer._encoder
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`meta_strength="auto"`: bounded in reward units, guarded by plain training, chosen by a probe."""
 
+import gc
 import random
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,8 +24,10 @@ from tiny_models import WORDS, save_causal_lm
 from unit.reward_problem import (
     group_rows,
     is_same,
+    make_double_model,
     make_trainer,
     make_trl_trainer,
+    pair_rows,
     weights,
 )
 
@@ -168,6 +172,76 @@ def test_a_guard_is_taken_up_only_by_the_training_that_it_belongs_to(
     assert again.guard is None
 
 
+def test_both_trainings_draw_the_same_dropout(reward_model_dir, tmp_path, monkeypatch) -> None:
+    """With a weight of 0 the second is the first over again, though J draws masks of its own."""
+    monkeypatch.setattr("metarm.training.control.FULL_WEIGHT", 0.0)
+    model = make_double_model().float()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    trainer = make_trainer(
+        reward_model_dir,
+        tmp_path,
+        model=model,
+        given=GROUPS,
+        meta_mode="joint",
+        max_steps=4,
+        disable_dropout=False,
+    )
+    trainer.train()
+    moved = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert all(torch.equal(trainer.plain_weights[name], moved[name]) for name in moved)
+    assert logged(trainer, "meta/rank_correlation") == [1.0] * 4
+
+
+def test_the_plain_optimiser_is_gone_before_the_second_training(reward_model_dir, tmp_path) -> None:
+    alive = []
+
+    class Count(TrainerCallback):
+        def on_train_begin(self, args, state, control, **rest) -> None:
+            alive.extend(
+                thing
+                for thing in gc.get_objects()
+                if isinstance(thing, torch.optim.AdamW) and thing.state
+            )
+
+    trainer = make_trainer(
+        reward_model_dir,
+        tmp_path,
+        given=GROUPS | {"callbacks": [Count()]},
+        meta_mode="joint",
+        optim="adamw_torch",
+        max_steps=2,
+    )
+    trainer.train()
+    assert alive == []
+
+
+def test_the_verdict_is_on_the_weights_that_are_kept(reward_model_dir, tmp_path) -> None:
+    """The best checkpoint's, not the last step's."""
+    trainer = make_trainer(
+        reward_model_dir,
+        tmp_path,
+        given=GROUPS | {"eval_dataset": datasets.Dataset.from_list(pair_rows(8))},
+        meta_mode="joint",
+        learning_rate=1.0,
+        max_steps=6,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,
+    )
+    trainer.train()
+    best = trainer.state.best_global_step
+    correlations = logged(trainer, "meta/rank_correlation")
+    assert best < 6
+    assert len(set(correlations)) > 1
+    assert trainer.guard.newest == pytest.approx(correlations[best - 1], abs=1e-6)
+
+
 def test_the_plain_training_leaves_no_trace_outside(reward_model_dir, tmp_path) -> None:
     """A user's callbacks, checkpoints and evaluations see one training, the one that is kept."""
     seen = []
@@ -296,5 +370,9 @@ def test_a_probe_chooses_how_far_to_go(backbone, tmp_path, monkeypatch) -> None:
     near = _train(backbone, tmp_path / "near", adapted, probe=probe("plain"))
     assert far.guard.kept > near.guard.kept
     assert near.guard.num_probe_pairs == 300
+    few = _train(backbone, tmp_path / "few", adapted, probe=probe("plain"), groups=_groups()[:9])
+    assert few.guard.num_probe_pairs == 300, "also where there are too few groups to guard with"
+    assert few.guard.rank_correlation is None
+    assert "not guarded" in few.guard.summary() or few.guard.kept < 1.0
     with pytest.raises(ConfigError, match="a probe chooses between"):
         _train(backbone, tmp_path / "off", off, probe=probe("plain"))

@@ -14,6 +14,7 @@ from metarm.bench.foretell import Figures
 from metarm.bench.readings import PLAIN, Reading
 from metarm.bench.results import Tally, clustered_difference
 from metarm.bench.summary import change_in_points
+from metarm.meta_strength import FULL_FRACTION, FULL_WEIGHT
 from metarm.schema import Estimate
 
 __all__ = [
@@ -133,13 +134,19 @@ def _difference(ours: Sequence[Tally], theirs: Sequence[Tally]) -> Estimate:
 
 
 def trainer_settings(method: str) -> str:
-    """The settings of `metarm reward` for the step of one of CANDIDATES."""
+    """The settings of `metarm reward` that come nearest to the step of one of CANDIDATES.
+
+    A head's eta means nothing to another model, and the guarded default is one of the strengths:
+    both are `meta_strength=auto`.
+    """
     recipe = CANDIDATES[method]
+    fraction = recipe.reward_fraction
+    is_auto = recipe.strength == FULL_WEIGHT if recipe.step == "joint" else fraction is None
+    if is_auto or fraction == FULL_FRACTION[recipe.step]:
+        return f"meta_mode={recipe.step} meta_strength=auto"
     if recipe.step == "joint":
         return f"meta_mode=joint meta_weight={recipe.strength:g}"
-    if recipe.reward_fraction is not None:
-        return f"meta_mode={recipe.step} meta_reward_fraction={recipe.reward_fraction:g}"
-    return f"meta_mode={recipe.step} meta_learning_rate={recipe.strength:g}"
+    return f"meta_mode={recipe.step} meta_reward_fraction={fraction:g}"
 
 
 def choose_method(changes: Mapping[str, Estimate], confidence: float) -> str | None:

@@ -2,6 +2,7 @@
 """Frozen features: a pretrained model's hidden states of each response, once, kept on disk."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -74,7 +75,8 @@ def _read_cache(path: Path) -> dict[str, Tensor]:
 
 def _write_cache(path: Path, known: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    # Two comparisons may share the folder: each writes a file of its own.
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     tensors = {"features": torch.stack(list(known.values()))}
     save_file(tensors, partial, metadata={"keys": json.dumps(list(known))})
     partial.replace(path)

@@ -218,10 +218,7 @@ def train_network(
             if recipe.averages_weights:
                 vectors.append(nn.utils.parameters_to_vector(parameters).detach().clone())
             if fit.guard is not None and plain is not None:
-                correlation = mean_rank_correlation(
-                    problem.watched_groups, scores[-1], plain.at(step)
-                )
-                fit.guard.observe(correlation)
+                fit.guard.observe(_agreement(problem, scores[-1], plain.at(step)))
                 held.append(fit.guard.holds)
     fit.cost.seconds = time.monotonic() - started
     return Trajectory(
@@ -233,6 +230,14 @@ def train_network(
         tuple(strength),
         tuple(held),
     )
+
+
+def _agreement(problem: Problem, scores: Tensor, plain: Tensor) -> float | None:
+    """Rank correlation on the watched groups; scores that have diverged agree with nothing."""
+    rows = problem.watched_groups[problem.watched_groups >= 0]
+    if not (scores[rows].isfinite().all() and plain[rows].isfinite().all()):
+        return -1.0
+    return mean_rank_correlation(problem.watched_groups, scores, plain)
 
 
 def _training_pairs(problem: Problem, recipe: Recipe) -> Tensor:
@@ -324,7 +329,8 @@ def _around(fit: _Fit, chosen: Tensor, groups: Tensor) -> Iterator[None]:
 def _random_direction(direction: Direction, draw: torch.Generator) -> Direction:
     """Another direction of the same length: what moving the weights anywhere would do."""
     noise = [
-        None if g is None else torch.randn(g.shape, generator=draw) for g in direction.gradients
+        None if g is None else torch.randn(g.shape, generator=draw).to(g.device)
+        for g in direction.gradients
     ]
     length = sum(float(n.square().sum()) for n in noise if n is not None) ** 0.5
     scale = direction.norm / max(length, 1e-12)

@@ -58,6 +58,7 @@ class Critic:
 
     def distance(self, original: Tensor, shifted: Tensor) -> Tensor:
         """The distance of two sets of hidden states, after a few steps of the critic's own."""
+        self.net.to(original.device)
         count = min(len(original), len(shifted))
         for _ in range(CRITIC_STEPS):
             one, two = original[:count].detach(), shifted[:count].detach()

@@ -53,6 +53,7 @@ class StrengthControl:
         reference: Original responses whose scores' spread is the unit; None where none is needed.
         watched: Groups that are not trained on; empty where nothing is guarded.
         pad_token_id: To pad them with.
+        agree: The mean of a number over all processes, which must not decide each for itself.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class StrengthControl:
         reference: PaddedBatch | None,
         watched: Sequence[EncodedGroup],
         pad_token_id: int,
+        agree: Callable[[float], float] = lambda value: value,
     ) -> None:
         self._args = args
+        self._agree = agree
         self._score = score
         self._watched = None
         if watched:
@@ -94,7 +97,7 @@ class StrengthControl:
                 step_length=args.meta_step_length,
             )
         fraction = FULL_FRACTION[mode] if self._is_auto else args.meta_reward_fraction
-        step = self._units.look_ahead_step(parameters, direction, fraction)
+        step = self._agree(self._units.look_ahead_step(parameters, direction, fraction))
         return SIGNS[mode] * self.factor * step
 
     def joint_weight(self, direction: Direction, parameters: Sequence[Tensor]) -> float:
@@ -105,7 +108,7 @@ class StrengthControl:
             fraction = FULL_FRACTION["joint"] if self._is_auto else args.meta_reward_fraction
             gradients = [p.grad for p in parameters]
             bound = self._units.joint_weight(parameters, direction, gradients, fraction)
-            weight = min(weight, bound)
+            weight = min(weight, self._agree(bound))
         return weight * self.factor
 
     @property
@@ -130,8 +133,9 @@ class StrengthControl:
         self._plain, self._is_resumed = {}, False
 
     def begin_guard(self) -> None:
-        """From here on `watch` compares with what was recorded."""
-        self.guard = StrengthGuard()
+        """From here on `watch` compares with what was recorded, where there are groups to watch."""
+        if self.can_guard:
+            self.guard = StrengthGuard()
 
     def resume_guard(self, plain: Mapping[int, Tensor], num_steps: int) -> None:
         """The same with what an earlier process has recorded; `restore` says how far it came."""
@@ -173,14 +177,7 @@ class StrengthControl:
             self.end_guard()
             return {}
         before = self.guard.factor
-        rows = torch.arange(self._mask.numel()).reshape(self._mask.shape)
-        self.guard.observe(
-            mean_rank_correlation(
-                rows.masked_fill(~self._mask, -1),
-                self._watched_scores().reshape(-1),
-                self._plain[step].reshape(-1),
-            )
-        )
+        self.guard.observe(self._rank_correlation(step))
         if self.guard.factor < before:
             logger.warning(
                 "step %d: rewards order the watched groups unlike plain training's (rank "
@@ -195,6 +192,28 @@ class StrengthControl:
         if self.guard.newest is not None:
             found["meta/rank_correlation"] = self.guard.newest
         return found
+
+    def judge(self, step: int) -> bool:
+        """Whether the weights that a training ends with, perhaps an earlier step's, are near plain.
+
+        Args:
+            step: That they are of.
+        """
+        if self.guard is None:
+            return True
+        nearest = min(self._plain, key=lambda recorded: abs(recorded - step))
+        self.guard.newest = self._rank_correlation(nearest)
+        return self.guard.holds
+
+    def _rank_correlation(self, step: int) -> float | None:
+        """Of the watched groups' scores now with those of plain training at a step."""
+        rows = torch.arange(self._mask.numel()).reshape(self._mask.shape)
+        found = mean_rank_correlation(
+            rows.masked_fill(~self._mask, -1),
+            self._watched_scores().reshape(-1),
+            self._plain[step].reshape(-1),
+        )
+        return None if found is None else self._agree(found)
 
     def _is_check(self, step: int, num_steps: int) -> bool:
         every = max(1, num_steps // NUM_CHECKS)

@@ -146,7 +146,15 @@ def train_reward_model(
     with progress.stage("encode the pairs", len(pairs)) as bar:
         encoded, report = encode_pairs(encoder, pairs, limit, bar)
     trainer = _train(
-        model, encoder, _to_rows(encoded), groups, settings, output_dir, seed, progress
+        model,
+        encoder,
+        _to_rows(encoded),
+        groups,
+        settings,
+        output_dir,
+        seed,
+        progress,
+        keep_plain=bool(probe),
     )
     settings = settings.model_copy(update={"learning_rate": trainer.args.learning_rate})
     guard = _guard_report(trainer, probe, encoder) if is_guarded else None
@@ -195,6 +203,8 @@ def _train(
     output_dir: Path,
     seed: int,
     progress: ProgressReporter,
+    *,
+    keep_plain: bool,
 ) -> MetaRewardTrainer:
     """A trainer that has trained, with a bar for each pass."""
     is_exact = settings.meta_order == "exact" and settings.meta_mode in SIGNS
@@ -213,6 +223,7 @@ def _train(
             train_dataset=rows,
             meta_dataset=groups if settings.meta_mode != "off" else None,
             plain_callbacks=[StepReporter(bar)],
+            keep_plain=keep_plain,
             callbacks=[StepReporter(bar)],
             processing_class=encoder.tokenizer,
             peft_config=lora_config(settings) if settings.use_peft else None,

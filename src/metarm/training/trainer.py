@@ -6,6 +6,7 @@ into the hooks of the installed trainer (verified on trl 1.16, transformers 5.23
 """
 
 import copy
+import gc
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,8 @@ class MetaRewardTrainer(RewardTrainer):
     it is TRL's trainer, bit for bit. With `meta_strength="auto"`, the default, `train` first trains
     plainly, without callbacks or checkpoints, and then from the same weights with the meta step,
     whose strength is guarded by the comparison; `guard` says what it saw, and where it fails in
-    the end the plain weights are kept.
+    the end the plain weights are kept. `keep_plain` asks for the plain training, and its weights in
+    `plain_weights`, also where there are too few groups to guard with.
 
     Overrides, and why:
         A callback's `on_step_begin`: J's gradient, once per optimiser step, outside `no_sync`;
@@ -88,6 +90,7 @@ class MetaRewardTrainer(RewardTrainer):
         train_dataset: Any = None,
         meta_dataset: Any = None,
         plain_callbacks: Sequence[TrainerCallback] = (),
+        keep_plain: bool = False,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: Any = None,
@@ -119,6 +122,7 @@ class MetaRewardTrainer(RewardTrainer):
         self._control: StrengthControl | None = None
         self._is_ahead = False
         self._plain_callbacks = plain_callbacks
+        self._keeps_plain = keep_plain
         self._options = options
         self.meta_report: EncodingReport | None = None
         self.plain_weights: dict[str, Tensor] | None = None
@@ -144,6 +148,7 @@ class MetaRewardTrainer(RewardTrainer):
             reference=self._read_reference_pairs() if in_units else None,
             watched=watched,
             pad_token_id=self._encoder.pad_token_id,
+            agree=self._mean,
         )
         # First of all callbacks: a user's own may read metrics that this one writes.
         kept: dict[str, Kept] = {
@@ -165,11 +170,10 @@ class MetaRewardTrainer(RewardTrainer):
         """The parent's; with a guard, after a plain training from the same weights."""
         control = self._control if self._is_guarded() else None
         plain_file = Path(self.args.output_dir) / PLAIN_FILE
-        resumes_guard = bool(resume_from_checkpoint) and plain_file.is_file()
+        resumes_guard = bool(resume_from_checkpoint) and self._all(plain_file.is_file())
+        too_few = "the meta set has fewer than 50 groups, too few to keep some for it"
         why_not = {
-            "the meta set has fewer than 50 groups, too few to keep some for it": control
-            is not None
-            and not control.can_guard,
+            too_few: control is not None and not control.can_guard,
             f"training goes on from a checkpoint, and {plain_file} is not there": bool(
                 resume_from_checkpoint
             )
@@ -186,17 +190,26 @@ class MetaRewardTrainer(RewardTrainer):
         self.plain_weights = None
         if self._control is not None:
             self._control.end_guard()
-        if control is not None and not reasons:
+        if control is not None and (not reasons or (self._keeps_plain and reasons == [too_few])):
             (self._resume_plain if resumes_guard else self._train_plain)(plain_file)
         result = super().train(resume_from_checkpoint, *arguments, **options)
-        if self.guard is not None and not self.guard.holds and self.plain_weights is not None:
-            logger.warning(
-                "the plain weights are kept: with the meta step rewards ended too far from them"
-            )
-            self._put(self.plain_weights)
-        if self.guard is not None and self.is_world_process_zero():
-            plain_file.unlink(missing_ok=True)
+        if self.plain_weights is not None:
+            self._end_guarded(plain_file, self.plain_weights)
         return result
+
+    def _end_guarded(self, plain_file: Path, plain_weights: Mapping[str, Tensor]) -> None:
+        """Keep the plain weights where those that training ended with are too far from them."""
+        step = self.state.global_step
+        if self.args.load_best_model_at_end and self.state.best_global_step:
+            step = self.state.best_global_step
+        if not self._strength.judge(step):
+            logger.warning(
+                "the plain weights are kept: with the meta step rewards ended too far from them; "
+                "checkpoints of this training hold the others"
+            )
+            self._put(plain_weights)
+        if self.is_world_process_zero():
+            plain_file.unlink(missing_ok=True)
 
     def _train_plain(self, file: Path) -> None:
         """Train without the meta step, keep what came out, and go back to the first weights."""
@@ -211,20 +224,28 @@ class MetaRewardTrainer(RewardTrainer):
             for key, value in self._options.items()
             if key not in ("callbacks", "compute_metrics", "optimizers")
         }
-        plain = MetaRewardTrainer(
-            self.model,
-            args,
-            train_dataset=self.train_dataset,
-            processing_class=self.processing_class,
-            **options,
-        )
-        plain.remove_callback(PrinterCallback)
-        for callback in (*self._plain_callbacks, MetaCallback(end=self._record)):
-            plain.add_callback(callback)
-        plain.train()
+        # Both trainings draw the same dropout; a trainer seeds anew where it is made.
+        with self._noise_put_back():
+            with self._noise_put_back():
+                plain = MetaRewardTrainer(
+                    self.model,
+                    args,
+                    train_dataset=self.train_dataset,
+                    processing_class=self.processing_class,
+                    **options,
+                )
+            plain.remove_callback(PrinterCallback)
+            for callback in (*self._plain_callbacks, MetaCallback(end=self._record)):
+                plain.add_callback(callback)
+            plain.train()
         self.plain_weights = self._take()
         # Its autocast goes with it; this one's own is put on when training begins.
         plain.accelerator.unwrap_model(plain.model, keep_fp32_wrapper=False)
+        # It and its callbacks point at each other: its optimiser's moments would stay.
+        plain.optimizer = plain.lr_scheduler = None
+        plain.accelerator.free_memory()
+        del plain
+        gc.collect()
         self._put(first)
         self.model.zero_grad(set_to_none=True)
         self._strength.begin_guard()
@@ -236,6 +257,13 @@ class MetaRewardTrainer(RewardTrainer):
         plain = PlainTraining.read(file)
         self.plain_weights = dict(plain.weights)
         self._strength.resume_guard(plain.scores, plain.num_steps)
+
+    def _noise_put_back(self) -> Any:
+        """A context after which random numbers go on as if nothing had been drawn in it."""
+        device = self.accelerator.device
+        if device.type == "cpu":
+            return torch.random.fork_rng(devices=[])
+        return torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
 
     def _record(self, step: int, num_steps: int) -> None:
         self._strength.record(step, num_steps)
@@ -317,9 +345,9 @@ class MetaRewardTrainer(RewardTrainer):
             return  # the guard has turned the meta step off
         self.model.train()
         self._batch, self._share = self._meta_batch(step)
-        self._direction = self._over_processes(
-            measure_direction(self._difference() * self._share, self._trainable())
-        )
+        with self._noise_put_back():  # the preference loss draws its own dropout, as without J
+            local = measure_direction(self._difference() * self._share, self._trainable())
+        self._direction = self._over_processes(local)
         is_own = self._batch.mask & (self._share > 0)
         self._mixture.see_groups(self._scores_at_theta, is_own, self._batch.sources)
         metrics = self._metrics["train"]
@@ -341,9 +369,9 @@ class MetaRewardTrainer(RewardTrainer):
             self._metrics["train"][name].append(value)
 
     def compute_loss(self, *arguments: Any, return_outputs: bool = False, **options: Any) -> Any:
-        """The parent's, whose scores are looked at on the way."""
+        """The parent's, whose scores are looked at on the way where they are those of theta."""
         loss, outputs = super().compute_loss(*arguments, return_outputs=True, **options)
-        if self._direction is not None and self.model.training:
+        if self._direction is not None and self.model.training and not self._is_ahead:
             self._mixture.see_pairs(*outputs.logits.squeeze(-1).chunk(2))
         return (loss, outputs) if return_outputs else loss
 
@@ -380,6 +408,10 @@ class MetaRewardTrainer(RewardTrainer):
         )
         norm = gradient_norm(gradients)
         return Direction(self._mean(local.difference), gradients, norm)
+
+    def _all(self, holds: bool) -> bool:
+        """Whether it holds in every process."""
+        return self._mean(float(holds)) == 1.0
 
     def _mean(self, value: float) -> float:
         """The mean of a number over all processes."""
@@ -433,6 +465,8 @@ class MetaRewardTrainer(RewardTrainer):
                 self._metrics["train"]["meta/weight"].append(weight)
                 add_gradients(parameters, direction.gradients, -weight)
             return loss
+        if self._mixture.is_mixed:
+            self._see_pairs_at_theta(arguments[1])
         is_exact = self.args.meta_order == "exact"
         correction = (
             through_look_ahead(parameters, self._difference, self._step)
@@ -450,6 +484,19 @@ class MetaRewardTrainer(RewardTrainer):
             self._log_cosine(parameters, direction)
         return loss
 
+    @torch.no_grad()
+    def _see_pairs_at_theta(self, inputs: Any) -> None:
+        """One more forward pass: the groups' gaps are those of theta, not of theta'."""
+        inputs = self._prepare_inputs(inputs)
+        model = self.accelerator.unwrap_model(self.model)
+        with self._noise_put_back(), self.compute_loss_context_manager():
+            logits = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                use_cache=False,
+            ).logits
+        self._mixture.see_pairs(*logits.squeeze(-1).float().chunk(2))
+
     def _log_move(self, move: Move) -> None:
         """Once per optimiser step, on its last micro-batch."""
         if not self.accelerator.sync_gradients:
@@ -459,7 +506,7 @@ class MetaRewardTrainer(RewardTrainer):
         metrics["meta/move_realised_fraction"].append(move.realised_fraction)
         if not self._is_last_before_log():
             return
-        with torch.no_grad():
+        with torch.no_grad(), self._noise_put_back():
             after = self._meta_scores()
         mask = self._batch.mask
         local = difference_loss(after, mask) - difference_loss(self._scores_at_theta, mask)

@@ -107,7 +107,7 @@ def test_a_probe_decides_against_the_rule() -> None:
     assert hurt.confidence > 0.95
     assert hurt.num_probe == 100
     text = format_advice(found)
-    assert "Use: descent-half (meta_mode=descent meta_reward_fraction=0.5), confidence" in text
+    assert "Use: descent-half (meta_mode=descent meta_strength=auto), confidence" in text
     assert "+15.0 [" in text
     assert "Use: off, confidence" in format_advice(hurt)
 
@@ -138,9 +138,11 @@ def test_readings_survive_the_disk() -> None:
 
 def test_each_candidate_has_settings_of_the_trainer() -> None:
     found = {name: trainer_settings(name) for name in CANDIDATES}
-    assert len(set(found.values())) == len(CANDIDATES)
-    assert found["joint-0.3"] == "meta_mode=joint meta_weight=0.3"
-    assert found["descent-3"] == "meta_mode=descent meta_learning_rate=3"
+    assert found["joint-0.3"] == "meta_mode=joint meta_strength=auto"
+    assert found["joint-1"] == "meta_mode=joint meta_weight=1"
+    assert found["descent-half"] == "meta_mode=descent meta_strength=auto"
+    assert found["descent-whole"] == "meta_mode=descent meta_reward_fraction=1"
+    assert not any("meta_learning_rate" in settings for settings in found.values())
 
 
 def space(cosine: float, seed: int) -> Problem:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes do what they say: signs, costs, guards, and no look at what is tested."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -63,16 +64,28 @@ def test_no_strength_is_plain_training_bit_for_bit(made_up) -> None:
 
 
 def test_a_fraction_of_the_rewards_spread_does_not_depend_on_their_scale(made_up) -> None:
-    """Features ten times as large change eta's meaning, not that of a share of the spread."""
+    """Features three times as large change eta's meaning, not that of a share of the spread."""
     _, problem = made_up()
-    recipe = Recipe(step="descent", reward_fraction=0.3)
-    small, large = (
-        difference_at_the_end(replace(problem, features=problem.features * scale), recipe)
-        for scale in (1.0, 3.0)
+
+    def gain(recipe: Recipe, scale: float) -> float:
+        scaled = replace(problem, features=problem.features * scale)
+        return difference_at_the_end(scaled, recipe) / difference_at_the_end(scaled, Recipe())
+
+    shares, raws = (
+        [gain(recipe, scale) for scale in (1.0, 3.0)]
+        for recipe in (Recipe(step="descent", reward_fraction=0.3), Recipe("descent", 1.0))
     )
-    plain = difference_at_the_end(problem, Recipe())
-    assert small > plain
-    assert large > difference_at_the_end(replace(problem, features=problem.features * 3), Recipe())
+    assert min(*shares, *raws) > 1.0
+    assert abs(shares[1] / shares[0] - 1) < abs(raws[1] / raws[0] - 1)
+
+
+def test_a_guarded_training_that_diverges_is_not_held(made_up) -> None:
+    """Scores that are not finite agree with nothing; the mean rank correlation refuses them."""
+    _, problem = made_up()
+    recipe = Recipe(step="joint", strength=math.inf, least_rank_correlation=0.7)
+    found = train_recipe(problem, recipe, SETTINGS, 0)
+    assert torch.equal(found.scores, train_recipe(problem, Recipe(), SETTINGS, 0).scores)
+    assert set(found.strength) == {0.0}
 
 
 def test_the_guard_gives_plain_where_nothing_passes_it(made_up) -> None:
