@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from metarm.bench.compare import tally_pairs
 from metarm.bench.features import frozen_features
+from metarm.bench.held_out import PairRows
 from metarm.bench.methods import train_recipe
 from metarm.bench.problem import build_problem
 from metarm.bench.recipes import read_recipe
@@ -49,8 +49,8 @@ def measure(shift: Shift, scores: Tensor, place: Mapping[object, int], unit: flo
         for second in group.responses[:number]
     ]
     return Result(
-        tally_pairs(shift.test_original, scores, place),
-        tally_pairs(shift.test_shifted, scores, place),
+        PairRows.of(shift.test_original, place).tally(scores),
+        PairRows.of(shift.test_shifted, place).tally(scores),
         root_mean_square(gaps) / unit,
     )
 

@@ -28,6 +28,7 @@ from metarm.config import (
     SourceSettings,
     TuneSettings,
 )
+from metarm.yaml_document import parse_yaml
 
 SEPARATORS = {"&&", "||", "|", ";", "&"}
 FOLDERS = ("configs/", "examples/", "benchmarks/", "docs/", "tests/", "src/")
@@ -83,7 +84,9 @@ def _check_metarm(arguments: list[str]) -> None:
         verbs.append(verb)
     text = _help(*verbs)
     for argument in arguments:
-        name, equals, _ = argument.partition("=")
+        name, equals, value = argument.partition("=")
+        if equals and value.startswith(("[", "{")):
+            parse_yaml(value.encode(), argument)  # quoted where it has spaces
         if name.startswith("-"):
             known = re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)
             assert known, f"metarm {' '.join(verbs)} has no flag {name}"

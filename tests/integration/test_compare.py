@@ -2,11 +2,15 @@
 """`metarm compare` on files of one's own: splits are paired, cells are kept, the page says it."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from integration.made_up_shift import TINY_TRAINING, save_shift
+from metarm.bench.trajectory import Trajectory
+from metarm.run_folder import hold_folder
 from metarm.storage import read_json
 
 OWN = '''
@@ -64,6 +68,29 @@ def test_cells_are_made_once_and_methods_are_added(words, metarm, tmp_path: Path
     assert page.count("data:image/svg+xml") == 2
     assert "http://" not in page
     assert "<script" not in page
+
+
+def test_plain_is_trained_once_and_kept(words, metarm, tmp_path: Path) -> None:
+    """What a method is compared with is read where its own cell is there already."""
+    assert metarm(*words, "methods=[joint]").code == 0
+    place = tmp_path / "out/files/seed_0"
+    kept = Trajectory.read(place / "plain/trajectory.safetensors")
+    found = []
+    for scores in (kept.scores, -kept.scores):
+        replace(kept, scores=scores).save(place / "plain/trajectory.safetensors")
+        found.append(read_json(place / "joint/cell.json"))
+        shutil.rmtree(place / "joint")
+        assert metarm(*words, "methods=[joint]").code == 0
+    found.append(read_json(place / "joint/cell.json"))
+    correlations = [cell["rank_correlation"] for cell in found]
+    assert correlations[0] == correlations[1] == pytest.approx(-correlations[2])
+
+
+def test_two_in_one_folder_are_refused(words, metarm, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with hold_folder(tmp_path / "out"):
+        assert "is in use by another process" in metarm(*words, "methods=[joint]").error
+    assert metarm(*words, "methods=[joint]").code == 0
 
 
 def test_without_shifted_labels_only_label_free_figures_are_shown(

@@ -5,7 +5,6 @@ A split belongs to its seed and shift alone, so every method sees the same one.
 """
 
 import functools
-import hashlib
 import inspect
 import time
 from collections.abc import Mapping, Sequence
@@ -14,36 +13,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from metarm.bench.features import frozen_features
-from metarm.bench.fitting import Cost, Trajectory
+from metarm.bench.held_out import HeldOut
 from metarm.bench.linear_score import fit_linear_score
 from metarm.bench.methods import train_recipe
 from metarm.bench.networks import read_backbone
 from metarm.bench.problem import Problem, build_problem
 from metarm.bench.recipes import read_recipe
-from metarm.bench.results import Cell, Tally
+from metarm.bench.results import Cell
 from metarm.bench.shifts import SHIFTS, Shift, thin_shift
 from metarm.bench.summary import REFERENCE
+from metarm.bench.trajectory import Cost, Trajectory
 from metarm.config import CompareSettings, SourceSettings
 from metarm.errors import ConfigError, DataError, EmptySetError, nearest_names
-from metarm.metrics import length_balanced_accuracy
 from metarm.objectives import difference_loss
 from metarm.progress import SilentProgress
 from metarm.protocols import ProgressReporter
 from metarm.resolve import resolve_name
-from metarm.schema import PreferencePair, Prompt, prompt_text
-from metarm.storage import build_stage, content_digest, read_json, write_json
+from metarm.run_folder import hold_folder
+from metarm.storage import build_stage, check_writable, content_digest, read_json, write_json
 from metarm.strength import mean_rank_correlation
 from metarm.workers import run_in_processes
 
-__all__ = ["VERSION", "compare_methods", "measure_cell", "tally_pairs"]
+__all__ = ["VERSION", "compare_methods", "measure_cell"]
 
 TRAINED_BY: Final = {"trained", "top_layers", "lora_r"}
-VERSION: Final = 3
+VERSION: Final = 4
 """Of the training loop: another number, and no finished cell is taken for a new one."""
 
 
@@ -60,6 +58,7 @@ def compare_methods(settings: CompareSettings, *, progress: ProgressReporter) ->
     Raises:
         ConfigError: When a method or shift is unknown, or budgets differ and nobody said so.
         FingerprintError: When a finished cell was made with other settings.
+        RunError: When the folder is in use by another process.
 
     Writes:
         `output_dir/SHIFT/seed_N/METHOD/cell.json`, and frozen features in `output_dir/features`.
@@ -73,6 +72,14 @@ def compare_methods(settings: CompareSettings, *, progress: ProgressReporter) ->
         if name not in SHIFTS:
             raise ConfigError(f"unknown shift {name!r}: {nearest_names(name, SHIFTS)}")
     methods = _methods_of_shifts(settings)
+    check_writable(settings.output_dir)
+    with hold_folder(settings.output_dir):
+        return _compare(settings, methods, progress)
+
+
+def _compare(
+    settings: CompareSettings, methods: Mapping[str, Sequence[str]], progress: ProgressReporter
+) -> list[Cell]:
     for name in settings.shifts:
         _cache_features(settings, name, progress)
     jobs = {
@@ -195,10 +202,17 @@ def _run_split(
     shift = _read_shift(settings, name, seed)
     problem = _build_problem(settings, shift, seed, progress)
     split = shift.digest()
-    # Only where a cell is missing, and once: every cell is compared with it.
-    plain = functools.cache(
-        lambda: train_recipe(problem, read_recipe(REFERENCE), settings.head, seed)
-    )
+    held_out = HeldOut.of(shift)
+    kept = _cell_folder(settings, name, seed, REFERENCE) / "trajectory.safetensors"
+
+    # Every cell is compared with it: trained where a cell is missing, once, and kept.
+    @functools.cache
+    def plain() -> Trajectory:
+        if kept.is_file():
+            return Trajectory.read(kept)
+        return train_recipe(problem, read_recipe(REFERENCE), settings.head, seed)
+
+    known: dict[Any, Trajectory] = {}
     with progress.stage("methods", len(methods)) as bar:
         for method in methods:
             record = {
@@ -215,9 +229,11 @@ def _run_split(
             }
 
             def build(folder: Path, method: str = method) -> dict[str, Any]:
-                found = _train(problem, method, settings, seed, plain())
-                cell = measure_cell(shift, problem, method, seed, found, plain())
+                found = _train(problem, method, settings, seed, plain(), known)
+                cell = measure_cell(held_out, problem, method, seed, found, plain())
                 write_json(folder / "cell.json", cell.to_json())
+                if method == REFERENCE:
+                    found.save(folder / kept.name)
                 return {}
 
             build_stage(_cell_folder(settings, name, seed, method), record, [], build)
@@ -264,13 +280,19 @@ def _describe_method(method: str) -> Any:
 
 
 def _train(
-    problem: Problem, method: str, settings: CompareSettings, seed: int, plain: Trajectory
+    problem: Problem,
+    method: str,
+    settings: CompareSettings,
+    seed: int,
+    plain: Trajectory,
+    known: dict[Any, Trajectory],
 ) -> Trajectory:
     """A method of the table, or the user's own, which gives one score for each text."""
     if method == REFERENCE:
         return plain
     if ":" not in method:
-        return train_recipe(problem, read_recipe(method), settings.head, seed, plain=plain)
+        recipe = read_recipe(method)
+        return train_recipe(problem, recipe, settings.head, seed, plain=plain, known=known)
     started = time.monotonic()
     given = resolve_name(method, {}, what="methods")(problem, seed)
     scores = torch.as_tensor(given, dtype=torch.float32).reshape(1, -1)
@@ -284,7 +306,7 @@ def _train(
 
 
 def measure_cell(
-    shift: Shift,
+    held_out: HeldOut,
     problem: Problem,
     method: str,
     seed: int,
@@ -294,30 +316,26 @@ def measure_cell(
     """What a training is worth on the pairs that were held out of it.
 
     Args:
-        shift: The split.
-        problem: The same as tensors.
+        held_out: Those pairs.
+        problem: The split as tensors.
         method: Name to put on it.
         seed: Of the split.
         found: The training.
         plain: Plain training on the same split, whose order of responses it is compared with.
     """
-    place = {text: index for index, text in enumerate(shift.texts())}
     best = found.scores[found.best]
     unit = best[problem.unit_rows].std().clamp(min=1e-6)
     watched = problem.watched_groups
-    original, shifted = (
-        [tally_pairs(pairs, scores, place) for scores in found.scores] if pairs else None
-        for pairs in (shift.test_original, shift.test_shifted)
-    )
-    assert original is not None
+    original = [held_out.original.tally(scores) for scores in found.scores]
+    shifted = held_out.shifted and [held_out.shifted.tally(scores) for scores in found.scores]
     return Cell(
-        shift=shift.name,
+        shift=held_out.shift,
         method=method,
         seed=seed,
         best_step=found.steps[found.best],
         original=original[found.best],
         shifted=shifted[found.best] if shifted else None,
-        length_balanced=_length_balanced(shift.test_shifted, best, place),
+        length_balanced=held_out.shifted.length_balanced(best) if held_out.shifted else None,
         rank_correlation=mean_rank_correlation(watched, best, plain.at(found.steps[found.best])),
         difference=difference_loss(best[watched.clamp(min=0)] / unit, watched >= 0).item(),
         strength=found.strength[found.best] if found.strength else 1.0,
@@ -334,33 +352,3 @@ def measure_cell(
         backward=found.cost.backward,
         seconds=found.cost.seconds,
     )
-
-
-def _gaps(pairs: Sequence[PreferencePair], scores: Tensor, place: Mapping[Any, int]) -> Tensor:
-    rows = torch.tensor([[place[p.prompt, p.chosen], place[p.prompt, p.rejected]] for p in pairs])
-    return scores[rows[:, 0]] - scores[rows[:, 1]]
-
-
-def tally_pairs(
-    pairs: Sequence[PreferencePair], scores: Tensor, place: Mapping[tuple[Prompt, str], int]
-) -> Tally:
-    """How scores of texts order labelled pairs, by prompt; `place` is each text's row."""
-    correct = ((1 + _gaps(pairs, scores, place).sign()) / 2).tolist()
-    counts: dict[str, int] = {}
-    sums: dict[str, float] = {}
-    for pair, value in zip(pairs, correct, strict=True):
-        prompt = hashlib.sha256(prompt_text(pair.prompt).encode()).hexdigest()[:12]
-        counts[prompt] = counts.get(prompt, 0) + 1
-        sums[prompt] = sums.get(prompt, 0.0) + value
-    return Tally(tuple(counts), tuple(counts.values()), tuple(sums.values()))
-
-
-def _length_balanced(
-    pairs: Sequence[PreferencePair], scores: Tensor, place: Mapping[Any, int]
-) -> float | None:
-    if not pairs:
-        return None
-    correct = ((1 + _gaps(pairs, scores, place).sign()) / 2).numpy()
-    lengths = [[len(pair.chosen), len(pair.rejected)] for pair in pairs]
-    better, worse = np.array(lengths).T
-    return length_balanced_accuracy(correct, better, worse)

@@ -3,16 +3,17 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from metarm.bench.tokens import read_tokens
+from metarm.errors import FormatError
 from metarm.models.loading import load_backbone
 from metarm.protocols import ProgressReporter, StageProgress
 from metarm.schema import Prompt, prompt_text
@@ -21,6 +22,7 @@ from metarm.storage import content_digest, fingerprint
 __all__ = ["frozen_features", "mean_over_response"]
 
 BATCH_SIZE: Final = 32
+KEEP_EVERY: Final = 4096
 
 
 def frozen_features(
@@ -46,20 +48,25 @@ def frozen_features(
         Shape (texts, 2 * hidden size), float32.
 
     Raises:
+        FormatError: When the file in `cache` is damaged.
         ModelError: When there is no model at `model`.
 
     Writes:
-        One safetensors file for each model and length in `cache`.
+        One safetensors file for each model and length in `cache`, every few thousand texts.
     """
     keys = [fingerprint(prompt_text(prompt), response) for prompt, response in texts]
     path = cache / f"{fingerprint(content_digest(model), max_length)}.safetensors"
     known = _read_cache(path)
-    missing = [text for text, key in zip(texts, keys, strict=True) if key not in known]
+    missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
     if missing:
+        names = list(missing)
         with progress.stage("frozen features", len(missing)) as bar:
-            computed = _compute(model, missing, max_length, bar)
-        lost = [key for key in keys if key not in known]
-        known |= dict(zip(lost, computed, strict=True))
+            found: dict[str, Tensor] = {}
+            for index, states in _compute(model, list(missing.values()), max_length, bar):
+                found[names[index]] = states
+                if len(found) % KEEP_EVERY == 0:
+                    _write_cache(path, known | found)
+        known |= found
         _write_cache(path, known)
     return torch.stack([known[key] for key in keys])
 
@@ -67,10 +74,15 @@ def frozen_features(
 def _read_cache(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         return {}
-    with safe_open(path, framework="pt") as file:
-        return dict(
-            zip(json.loads(file.metadata()["keys"]), file.get_tensor("features"), strict=True)
-        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(
+                zip(json.loads(file.metadata()["keys"]), file.get_tensor("features"), strict=True)
+            )
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise FormatError(
+            f"{path}: expected frozen features, got {error}. Remove the file: it is made again."
+        ) from error
 
 
 def _write_cache(path: Path, known: dict[str, Tensor]) -> None:
@@ -85,13 +97,13 @@ def _write_cache(path: Path, known: dict[str, Tensor]) -> None:
 @torch.no_grad()
 def _compute(
     name: str, texts: Sequence[tuple[Prompt, str]], max_length: int, bar: StageProgress
-) -> list[Tensor]:
+) -> Iterator[tuple[int, Tensor]]:
+    """Each text's number and its states, the shortest texts first."""
     tokenizer, model = load_backbone(name)
     num_layers = model.config.get_text_config().num_hidden_layers
     depths = (round(num_layers * 2 / 3), num_layers)
     table = read_tokens(tokenizer, texts, max_length)
     order = table.by_length(range(len(texts)))
-    found: dict[int, Tensor] = {}
     for start in range(0, len(order), BATCH_SIZE):
         indices = order[start : start + BATCH_SIZE]
         batch = table.batch(indices)
@@ -101,9 +113,8 @@ def _compute(
             output_hidden_states=True,
         ).hidden_states
         means = [mean_over_response(states[d].float().cpu(), batch.is_response) for d in depths]
-        found.update(zip(indices, torch.cat(means, dim=1), strict=True))
         bar.advance(len(indices))
-    return [found[index] for index in range(len(texts))]
+        yield from zip(indices, torch.cat(means, dim=1), strict=True)
 
 
 def mean_over_response(states: Tensor, is_response: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from metarm.bench.networks import FeatureHead, Network, TransformerScore
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe
 from metarm.bench.sides import Critic, density_ratios
+from metarm.bench.trajectory import Cost, Trajectory, accuracies
 from metarm.config import HeadSettings
 from metarm.data.meta_mixture import GroupMixture
 from metarm.meta_step import (
@@ -31,67 +32,12 @@ from metarm.objectives import bradley_terry_loss, difference_loss
 from metarm.strength import NUM_REFERENCE_PAIRS, RewardUnits, StrengthGuard, mean_rank_correlation
 
 __all__ = [
-    "Cost",
-    "Trajectory",
-    "accuracies",
     "build_network",
     "train_network",
 ]
 
 LABEL_REPEAT: Final = 10
 GROUPS_AT_ONCE: Final = 32
-
-
-@dataclass(slots=True)
-class Cost:
-    """Responses sent through a network while training."""
-
-    forward: int = 0
-    backward: int = 0
-    seconds: float = 0.0
-
-    def plus(self, other: "Cost") -> "Cost":
-        """Both together."""
-        return Cost(
-            self.forward + other.forward,
-            self.backward + other.backward,
-            self.seconds + other.seconds,
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Trajectory:
-    """Scores along training, and which point the stopping rule takes."""
-
-    steps: tuple[int, ...]
-    scores: Tensor
-    """Shape (points, texts), in logits; NaN where a text was not measured."""
-    validation: tuple[float, ...]
-    """Accuracy on original pairs of prompts that were not trained on, at each point."""
-    cost: Cost
-    weights: tuple[Tensor, ...] = ()
-    """The trained weights at each point, as one vector each; only where a recipe averages them."""
-    strength: tuple[float, ...] = ()
-    """Share of its full strength that a guard has left the meta step, at each point."""
-    held: tuple[bool, ...] = ()
-    """Whether a guard held at each point; empty without one."""
-
-    @property
-    def best(self) -> int:
-        """The point with the highest validation accuracy, mean of it and its two neighbours.
-
-        A few hundred pairs measure an accuracy to 2 points: alone, the highest is chosen by luck.
-        Where a guard did not hold, no point is taken.
-        """
-        known = torch.tensor(self.validation)
-        smooth = torch.stack([known[max(i - 1, 0) : i + 2].mean() for i in range(len(known))])
-        if self.held:
-            smooth = smooth.masked_fill(~torch.tensor(self.held), -1.0)
-        return int(smooth.argmax())
-
-    def at(self, step: int) -> Tensor:
-        """All texts' scores at a step, or at the last one where it was not measured."""
-        return self.scores[self.steps.index(step) if step in self.steps else -1]
 
 
 def build_network(problem: Problem, settings: HeadSettings, seed: int) -> Network:
@@ -101,12 +47,6 @@ def build_network(problem: Problem, settings: HeadSettings, seed: int) -> Networ
         if problem.backbone is not None:
             return TransformerScore(problem.backbone)
         return FeatureHead(problem.features, settings.hidden)
-
-
-def accuracies(scores: Tensor, pairs: Tensor) -> tuple[float, ...]:
-    """Share of pairs that each row of scores orders as labelled; a tie counts one half."""
-    gaps = scores[:, pairs[:, 0]] - scores[:, pairs[:, 1]]
-    return tuple(((1 + gaps.sign()) / 2).mean(1).tolist())
 
 
 @dataclass(eq=False)

@@ -3,13 +3,15 @@
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metarm.bench.fitting import Cost, Trajectory, accuracies, build_network, train_network
+from metarm.bench.fitting import build_network, train_network
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe
+from metarm.bench.trajectory import Cost, Trajectory, accuracies
 from metarm.config import HeadSettings
 from metarm.errors import EmptySetError
 
@@ -23,6 +25,7 @@ def train_recipe(
     seed: int,
     *,
     plain: Trajectory | None = None,
+    known: dict[Any, Trajectory] | None = None,
 ) -> Trajectory:
     """Train what a recipe asks for and score the texts along the way.
 
@@ -32,7 +35,8 @@ def train_recipe(
         settings: Sizes and rates.
         seed: Start of the weights, order of the batches.
         plain: What the plain recipe gives for the same problem, settings and seed, where it is
-            there already; a guard that needs it is charged for it all the same.
+            there already; what needs it is charged for it all the same.
+        known: Members that ensembles of the same problem and settings have in common; filled here.
 
     Raises:
         EmptySetError: When a recipe needs labels or groups that are not there.
@@ -46,14 +50,20 @@ def train_recipe(
     plain = None if recipe.seed_offset else plain
     recipe = replace(recipe, seed_offset=0)
     if recipe.pseudo_confidence is not None:
-        teacher = train_recipe(_measuring_groups(problem), Recipe(), settings, seed)
+        teacher = plain if problem.measured is None else None
+        if teacher is None:
+            teacher = train_recipe(_measuring_groups(problem), Recipe(), settings, seed)
         problem = _with_pseudo_labels(problem, teacher, recipe.pseudo_confidence)
         found = train_recipe(problem, replace(recipe, pseudo_confidence=None), settings, seed)
         return replace(found, cost=teacher.cost.plus(found.cost))
-    members = [
-        _train_member(problem, recipe, settings, seed, member, plain)
-        for member in range(recipe.members)
-    ]
+    known = {} if known is None else known
+    members = []
+    for member in range(recipe.members):
+        # How members are put together is no part of their training.
+        key = (replace(recipe, pessimism=None), seed, member)
+        if key not in known:
+            known[key] = _train_member(problem, recipe, settings, seed, member, plain)
+        members.append(known[key])
     if len(members) == 1:
         return members[0]
     cost = functools.reduce(Cost.plus, (member.cost for member in members))

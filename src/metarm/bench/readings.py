@@ -12,18 +12,19 @@ from typing import Any, Final, NamedTuple
 from torch import Tensor
 
 from metarm.bench.advice_rule import CANDIDATES
-from metarm.bench.compare import tally_pairs
 from metarm.bench.features import frozen_features
 from metarm.bench.foretell import Figures, foretell
+from metarm.bench.held_out import PairRows
 from metarm.bench.problem import Problem, build_problem
 from metarm.bench.recipes import Recipe
 from metarm.bench.results import Tally
-from metarm.bench.shifts import SHIFTS, Shift
+from metarm.bench.shifts import SHIFTS, Shift, digest_source
 from metarm.bench.stacked_heads import train_stacked
 from metarm.config import AdviseSettings, HeadSettings
 from metarm.errors import ConfigError, nearest_names
 from metarm.protocols import ProgressReporter
-from metarm.storage import build_stage, content_digest, read_json, write_json
+from metarm.run_folder import hold_folder
+from metarm.storage import build_stage, check_writable, content_digest, read_json, write_json
 from metarm.strength import mean_rank_correlation
 
 __all__ = ["PLAIN", "Outcome", "Reading", "Trained", "read_splits", "train_candidates"]
@@ -104,6 +105,7 @@ def read_splits(settings: AdviseSettings, *, progress: ProgressReporter) -> list
     Raises:
         ConfigError: When the shift or a method is unknown.
         FingerprintError: When a finished split was made with other settings.
+        RunError: When the folder is in use by another process.
 
     Writes:
         `output_dir/seed_N/reading.json`, and frozen features in `output_dir/features`.
@@ -115,6 +117,12 @@ def read_splits(settings: AdviseSettings, *, progress: ProgressReporter) -> list
     for name in settings.methods or ():
         if name not in CANDIDATES:
             raise ConfigError(f"unknown method {name!r}: {nearest_names(name, CANDIDATES)}")
+    check_writable(settings.output_dir)
+    with hold_folder(settings.output_dir):
+        return _read_all(settings, progress)
+
+
+def _read_all(settings: AdviseSettings, progress: ProgressReporter) -> list[Reading]:
     splits = [SHIFTS[settings.shift](settings.source, seed) for seed in settings.seeds]
     _features(settings, list(dict.fromkeys(t for s in splits for t in s.texts())), progress)
     readings = []
@@ -139,12 +147,11 @@ def _read_split(
     settings: AdviseSettings, shift: Shift, seed: int, progress: ProgressReporter
 ) -> Reading:
     methods = list(CANDIDATES if settings.methods is None else settings.methods)
-    source = settings.source.model_dump()
     record = {
         "backbone": content_digest(settings.backbone),
         "max_length": settings.max_length,
         "head": settings.head.model_dump(mode="json"),
-        "source": {key: path and content_digest(path) for key, path in source.items()},
+        "source": digest_source(settings.source),
         "shift": shift.name,
         "seed": seed,
         "methods": {name: asdict(CANDIDATES[name]) for name in methods},
@@ -158,8 +165,8 @@ def _read_split(
         probe = (*shift.shifted_labels, *shift.test_shifted)
         outcomes = {
             name: Outcome(
-                tally_pairs(shift.test_original, found.scores, place),
-                tally_pairs(probe, found.scores, place) if probe else None,
+                PairRows.of(shift.test_original, place).tally(found.scores),
+                PairRows.of(probe, place).tally(found.scores) if probe else None,
                 found.rank_correlation,
             )
             for name, found in trained.items()

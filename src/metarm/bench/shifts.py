@@ -10,28 +10,29 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from metarm.config import RunSettings, SourceSettings
 from metarm.config_file import read_settings
-from metarm.data.fields import Row
 from metarm.data.meta_sets import load_groups
 from metarm.data.preferences import load_preferences, prompt_key, split_by_prompt
 from metarm.data.rows import read_rows
-from metarm.errors import ConfigError, EmptySetError
+from metarm.errors import ConfigError, DataError, EmptySetError
 from metarm.protocols import ScoreFunction
 from metarm.resolve import load_gold
 from metarm.schema import PreferencePair, Prompt, ResponseGroup, prompt_text
 from metarm.sources import label_groups
-from metarm.storage import fingerprint
+from metarm.storage import content_digest, fingerprint
 from metarm.world.language import GoldReward, build_language
 
 __all__ = [
     "SHIFTS",
     "Shift",
     "ShiftReader",
+    "digest_source",
     "join_shifts",
     "read_alpaca",
     "read_files",
@@ -169,14 +170,40 @@ def _rated_shift(
 
 
 def _read_rated(
-    rows: Sequence[Row], side: str, prompt: str, response: str, gold: str
-) -> dict[str, dict[str, list[_Rated]]]:
-    """Rated responses by side, then by prompt."""
+    path: Path, sides: Sequence[str], *, side: str, prompt: str, response: str, gold: str
+) -> list[dict[str, list[_Rated]]]:
+    """Rated responses by prompt, for each of the sides that a shift is made of.
+
+    Raises:
+        DataError: When a side has no row, or no two responses that are rated differently.
+        FormatError: When a field is missing or of another type; names file and line.
+    """
     found: defaultdict[str, defaultdict[str, list[_Rated]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        rated = _Rated(row.text(response), float(row.value(gold)))
-        found[row.text(side)][row.text(prompt)].append(rated)
-    return {name: dict(prompts) for name, prompts in found.items()}
+    for row in read_rows(path):
+        value = row.value(gold)
+        rating = float(value) if isinstance(value, bool) else row.number(gold)
+        found[row.text(side)][row.text(prompt)].append(_Rated(row.text(response), rating))
+    for name in sides:
+        if name not in found:
+            raise DataError(
+                f"{path}: expected rows whose {side!r} is {name!r}, found "
+                f"{', '.join(map(repr, found)) or 'no rows'}; give this shift's own file"
+            )
+        if not any(len({r.gold for r in rated}) > 1 for rated in found[name].values()):
+            raise DataError(
+                f"{path}: no two responses of {name!r} to one prompt differ in {gold!r}: no pair "
+                "can be labelled"
+            )
+    return [dict(found[name]) for name in sides]
+
+
+def digest_source(source: SourceSettings) -> dict[str, object]:
+    """What decides the content of a source: its settings, and a hash of each file it names."""
+    files = ("data", "preferences", "groups", "preferences_shifted")
+    return {
+        key: content_digest(value) if key in files and value is not None else value
+        for key, value in source.model_dump().items()
+    }
 
 
 def _data_of(source: SourceSettings, name: str) -> Path:
@@ -192,19 +219,32 @@ def read_alpaca(source: SourceSettings, seed: int) -> Shift:
 
     Rows of `prompt`, `tier` (weak, strong), `response`, `gold` (preference over one baseline).
     """
-    rows = list(read_rows(_data_of(source, "alpaca")))
-    sides = _read_rated(rows, "tier", "prompt", "response", "gold")
-    return _rated_shift("alpaca", sides["weak"], sides["strong"], seed, pairs_per_prompt=11)
+    weak, strong = _read_rated(
+        _data_of(source, "alpaca"),
+        ("weak", "strong"),
+        side="tier",
+        prompt="prompt",
+        response="response",
+        gold="gold",
+    )
+    return _rated_shift("alpaca", weak, strong, seed, pairs_per_prompt=11)
 
 
-def read_gsm8k(source: SourceSettings, seed: int) -> Shift:
-    """GSM8K: pairs of a base policy's answers, right over wrong; groups of the policy trained on.
+def read_gsm8k(source: SourceSettings, seed: int, *, step: int = 500) -> Shift:
+    """GSM8K: pairs of a base policy's answers, right over wrong; groups of it after `step` steps.
 
     Rows of `policy` (base, step-200, step-500), `question`, `completion`, `pred_ok`.
     """
-    rows = list(read_rows(_data_of(source, "gsm8k")))
-    sides = _read_rated(rows, "policy", "question", "completion", "pred_ok")
-    return _rated_shift("gsm8k", sides["base"], sides["step-500"], seed, pairs_per_prompt=6)
+    name = "gsm8k" if step == 500 else f"gsm8k-{step}"
+    base, shifted = _read_rated(
+        _data_of(source, name),
+        ("base", f"step-{step}"),
+        side="policy",
+        prompt="question",
+        response="completion",
+        gold="pred_ok",
+    )
+    return _rated_shift(name, base, shifted, seed, pairs_per_prompt=6)
 
 
 def read_hh(source: SourceSettings, seed: int) -> Shift:
@@ -372,6 +412,7 @@ SHIFTS: Final[Mapping[str, ShiftReader]] = MappingProxyType(
     {
         "alpaca": read_alpaca,
         "gsm8k": read_gsm8k,
+        "gsm8k-200": partial(read_gsm8k, step=200),
         "hh": read_hh,
         "world": read_world,
         "files": read_files,

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metarm.bench.fitting import Cost, Trajectory
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe
+from metarm.bench.trajectory import Cost, Trajectory
 from metarm.config import HEAD_LEARNING_RATE, HeadSettings
 from metarm.errors import ConfigError, ShapeError
 from metarm.meta_step import SIGNS, TINY_NORM

@@ -18,15 +18,16 @@ import torch
 
 from metarm.bench.compare import VERSION, measure_cell
 from metarm.bench.features import frozen_features
-from metarm.bench.fitting import Trajectory
+from metarm.bench.held_out import HeldOut
 from metarm.bench.methods import train_recipe
 from metarm.bench.problem import Problem, build_problem
 from metarm.bench.recipes import Recipe, read_recipe
 from metarm.bench.results import Cell
-from metarm.bench.shifts import SHIFTS, Shift
+from metarm.bench.shifts import SHIFTS, Shift, digest_source
 from metarm.bench.space import apply_settings, search_space
 from metarm.bench.study import measure_importances, open_study, read_trials, run_trials
 from metarm.bench.summary import REFERENCE
+from metarm.bench.trajectory import Trajectory
 from metarm.bench.tuning_results import FreshResult, Trial, Tuning, measure_flatness
 from metarm.config import TuneSettings
 from metarm.errors import ConfigError, EmptySetError, RunError, nearest_names
@@ -158,9 +159,7 @@ def _record(settings: TuneSettings) -> dict[str, Any]:
         "backbone": content_digest(settings.backbone),
         "max_length": settings.max_length,
         "head": settings.head.model_dump(mode="json"),
-        "source": {
-            key: path and content_digest(path) for key, path in settings.source.model_dump().items()
-        },
+        "source": digest_source(settings.source),
         "shift": settings.shift,
         "method": settings.method,
         "recipe": asdict(read_recipe(settings.method)),
@@ -335,7 +334,7 @@ def _run_fresh(
                 shift, problem, plain = split()
                 recipe, head = apply_settings(read_recipe(settings.method), settings.head, values)
                 found = train_recipe(problem, recipe, head, seed)
-                cell = measure_cell(shift, problem, settings.method, seed, found, plain)
+                cell = measure_cell(HeldOut.of(shift), problem, settings.method, seed, found, plain)
                 value = objective_value(problem, recipe, found, settings.use_labels)
                 write_json(folder / "fresh.json", {"value": value, "cell": cell.to_json()})
                 return {}

@@ -58,6 +58,8 @@ _QUIET: Final = {
 
 _KEPT: Final = {
     "run": "finished stages are kept; the same command goes on from there",
+    "compare": "finished cells are kept; the same command goes on from there",
+    "advise": "finished splits are kept; the same command goes on from there",
     "tune": "finished trials are kept; the same command goes on from there",
     "sft": "nothing half-made was put into --output; the same command begins again",
     "reward": "nothing half-made was put into --output; the same command begins again",

@@ -68,10 +68,12 @@ def _lead(summaries: Sequence[MethodSummary]) -> str:
         for summary in summaries
         if (change := summary.shifted_change) is not None and summary.method != REFERENCE
     ]
+    # Of one prompt nobody knows how sure it is.
+    sure = [(name, change) for name, change in told if change.count > 1]
     if not told:
         return "Nobody has labelled shifted pairs here: only label-free figures are shown."
-    better = [f"{name} {change_in_points(change)}" for name, change in told if change.low > 0]
-    worse = [f"{name} {change_in_points(change)}" for name, change in told if change.high < 0]
+    better = [f"{name} {change_in_points(change)}" for name, change in sure if change.low > 0]
+    worse = [f"{name} {change_in_points(change)}" for name, change in sure if change.high < 0]
     parts = []
     if better:
         parts.append(f"Better than plain training on shifted pairs: {', '.join(better)} points")

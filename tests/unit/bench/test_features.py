@@ -8,6 +8,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from metarm.bench.features import frozen_features
+from metarm.errors import FormatError
 from metarm.progress import SilentProgress
 from metarm.schema import Message
 from tiny_models import save_causal_lm, save_tokenizer
@@ -62,11 +63,12 @@ def test_what_is_known_is_not_computed_again(model: str, tmp_path: Path, monkeyp
     from metarm.bench import features as module
 
     compute = module._compute
-    monkeypatch.setattr(
-        module,
-        "_compute",
-        lambda name, texts, *rest: asked.extend(texts) or compute(name, texts, *rest),
-    )
+
+    def noting(name, texts, *rest):
+        asked.extend(texts)
+        return compute(name, texts, *rest)
+
+    monkeypatch.setattr(module, "_compute", noting)
     both = features(model, [*TEXTS[1:], TEXTS[0]], tmp_path)
     assert asked == TEXTS[2:]
     assert torch.equal(both[0], first[1])
@@ -81,3 +83,41 @@ def test_a_long_prompt_keeps_its_end_and_leaves_room(model: str, tmp_path: Path)
     assert torch.allclose(ends[0], ends[1], atol=1e-6), "only the end is seen"
     other = features(model, [(long + " e", " e f")], tmp_path, max_length=10)
     assert not torch.allclose(ends[0], other[0], atol=1e-3)
+
+
+def test_a_long_extraction_keeps_what_it_has_when_it_is_stopped(
+    model: str, tmp_path: Path, monkeypatch
+) -> None:
+    from metarm.bench import features as module
+
+    monkeypatch.setattr(module, "KEEP_EVERY", 2)
+    monkeypatch.setattr(module, "BATCH_SIZE", 1)
+    whole = features(model, TEXTS, tmp_path / "whole")
+    compute = module._compute
+
+    def stopped(*given):
+        for number, found in enumerate(compute(*given)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr(module, "_compute", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        features(model, TEXTS, tmp_path / "again")
+    asked = []
+
+    def noting(name, texts, *rest):
+        asked.extend(texts)
+        return compute(name, texts, *rest)
+
+    monkeypatch.setattr(module, "_compute", noting)
+    assert torch.allclose(features(model, TEXTS, tmp_path / "again"), whole, atol=1e-6)
+    assert len(asked) == 2
+
+
+def test_a_damaged_file_is_named(model: str, tmp_path: Path) -> None:
+    features(model, TEXTS, tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(FormatError, match=r"safetensors: expected frozen features.*Remove"):
+        features(model, TEXTS, tmp_path)

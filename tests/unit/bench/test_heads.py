@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metarm.bench.fitting import Cost, Trajectory
 from metarm.bench.methods import train_recipe
 from metarm.bench.recipes import METHODS, Recipe, read_recipe
+from metarm.bench.trajectory import Cost, Trajectory
 from metarm.config import HeadSettings
 from metarm.errors import EmptySetError
 from metarm.objectives import difference_loss
@@ -77,6 +77,29 @@ def test_a_fraction_of_the_rewards_spread_does_not_depend_on_their_scale(made_up
     )
     assert min(*shares, *raws) > 1.0
     assert abs(shares[1] / shares[0] - 1) < abs(raws[1] / raws[0] - 1)
+
+
+def test_ensembles_that_differ_in_how_they_are_put_together_share_their_members(made_up) -> None:
+    _, problem = made_up()
+    names = ("ensemble-mean", "ensemble-uncertainty", "weight-average")
+    known: dict = {}
+    sizes = []
+    for name in names:
+        alone = train_recipe(problem, read_recipe(name), SETTINGS, 0)
+        shared = train_recipe(problem, read_recipe(name), SETTINGS, 0, known=known)
+        assert torch.equal(alone.scores, shared.scores), name
+        assert alone.cost.forward == shared.cost.forward, "each is charged for all of its members"
+        sizes.append(len(known))
+    assert sizes == [4, 4, 8]
+
+
+def test_a_teacher_that_is_there_already_is_not_trained_again(made_up) -> None:
+    _, problem = made_up()
+    plain = train_recipe(problem, Recipe(), SETTINGS, 0)
+    alone = train_recipe(problem, read_recipe("west-of-n"), SETTINGS, 0)
+    given = train_recipe(problem, read_recipe("west-of-n"), SETTINGS, 0, plain=plain)
+    assert torch.equal(alone.scores, given.scores)
+    assert alone.cost.forward == given.cost.forward
 
 
 def test_a_guarded_training_that_diverges_is_not_held(made_up) -> None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from metarm.bench.problem import build_problem
-from metarm.bench.shifts import SHIFTS, Shift, join_shifts
+from metarm.bench.shifts import SHIFTS, Shift, digest_source, join_shifts
 from metarm.config import SourceSettings
 from metarm.data.meta_sets import save_groups
 from metarm.data.preferences import save_preferences
-from metarm.errors import ConfigError
+from metarm.errors import ConfigError, DataError, FormatError
 from metarm.schema import PreferencePair, ResponseGroup
 
 
@@ -61,6 +61,51 @@ def test_alpaca_sides_labels_and_groups(tmp_path: Path) -> None:
         texts.index((p.prompt, p.chosen)) < texts.index((p.prompt, p.rejected)) for p in shift.pairs
     ]
     assert 0.35 < sum(first) / len(first) < 0.65
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"tier": "Strong"},
+            r"a\.jsonl.*expected rows whose 'tier' is 'strong', found 'weak', 'Strong'",
+        ),
+        ({"gold": "good"}, r"a\.jsonl:\d+.*gold.*finite number"),
+        ({"gold": None}, r"a\.jsonl:\d+.*gold"),
+        ({"gold": 0.5}, r"no two responses of 'strong' to one prompt differ in 'gold'"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_error(tmp_path: Path, change: dict, message: str) -> None:
+    with gzip.open(write_alpaca(tmp_path / "all.jsonl.gz"), "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    rows = [row | change if row["tier"] == "strong" else row for row in rows]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+    with pytest.raises((DataError, FormatError), match=message):
+        SHIFTS["alpaca"](SourceSettings(data=str(tmp_path / "a.jsonl")), 0)
+
+
+def test_gsm8k_after_so_many_steps(tmp_path: Path) -> None:
+    rows = [
+        {"policy": policy, "question": f"q{q}", "completion": f"{policy} {q} {r}", "pred_ok": r > 2}
+        for q in range(20)
+        for policy in ("base", "step-200", "step-500")
+        for r in range(6)
+    ]
+    (tmp_path / "g.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+    source = SourceSettings(data=str(tmp_path / "g.jsonl"))
+    for name, step in (("gsm8k", "step-500"), ("gsm8k-200", "step-200")):
+        shift = SHIFTS[name](source, 0)
+        assert shift.name == name
+        assert all(pair.chosen.startswith("base") for pair in shift.pairs)
+        assert all(pair.chosen.startswith(step) for pair in shift.test_shifted)
+        assert {response.split()[0] for g in shift.groups for response in g.responses} == {step}
+
+
+def test_only_files_of_a_source_are_hashed(tmp_path: Path) -> None:
+    file = write_alpaca(tmp_path / "a.jsonl.gz")
+    found = digest_source(SourceSettings(data=str(file), arm="plain", round=2))
+    assert (found["arm"], found["round"], found["groups"]) == ("plain", 2, None)
+    assert found["data"] not in (None, str(file))
 
 
 def gold_of(response: str) -> int:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from metarm.bench.fitting import Cost, Trajectory
 from metarm.bench.recipes import Recipe, read_recipe
 from metarm.bench.space import Dimension
 from metarm.bench.study import measure_importances, open_study, read_trials, run_trials
+from metarm.bench.trajectory import Cost, Trajectory
 from metarm.bench.tune import objective_value
 from metarm.bench.tuning_results import Trial
 from metarm.errors import FingerprintError
