@@ -38,7 +38,7 @@ MAX_LENGTH = 112
 
 def run_split(name: str, seed: int, data: Path, backbone: str, features: Path) -> dict[str, Any]:
     shift = SHIFTS[name](SourceSettings(data=str(data / DATA[name])), seed)
-    texts = shift.texts()
+    texts = shift.texts
     place = {text: row for row, text in enumerate(texts)}
     states = frozen_features(
         backbone, texts, max_length=MAX_LENGTH, cache=features, progress=SilentProgress()

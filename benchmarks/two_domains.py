@@ -66,7 +66,7 @@ def run_split(
 ) -> dict[tuple[str, str], Result]:
     shifts = [SHIFTS[name](SourceSettings(data=path), seed) for name, path in files.items()]
     joined = join_shifts(shifts)
-    texts = joined.texts()
+    texts = joined.texts
     features = frozen_features(
         model, texts, max_length=max_length, cache=cache, progress=SilentProgress()
     )

@@ -34,6 +34,7 @@ from metarm.progress import SilentProgress
 from metarm.protocols import ProgressReporter
 from metarm.resolve import resolve_name
 from metarm.run_folder import hold_folder
+from metarm.schema import Prompt
 from metarm.storage import build_stage, check_writable, content_digest, read_json, write_json
 from metarm.strength import mean_rank_correlation
 from metarm.workers import run_in_processes
@@ -50,7 +51,7 @@ def compare_methods(settings: CompareSettings, *, progress: ProgressReporter) ->
 
     Args:
         settings: What to compare.
-        progress: Gets a bar for the features of each shift and one for the splits.
+        progress: Gets bars for reading the splits, for their features, and for what is trained.
 
     Returns:
         All cells, in the order of shifts, methods, seeds.
@@ -71,17 +72,16 @@ def compare_methods(settings: CompareSettings, *, progress: ProgressReporter) ->
     for name in settings.shifts:
         if name not in SHIFTS:
             raise ConfigError(f"unknown shift {name!r}: {nearest_names(name, SHIFTS)}")
-    methods = _methods_of_shifts(settings)
     check_writable(settings.output_dir)
     with hold_folder(settings.output_dir):
-        return _compare(settings, methods, progress)
+        return _compare(settings, progress)
 
 
-def _compare(
-    settings: CompareSettings, methods: Mapping[str, Sequence[str]], progress: ProgressReporter
-) -> list[Cell]:
-    for name in settings.shifts:
-        _cache_features(settings, name, progress)
+def _compare(settings: CompareSettings, progress: ProgressReporter) -> list[Cell]:
+    texts, num_labels = _look_at_splits(settings, progress)
+    methods = _methods_of_shifts(settings, num_labels)
+    # All texts of all seeds at once, before any worker starts.
+    _features(settings, texts, progress)
     jobs = {
         f"{shift}, seed {seed}": partial(_run_split, settings, shift, seed, methods[shift])
         for shift in settings.shifts
@@ -102,16 +102,31 @@ def _compare(
     ]
 
 
-def _methods_of_shifts(settings: CompareSettings) -> dict[str, list[str]]:
+def _look_at_splits(
+    settings: CompareSettings, progress: ProgressReporter
+) -> tuple[list[tuple[Prompt, str]], dict[str, int]]:
+    """All texts of all splits, each once; of each shift, the fewest labels of any split."""
+    texts: dict[tuple[Prompt, str], None] = {}
+    num_labels: dict[str, int] = {}
+    with progress.stage("read the splits", len(settings.shifts) * len(settings.seeds)) as bar:
+        for name in settings.shifts:
+            for seed in settings.seeds:
+                shift = _read_shift(settings, name, seed)
+                texts |= dict.fromkeys(shift.texts)
+                fewest = num_labels.get(name, len(shift.shifted_labels))
+                num_labels[name] = min(fewest, len(shift.shifted_labels))
+                bar.advance(1, name)
+    return list(texts), num_labels
+
+
+def _methods_of_shifts(
+    settings: CompareSettings, labels: Mapping[str, int]
+) -> dict[str, list[str]]:
     """For each shift plain training, and the methods that use no more labels than there are.
 
     Raises:
         EmptySetError: When a method was asked for by name, and no shift has labels for it.
     """
-    labels = {
-        name: min(len(_read_shift(settings, name, seed).shifted_labels) for seed in settings.seeds)
-        for name in settings.shifts
-    }
     needed = {
         method: _labels_used(method) for method in dict.fromkeys([REFERENCE, *settings.methods])
     }
@@ -182,12 +197,6 @@ def _features(
     )
 
 
-def _cache_features(settings: CompareSettings, name: str, progress: ProgressReporter) -> None:
-    """All texts of all seeds at once, before any worker starts."""
-    texts = [text for seed in settings.seeds for text in _read_shift(settings, name, seed).texts()]
-    _features(settings, list(dict.fromkeys(texts)), progress)
-
-
 def _run_split(
     settings: CompareSettings,
     name: str,
@@ -243,7 +252,7 @@ def _run_split(
 def _build_problem(
     settings: CompareSettings, shift: Shift, seed: int, progress: ProgressReporter
 ) -> Problem:
-    texts = shift.texts()
+    texts = shift.texts
     features = _features(settings, texts, progress)
     problem = build_problem(shift, features, seed)
     if settings.trained == "head":

@@ -74,7 +74,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, shift: Shift) -> "HeldOut":
-        """Scores are in the order of `shift.texts()`."""
-        place = {text: row for row, text in enumerate(shift.texts())}
+        """Scores are in the order of `shift.texts`."""
+        place = {text: row for row, text in enumerate(shift.texts)}
         shifted = PairRows.of(shift.test_shifted, place) if shift.test_shifted else None
         return cls(shift.name, PairRows.of(shift.test_original, place), shifted)

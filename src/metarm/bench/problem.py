@@ -58,8 +58,8 @@ class Problem:
 
 
 def build_problem(shift: Shift, features: Tensor, seed: int) -> Problem:
-    """The tensors of a shift; `features` belong to `shift.texts()`."""
-    place = {text: index for index, text in enumerate(shift.texts())}
+    """The tensors of a shift; `features` belong to `shift.texts`."""
+    place = {text: index for index, text in enumerate(shift.texts)}
 
     def rows(pairs: Sequence[PreferencePair]) -> Tensor:
         found = [[place[p.prompt, p.chosen], place[p.prompt, p.rejected]] for p in pairs]

@@ -124,7 +124,7 @@ def read_splits(settings: AdviseSettings, *, progress: ProgressReporter) -> list
 
 def _read_all(settings: AdviseSettings, progress: ProgressReporter) -> list[Reading]:
     splits = [SHIFTS[settings.shift](settings.source, seed) for seed in settings.seeds]
-    _features(settings, list(dict.fromkeys(t for s in splits for t in s.texts())), progress)
+    _features(settings, list(dict.fromkeys(t for s in splits for t in s.texts)), progress)
     readings = []
     with progress.stage("splits", len(splits)) as bar:
         for seed, shift in zip(settings.seeds, splits, strict=True):
@@ -159,9 +159,9 @@ def _read_split(
     }
 
     def build(folder: Path) -> dict[str, Any]:
-        problem = build_problem(shift, _features(settings, shift.texts(), progress), seed)
+        problem = build_problem(shift, _features(settings, shift.texts, progress), seed)
         figures, trained = train_candidates(problem, methods, settings.head, seed)
-        place = {text: row for row, text in enumerate(shift.texts())}
+        place = {text: row for row, text in enumerate(shift.texts)}
         probe = (*shift.shifted_labels, *shift.test_shifted)
         outcomes = {
             name: Outcome(

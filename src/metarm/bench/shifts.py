@@ -10,7 +10,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -46,7 +46,7 @@ TEST_FRACTION: Final = 0.3
 GROUP_SIZE: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shift:
     """One split of one shift; no prompt is on both sides of training and test."""
 
@@ -61,7 +61,8 @@ class Shift:
     shifted_labels: tuple[PreferencePair, ...]
     """Labelled shifted pairs of training prompts, for `+N-labels` and `oracle`; may be empty."""
 
-    def texts(self) -> list[tuple[Prompt, str]]:
+    @cached_property
+    def texts(self) -> tuple[tuple[Prompt, str], ...]:
         """Every prompt with a response that occurs, each once.
 
         In an order of their content: that of the pairs would tell which side was chosen.
@@ -69,7 +70,7 @@ class Shift:
         pairs = (*self.pairs, *self.test_original, *self.test_shifted, *self.shifted_labels)
         rows = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
         rows += [(group.prompt, response) for group in self.groups for response in group.responses]
-        return sorted(set(rows), key=lambda row: fingerprint(prompt_text(row[0]), row[1]))
+        return tuple(sorted(set(rows), key=lambda row: fingerprint(prompt_text(row[0]), row[1])))
 
     def digest(self) -> str:
         """A hash of everything in it, wherever it was read."""

@@ -181,7 +181,7 @@ def _read_split(settings: TuneSettings, seed: int) -> tuple[Shift, Problem]:
         EmptySetError: When it has fewer labels than are asked for.
     """
     shift = SHIFTS[settings.shift](settings.source, seed)
-    texts = shift.texts()
+    texts = shift.texts
     features = frozen_features(
         settings.backbone,
         texts,
@@ -205,7 +205,7 @@ def _cache_features(settings: TuneSettings, progress: ProgressReporter) -> None:
     texts = [
         text
         for seed in (*settings.seeds, *settings.fresh_seeds)
-        for text in SHIFTS[settings.shift](settings.source, seed).texts()
+        for text in SHIFTS[settings.shift](settings.source, seed).texts
     ]
     frozen_features(
         settings.backbone,

@@ -45,7 +45,7 @@ def make_problem(seed: int = 0, size: int = 12, prompts: int = 60) -> tuple[Shif
         tuple(rows["shifted"][test]),
         tuple(rows["shifted"][train]),
     )
-    matrix = torch.stack([features[text] for text in shift.texts()])
+    matrix = torch.stack([features[text] for text in shift.texts])
     return shift, build_problem(shift, matrix, seed)
 
 

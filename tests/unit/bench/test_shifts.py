@@ -54,7 +54,7 @@ def test_alpaca_sides_labels_and_groups(tmp_path: Path) -> None:
     assert all(len(g.responses) == 5 and g.responses[0].startswith("strong") for g in shift.groups)
     assert SHIFTS["alpaca"](source, 0) == shift
     assert SHIFTS["alpaca"](source, 1) != shift
-    texts = shift.texts()
+    texts = shift.texts
     assert len(set(texts)) == len(texts)
     # The order of the texts tells nothing of the labels.
     first = [
@@ -143,10 +143,10 @@ def test_joined_shifts_name_the_source_of_each_group(tmp_path: Path) -> None:
     assert [g.source for g in joined.groups] == ["alpaca"] * len(first.groups) + ["other"] * 2
     assert [replace(g, source="") for g in joined.groups] == [*first.groups, *second.groups]
     assert joined.test_shifted == (*first.test_shifted, *second.test_shifted)
-    features = torch.zeros(len(joined.texts()), 2)
+    features = torch.zeros(len(joined.texts), 2)
     problem = build_problem(joined, features, 0)
     # The sources follow their groups through the shuffle: its own groups have the name.
-    place = {text: row for row, text in enumerate(joined.texts())}
+    place = {text: row for row, text in enumerate(joined.texts)}
     named = {(place[g.prompt, g.responses[0]], g.source) for g in joined.groups}
     for row, source in zip(problem.groups.tolist(), problem.sources, strict=True):
         assert (row[0], source) in named
