@@ -4,7 +4,7 @@
     python benchmarks/does_it_work.py --keep runs/alpaca-20/compare.json alpaca_20
     python benchmarks/does_it_work.py --write
 
-The first takes a comparison's summaries into `benchmarks/results/NAME.json`. The second puts a
+The first takes a comparison's results into `benchmarks/results/NAME.json`. The second puts a
 table of each into the page, between `<!-- table: NAME SHIFT -->` and `<!-- end -->`; without
 `--write` it says whether the page is as the results are, which a test asks too.
 """
@@ -12,6 +12,8 @@ table of each into the page, between `<!-- table: NAME SHIFT -->` and `<!-- end 
 import argparse
 import json
 import re
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +80,42 @@ def render(page: str) -> str:
 
 
 def keep(source: Path, name: str) -> None:
-    """Take a comparison's summaries, without the curves of its cells, into the results."""
+    """Take a comparison's results, curves as means, and what they were made with."""
     found = json.loads(source.read_text(encoding="utf-8"))
-    kept = {key: found[key] for key in ("num_comparisons", "summaries")}
+    kept = {
+        "made": datetime.fromtimestamp(source.stat().st_mtime, UTC).date().isoformat(),
+        "packages": {package: version(package) for package in ("torch", "transformers", "metarm")},
+        "num_comparisons": found["num_comparisons"],
+        "summaries": found["summaries"],
+        "curves": mean_curves(found["curves"]),
+    }
     text = json.dumps(kept, indent=1, sort_keys=True)
+    # A point of a curve is one line.
+    text = re.sub(r"\[\s+([-\d.,\s]|null)+\]", lambda row: re.sub(r"\s+", " ", row[0]), text)
     (RESULTS / f"{name}.json").write_text(f"{text}\n", encoding="utf-8")
+
+
+def mean_curves(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Over splits: step, and accuracy on validation, original and shifted pairs."""
+    together: dict[tuple[str, str], list[list[list[float | None]]]] = {}
+    for row in curves:
+        together.setdefault((row["shift"], row["method"]), []).append(row["curve"])
+
+    def mean(values: tuple[float | None, ...]) -> float | None:
+        known = [value for value in values if value is not None]
+        return round(sum(known) / len(known), 4) if known else None
+
+    return [
+        {
+            "shift": shift,
+            "method": method,
+            "curve": [
+                [mean(column) for column in zip(*points, strict=True)]
+                for points in zip(*found, strict=True)
+            ],
+        }
+        for (shift, method), found in together.items()
+    ]
 
 
 def main() -> None:

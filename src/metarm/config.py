@@ -580,7 +580,7 @@ class TuneSettings(_Settings):
     output_dir: PathText
     """Folder of the search; finished trials are kept in its `tune.sqlite3`."""
     shift: str
-    """Name of a shift: `alpaca`, `gsm8k`, `hh`, `files` (your own)."""
+    """Name of a shift of `metarm compare`, such as `files` (your own)."""
     source: SourceSettings = SourceSettings()
     method: str = "joint"
     """Name of a method of `metarm compare`; `+` combines some."""

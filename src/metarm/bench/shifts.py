@@ -283,6 +283,12 @@ def _labelled_shift(
     seed: int,
 ) -> Shift:
     """A shift out of labelled pairs of both sides; without groups, the pairs' sides are them."""
+    for side, pairs in (("original", original), ("shifted", shifted)):
+        if pairs and len({prompt_key(pair.prompt) for pair in pairs}) < 2:
+            raise EmptySetError(
+                f"{name}: the labelled {side} pairs are all of one prompt, and training and test take "
+                "different ones: give pairs of two prompts at least"
+            )
     train, test = split_by_prompt(original, TEST_FRACTION, seed)
     tested = [pair.prompt for pair in test]
     shifted_train: list[PreferencePair] = []

@@ -14,7 +14,7 @@ from metarm.bench.shifts import SHIFTS, Shift, digest_source, join_shifts
 from metarm.config import SourceSettings
 from metarm.data.meta_sets import save_groups
 from metarm.data.preferences import save_preferences
-from metarm.errors import ConfigError, DataError, FormatError
+from metarm.errors import ConfigError, DataError, EmptySetError, FormatError
 from metarm.schema import PreferencePair, ResponseGroup
 
 
@@ -130,6 +130,20 @@ def test_own_files_without_labels_of_the_shifted_side(tmp_path: Path) -> None:
         SHIFTS["files"](SourceSettings(), 0)
     with pytest.raises(ConfigError, match=r"sources\.alpaca\.data=PATH"):
         SHIFTS["alpaca"](SourceSettings(), 0)
+
+
+def test_one_labelled_prompt_cannot_be_split(tmp_path: Path) -> None:
+    pairs = [PreferencePair(f"p{n}", "a", "b") for n in range(4)]
+    save_preferences(tmp_path / "pairs.jsonl", pairs)
+    save_preferences(tmp_path / "shifted.jsonl", pairs[:1])
+    save_groups(tmp_path / "groups.jsonl", [ResponseGroup("p9", ("a", "b"))])
+    source = SourceSettings(
+        preferences=str(tmp_path / "pairs.jsonl"),
+        groups=str(tmp_path / "groups.jsonl"),
+        preferences_shifted=str(tmp_path / "shifted.jsonl"),
+    )
+    with pytest.raises(EmptySetError, match="labelled shifted pairs are all of one prompt"):
+        SHIFTS["files"](source, 0)
 
 
 def test_joined_shifts_name_the_source_of_each_group(tmp_path: Path) -> None:
