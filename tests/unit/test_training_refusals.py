@@ -10,6 +10,7 @@ from trl import RewardConfig
 
 from metarm.errors import ConfigError, DataError, PrecisionError
 from metarm.training import MetaRewardConfig, MetaRewardTrainer
+from metarm.training.support import refuse_unsupported
 from unit.reward_problem import (
     load_model,
     load_tokenizer,
@@ -126,7 +127,7 @@ def test_sharded_training_is_refused(reward_model_dir, tmp_path, monkeypatch, ki
         setattr(trainer.args, name, value)
     monkeypatch.setattr(trainer.accelerator.state, "distributed_type", kind)
     with pytest.raises(ConfigError, match=words):
-        trainer._refuse_unsupported()
+        refuse_unsupported(trainer.args, trainer.accelerator, trainer.model)
 
 
 def test_exact_refuses_attention_that_cannot_be_differentiated_twice(reward_model_dir, tmp_path):

@@ -230,8 +230,8 @@ def _reasons(
         )
     found.append(
         f"Label about {ENOUGH_PAIRS} pairs of the shifted policy's responses and give them as "
-        "source.preferences_shifted, with another --output: they can tell what no label-free figure "
-        "can."
+        "source.preferences_shifted, with another --output: they can tell what no label-free "
+        "figure can."
     )
     return found
 

@@ -286,8 +286,8 @@ def _labelled_shift(
     for side, pairs in (("original", original), ("shifted", shifted)):
         if pairs and len({prompt_key(pair.prompt) for pair in pairs}) < 2:
             raise EmptySetError(
-                f"{name}: the labelled {side} pairs are all of one prompt, and training and test take "
-                "different ones: give pairs of two prompts at least"
+                f"{name}: the labelled {side} pairs are all of one prompt, and training and test "
+                "take different ones: give pairs of two prompts at least"
             )
     train, test = split_by_prompt(original, TEST_FRACTION, seed)
     tested = [pair.prompt for pair in test]

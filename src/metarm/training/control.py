@@ -2,6 +2,7 @@
 """How strong the trainer's meta step is at each optimiser step: fixed, or set by the data."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from metarm.data.encoding import EncodedGroup, PaddedBatch
 from metarm.data.meta_batches import MetaBatch, collate_groups
-from metarm.meta_step import SIGNS, Direction, signed_step
+from metarm.meta_step import SIGNS, Direction, signed_step, widest
 from metarm.meta_strength import FULL_FRACTION, FULL_WEIGHT
 from metarm.strength import (
     RewardUnits,
@@ -19,7 +20,7 @@ from metarm.strength import (
     mean_rank_correlation,
 )
 
-__all__ = ["StrengthControl", "keep_watched"]
+__all__ = ["StrengthControl", "gradient_cosine", "keep_watched"]
 
 NUM_CHECKS: Final = 10
 MOST_WATCHED: Final = 64
@@ -42,6 +43,20 @@ def keep_watched(
         [group for index, group in enumerate(groups) if index not in watched],
         [groups[index] for index in sorted(watched)],
     )
+
+
+def gradient_cosine(parameters: Sequence[Tensor], direction: Direction) -> float | None:
+    """Cosine of the gradients left in `.grad` with J's, in [-1, 1]; None where either vanishes."""
+    product = squared = 0.0
+    for parameter, gradient in zip(parameters, direction.gradients, strict=True):
+        if parameter.grad is None:
+            continue
+        taken = widest(parameter.grad)
+        squared += taken.square().sum().item()
+        if gradient is not None:
+            product += (taken * gradient).sum().item()
+    length = math.sqrt(squared) * direction.norm
+    return product / length if length > 0 else None
 
 
 class StrengthControl:

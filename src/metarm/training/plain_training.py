@@ -6,15 +6,17 @@ reads it instead of training plainly again.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["PLAIN_FILE", "PlainTraining"]
+__all__ = ["PLAIN_FILE", "PlainTraining", "copy_weights", "noise_put_back", "put_weights"]
 
 PLAIN_FILE: Final = "plain_training.safetensors"
 """In the trainer's output folder, until its training has ended."""
@@ -59,3 +61,27 @@ class PlainTraining:
             if name.startswith(_SCORES)
         }
         return cls(weights, scores, num_steps)
+
+
+def copy_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable weights by name, on the CPU."""
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@torch.no_grad()
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """The reverse; weights that are not named stay."""
+    for name, parameter in model.named_parameters():
+        if name in weights:
+            parameter.copy_(weights[name])
+
+
+def noise_put_back(device: torch.device) -> AbstractContextManager[None]:
+    """A context after which random numbers go on as if nothing had been drawn in it."""
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)

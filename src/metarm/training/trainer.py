@@ -42,14 +42,20 @@ from metarm.meta_step import (
     look_ahead,
     measure_direction,
     through_look_ahead,
-    widest,
 )
 from metarm.models.meta_callback import Kept, MetaCallback
 from metarm.objectives import difference_loss
 from metarm.strength import NUM_REFERENCE_PAIRS, StrengthGuard
-from metarm.training.control import StrengthControl, keep_watched
-from metarm.training.plain_training import PLAIN_FILE, PlainTraining
+from metarm.training.control import StrengthControl, gradient_cosine, keep_watched
+from metarm.training.plain_training import (
+    PLAIN_FILE,
+    PlainTraining,
+    copy_weights,
+    noise_put_back,
+    put_weights,
+)
 from metarm.training.settings import MetaRewardConfig
+from metarm.training.support import refuse_unsupported
 
 __all__ = ["MetaRewardTrainer"]
 
@@ -129,7 +135,7 @@ class MetaRewardTrainer(RewardTrainer):
         """After a guarded training: the trainable weights that plain training gave, on the CPU."""
         if args.meta_mode == "off" or meta_dataset is None:
             return
-        self._refuse_unsupported()
+        refuse_unsupported(args, self.accelerator, self.model)
         check_precision(p for p in self.model.parameters() if p.requires_grad)
         self._encoder = Encoder(self.processing_class)
         self._groups, self.meta_report = encode_groups(
@@ -170,7 +176,7 @@ class MetaRewardTrainer(RewardTrainer):
         """The parent's; with a guard, after a plain training from the same weights."""
         control = self._control if self._is_guarded() else None
         plain_file = Path(self.args.output_dir) / PLAIN_FILE
-        resumes_guard = bool(resume_from_checkpoint) and self._all(plain_file.is_file())
+        resumes_guard = bool(resume_from_checkpoint) and self._mean(plain_file.is_file()) == 1.0
         too_few = "the meta set has fewer than 50 groups, too few to keep some for it"
         why_not = {
             too_few: control is not None and not control.can_guard,
@@ -207,13 +213,13 @@ class MetaRewardTrainer(RewardTrainer):
                 "the plain weights are kept: with the meta step rewards ended too far from them; "
                 "checkpoints of this training hold the others"
             )
-            self._put(plain_weights)
+            put_weights(self.model, plain_weights)
         if self.is_world_process_zero():
             plain_file.unlink(missing_ok=True)
 
     def _train_plain(self, file: Path) -> None:
         """Train without the meta step, keep what came out, and go back to the first weights."""
-        first = self._take()
+        first = copy_weights(self.model)
         args = copy.copy(self.args)
         args.meta_mode = "off"
         args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
@@ -225,8 +231,8 @@ class MetaRewardTrainer(RewardTrainer):
             if key not in ("callbacks", "compute_metrics", "optimizers")
         }
         # Both trainings draw the same dropout; a trainer seeds anew where it is made.
-        with self._noise_put_back():
-            with self._noise_put_back():
+        with noise_put_back(self.accelerator.device):
+            with noise_put_back(self.accelerator.device):
                 plain = MetaRewardTrainer(
                     self.model,
                     args,
@@ -238,7 +244,7 @@ class MetaRewardTrainer(RewardTrainer):
             for callback in (*self._plain_callbacks, MetaCallback(end=self._record)):
                 plain.add_callback(callback)
             plain.train()
-        self.plain_weights = self._take()
+        self.plain_weights = copy_weights(self.model)
         # Its autocast goes with it; this one's own is put on when training begins.
         plain.accelerator.unwrap_model(plain.model, keep_fp32_wrapper=False)
         # It and its callbacks point at each other: its optimiser's moments would stay.
@@ -246,7 +252,7 @@ class MetaRewardTrainer(RewardTrainer):
         plain.accelerator.free_memory()
         del plain
         gc.collect()
-        self._put(first)
+        put_weights(self.model, first)
         self.model.zero_grad(set_to_none=True)
         self._strength.begin_guard()
         if self.args.save_strategy != SaveStrategy.NO and self.is_world_process_zero():
@@ -258,64 +264,13 @@ class MetaRewardTrainer(RewardTrainer):
         self.plain_weights = dict(plain.weights)
         self._strength.resume_guard(plain.scores, plain.num_steps)
 
-    def _noise_put_back(self) -> Any:
-        """A context after which random numbers go on as if nothing had been drawn in it."""
-        device = self.accelerator.device
-        if device.type == "cpu":
-            return torch.random.fork_rng(devices=[])
-        return torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
-
     def _record(self, step: int, num_steps: int) -> None:
         self._strength.record(step, num_steps)
-
-    def _take(self) -> dict[str, Tensor]:
-        return {
-            name: parameter.detach().to("cpu", copy=True)
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
-
-    @torch.no_grad()
-    def _put(self, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.model.named_parameters():
-            if name in weights:
-                parameter.copy_(weights[name])
 
     @property
     def _strength(self) -> StrengthControl:
         assert self._control is not None, "only with a meta step"
         return self._control
-
-    def _refuse_unsupported(self) -> None:
-        kind = str(self.accelerator.distributed_type).rpartition(".")[2]
-        if self.args.n_gpu > 1:
-            kind = f"nn.DataParallel over {self.args.n_gpu} GPUs (start with torchrun)"
-        if self.accelerator.parallelism_config is not None:
-            kind = "a parallelism_config"
-        if kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
-            raise ConfigError(
-                f"the meta step supports one process and DDP, got {kind}: sharded parameters are "
-                "not moved and put back exactly yet. Use DDP, LoRA, or meta_mode='off'."
-            )
-        if kind != "NO" and self.args.meta_order == "exact":
-            raise ConfigError("meta_order='exact' runs in one process only: use 'first' with DDP")
-        attention = getattr(self.model.config, "_attn_implementation", None)
-        if self.args.meta_order == "exact" and attention not in (None, "eager"):
-            raise ConfigError(
-                f"meta_order='exact' differentiates twice, which {attention!r} attention cannot: "
-                "load the model with attn_implementation='eager'"
-            )
-        if self.args.fp16:
-            raise ConfigError(
-                "the meta step does not support fp16: its loss scale would multiply eta. "
-                "Use bf16=True or full fp32."
-            )
-        checkpointing = self.args.gradient_checkpointing_kwargs or {}
-        if self.args.gradient_checkpointing and checkpointing.get("use_reentrant"):
-            raise ConfigError(
-                "the meta step cannot take a gradient through reentrant checkpointing: set "
-                "gradient_checkpointing_kwargs={'use_reentrant': False}"
-            )
 
     def _read_reference_pairs(self) -> PaddedBatch:
         """A few original pairs, always the same, whose scores' spread is the unit of a step."""
@@ -345,7 +300,9 @@ class MetaRewardTrainer(RewardTrainer):
             return  # the guard has turned the meta step off
         self.model.train()
         self._batch, self._share = self._meta_batch(step)
-        with self._noise_put_back():  # the preference loss draws its own dropout, as without J
+        with noise_put_back(
+            self.accelerator.device
+        ):  # the preference loss draws its own dropout, as without J
             local = measure_direction(self._difference() * self._share, self._trainable())
         self._direction = self._over_processes(local)
         is_own = self._batch.mask & (self._share > 0)
@@ -408,10 +365,6 @@ class MetaRewardTrainer(RewardTrainer):
         )
         norm = gradient_norm(gradients)
         return Direction(self._mean(local.difference), gradients, norm)
-
-    def _all(self, holds: bool) -> bool:
-        """Whether it holds in every process."""
-        return self._mean(float(holds)) == 1.0
 
     def _mean(self, value: float) -> float:
         """The mean of a number over all processes."""
@@ -489,7 +442,7 @@ class MetaRewardTrainer(RewardTrainer):
         """One more forward pass: the groups' gaps are those of theta, not of theta'."""
         inputs = self._prepare_inputs(inputs)
         model = self.accelerator.unwrap_model(self.model)
-        with self._noise_put_back(), self.compute_loss_context_manager():
+        with noise_put_back(self.accelerator.device), self.compute_loss_context_manager():
             logits = model(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
@@ -506,7 +459,7 @@ class MetaRewardTrainer(RewardTrainer):
         metrics["meta/move_realised_fraction"].append(move.realised_fraction)
         if not self._is_last_before_log():
             return
-        with torch.no_grad(), self._noise_put_back():
+        with torch.no_grad(), noise_put_back(self.accelerator.device):
             after = self._meta_scores()
         mask = self._batch.mask
         local = difference_loss(after, mask) - difference_loss(self._scores_at_theta, mask)
@@ -525,17 +478,8 @@ class MetaRewardTrainer(RewardTrainer):
         return step + self.args.meta_every >= (step // every + 1) * every
 
     def _log_cosine(self, parameters: Sequence[Tensor], direction: Direction) -> None:
-        product = squared = 0.0
-        for parameter, gradient in zip(parameters, direction.gradients, strict=True):
-            if parameter.grad is None:
-                continue
-            taken = widest(parameter.grad)
-            squared += taken.square().sum().item()
-            if gradient is not None:
-                product += (taken * gradient).sum().item()
-        length = math.sqrt(squared) * direction.norm
-        if length > 0:
-            self._metrics["train"]["meta/cosine"].append(product / length)
+        if (cosine := gradient_cosine(parameters, direction)) is not None:
+            self._metrics["train"]["meta/cosine"].append(cosine)
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """The parent's, at the kept weights."""
