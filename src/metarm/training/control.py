@@ -214,7 +214,7 @@ class StrengthControl:
         Args:
             step: That they are of.
         """
-        if self.guard is None:
+        if self.guard is None or not self._plain:
             return True
         nearest = min(self._plain, key=lambda recorded: abs(recorded - step))
         self.guard.newest = self._rank_correlation(nearest)
