@@ -12,10 +12,13 @@ table of each into the page, between `<!-- table: NAME SHIFT -->` and `<!-- end 
 import argparse
 import json
 import re
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from metarm.metrics import mean_estimate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -23,7 +26,8 @@ PAGE = REPOSITORY / "docs" / "does-it-work.md"
 BLOCK = re.compile(r"<!-- table: (\w+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 HEADER = (
     "| method | original | shifted | length-balanced | worst split | of the oracle's gain "
-    "| worth labels | rank correlation |\n|---|---|---|---|---|---|---|---|"
+    "| worth labels | rank correlation | shifted, all steps | worst split |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -41,17 +45,18 @@ def number(value: float | None, pattern: str, scale: float = 1.0) -> str:
     return "-" if value is None else format(scale * value, pattern)
 
 
-def table(summaries: list[dict[str, Any]], shift: str) -> str:
+def table(kept: dict[str, Any], shift: str) -> str:
     """A Markdown table of one shift; the first row gives plain training's own accuracies."""
     rows = []
-    for row in (row for row in summaries if row["shift"] == shift):
+    at_all_steps = {(row["shift"], row["method"]): row for row in kept["over_training"]}
+    for row in (row for row in kept["summaries"] if row["shift"] == shift):
         if row["method"] == "plain":
             shifted = row["shifted"]
             rows.append(
                 f"| `plain` | {row['original']['value']:.3f} | "
-                f"{shifted['value']:.3f} | {row['length_balanced']:.3f} | | | | |"
+                f"{shifted['value']:.3f} | {row['length_balanced']:.3f} | | | | | | |"
                 if shifted
-                else f"| `plain` | {row['original']['value']:.3f} | - | - | | | | |"
+                else f"| `plain` | {row['original']['value']:.3f} | - | - | | | | | | |"
             )
             continue
         cells = (
@@ -63,6 +68,8 @@ def table(summaries: list[dict[str, Any]], shift: str) -> str:
             number(row["gap_recovered"], ".0f", 100) + " %" if row["gap_recovered"] else "-",
             row["label_equivalent"] or "-",
             number(row["rank_correlation"], ".2f"),
+            points(over := at_all_steps.get((shift, row["method"]))),
+            number(min(over["splits"]), "+.1f", 100) if over else "-",
         )
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join([HEADER, *rows])
@@ -74,7 +81,7 @@ def render(page: str) -> str:
     def fill(block: re.Match[str]) -> str:
         name, shift = block[1], block[2]
         kept = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        return f"<!-- table: {name} {shift} -->\n{table(kept['summaries'], shift)}\n<!-- end -->"
+        return f"<!-- table: {name} {shift} -->\n{table(kept, shift)}\n<!-- end -->"
 
     return BLOCK.sub(fill, page)
 
@@ -88,6 +95,7 @@ def keep(source: Path, name: str) -> None:
         "num_comparisons": found["num_comparisons"],
         "summaries": found["summaries"],
         "curves": mean_curves(found["curves"]),
+        "over_training": over_training(found["curves"]),
     }
     text = json.dumps(kept, indent=1, sort_keys=True)
     # A point of a curve is one line.
@@ -115,6 +123,26 @@ def mean_curves(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
             ],
         }
         for (shift, method), found in together.items()
+    ]
+
+
+def over_training(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Changes of shifted accuracy against plain at the same step, the mean over all measured steps.
+
+    No stopping rule is in them; 95 % t-intervals over splits, which share their pool of prompts.
+    """
+    by_split = {(row["shift"], row["method"], row["seed"]): row["curve"] for row in curves}
+    changes: dict[tuple[str, str], list[float]] = {}
+    for (shift, method, seed), curve in by_split.items():
+        plain = by_split[shift, "plain", seed]
+        if method == "plain" or len(plain) != len(curve) or curve[0][3] is None:
+            continue
+        gaps = [own[3] - other[3] for own, other in zip(curve, plain, strict=True)]
+        changes.setdefault((shift, method), []).append(sum(gaps) / len(gaps))
+    return [
+        {"shift": shift, "method": method, "splits": [round(v, 4) for v in values]}
+        | {key: round(value, 4) for key, value in asdict(mean_estimate(values)).items()}
+        for (shift, method), values in changes.items()
     ]
 
 
