@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from metarm.bench.features import frozen_features
+from metarm.bench.features import features_of
 from metarm.bench.held_out import HeldOut
 from metarm.bench.linear_score import fit_linear_score
 from metarm.bench.methods import train_recipe
@@ -188,13 +188,7 @@ def _features(
     )
     if not reads:
         return torch.zeros(len(texts), 0)
-    return frozen_features(
-        settings.backbone,
-        texts,
-        max_length=settings.max_length,
-        cache=settings.features_dir or settings.output_dir / "features",
-        progress=progress,
-    )
+    return features_of(settings, texts, progress)
 
 
 def _run_split(

@@ -13,16 +13,32 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from metarm.bench.tokens import read_tokens
+from metarm.config import AdviseSettings, CompareSettings, TuneSettings
 from metarm.errors import FormatError
 from metarm.models.loading import load_backbone
 from metarm.protocols import ProgressReporter, StageProgress
 from metarm.schema import Prompt, prompt_text
 from metarm.storage import content_digest, fingerprint
 
-__all__ = ["frozen_features", "mean_over_response"]
+__all__ = ["features_of", "frozen_features", "mean_over_response"]
 
 BATCH_SIZE: Final = 32
 KEEP_EVERY: Final = 4096
+
+
+def features_of(
+    settings: CompareSettings | AdviseSettings | TuneSettings,
+    texts: Sequence[tuple[Prompt, str]],
+    progress: ProgressReporter,
+) -> Tensor:
+    """`frozen_features` of a verb's texts, by its settings."""
+    return frozen_features(
+        settings.backbone,
+        texts,
+        max_length=settings.max_length,
+        cache=settings.features_dir or settings.output_dir / "features",
+        progress=progress,
+    )
 
 
 def frozen_features(

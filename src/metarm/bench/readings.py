@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from torch import Tensor
 
 from metarm.bench.advice_rule import CANDIDATES
-from metarm.bench.features import frozen_features
+from metarm.bench.features import features_of
 from metarm.bench.foretell import Figures, foretell
 from metarm.bench.held_out import PairRows
 from metarm.bench.problem import Problem, build_problem
@@ -124,23 +124,13 @@ def read_splits(settings: AdviseSettings, *, progress: ProgressReporter) -> list
 
 def _read_all(settings: AdviseSettings, progress: ProgressReporter) -> list[Reading]:
     splits = [SHIFTS[settings.shift](settings.source, seed) for seed in settings.seeds]
-    _features(settings, list(dict.fromkeys(t for s in splits for t in s.texts)), progress)
+    features_of(settings, list(dict.fromkeys(t for s in splits for t in s.texts)), progress)
     readings = []
     with progress.stage("splits", len(splits)) as bar:
         for seed, shift in zip(settings.seeds, splits, strict=True):
             readings.append(_read_split(settings, shift, seed, progress))
             bar.advance(1, f"seed {seed}")
     return readings
-
-
-def _features(settings: AdviseSettings, texts: Sequence[Any], progress: ProgressReporter) -> Tensor:
-    return frozen_features(
-        settings.backbone,
-        texts,
-        max_length=settings.max_length,
-        cache=settings.features_dir or settings.output_dir / "features",
-        progress=progress,
-    )
 
 
 def _read_split(
@@ -159,7 +149,7 @@ def _read_split(
     }
 
     def build(folder: Path) -> dict[str, Any]:
-        problem = build_problem(shift, _features(settings, shift.texts, progress), seed)
+        problem = build_problem(shift, features_of(settings, shift.texts, progress), seed)
         figures, trained = train_candidates(problem, methods, settings.head, seed)
         place = {text: row for row, text in enumerate(shift.texts)}
         probe = (*shift.shifted_labels, *shift.test_shifted)

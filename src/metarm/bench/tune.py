@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 
 from metarm.bench.compare import VERSION, measure_cell
-from metarm.bench.features import frozen_features
+from metarm.bench.features import features_of
 from metarm.bench.held_out import HeldOut
 from metarm.bench.methods import train_recipe
 from metarm.bench.problem import Problem, build_problem
@@ -181,15 +181,7 @@ def _read_split(settings: TuneSettings, seed: int) -> tuple[Shift, Problem]:
         EmptySetError: When it has fewer labels than are asked for.
     """
     shift = SHIFTS[settings.shift](settings.source, seed)
-    texts = shift.texts
-    features = frozen_features(
-        settings.backbone,
-        texts,
-        max_length=settings.max_length,
-        cache=settings.features_dir or settings.output_dir / "features",
-        progress=SilentProgress(),
-    )
-    problem = build_problem(shift, features, seed)
+    problem = build_problem(shift, features_of(settings, shift.texts, SilentProgress()), seed)
     wanted = settings.use_labels and read_recipe(settings.method).num_labels + settings.use_labels
     if wanted > len(problem.own_labels):
         raise EmptySetError(
@@ -207,13 +199,7 @@ def _cache_features(settings: TuneSettings, progress: ProgressReporter) -> None:
         for seed in (*settings.seeds, *settings.fresh_seeds)
         for text in SHIFTS[settings.shift](settings.source, seed).texts
     ]
-    frozen_features(
-        settings.backbone,
-        list(dict.fromkeys(texts)),
-        max_length=settings.max_length,
-        cache=settings.features_dir or settings.output_dir / "features",
-        progress=progress,
-    )
+    features_of(settings, list(dict.fromkeys(texts)), progress)
 
 
 @dataclass(frozen=True, slots=True)
