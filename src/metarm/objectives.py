@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from metarm.errors import ShapeError
 
-__all__ = ["bradley_terry_loss", "difference_loss"]
+__all__ = ["bradley_terry_loss", "difference_gradient", "difference_loss"]
 
 
 def difference_loss(scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -41,18 +41,7 @@ def difference_loss(scores: Tensor, mask: Tensor | None = None) -> Tensor:
         >>> round(difference_loss(torch.zeros(3, 5)).item(), 4)
         0.4
     """
-    if scores.dim() != 2 or scores.shape[0] == 0:
-        raise ShapeError(
-            f"difference_loss expects scores of shape (groups, k), got {tuple(scores.shape)}. "
-            "Reshape flat scores with `.view(groups, k)`."
-        )
-    if mask is None:
-        mask = torch.ones_like(scores, dtype=torch.bool)
-    elif mask.shape != scores.shape or mask.dtype != torch.bool:
-        raise ShapeError(
-            f"mask must be boolean with the shape of scores {tuple(scores.shape)}, "
-            f"got {mask.dtype} {tuple(mask.shape)}"
-        )
+    mask = _check_groups(scores, mask)
     # Masked scores become 0 before the subtraction: an inf or nan there would poison gradients.
     filled = scores.masked_fill(~mask, 0.0)
     differences = filled.unsqueeze(2) - filled.unsqueeze(1)
@@ -60,6 +49,44 @@ def difference_loss(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     apart = torch.sigmoid(differences.abs()).masked_fill(~is_pair, 0.0).sum(dim=(1, 2))
     k = mask.sum(dim=1).clamp(min=1).to(scores.dtype)
     return (2.0 / k.square() * apart).mean()
+
+
+@torch.no_grad()
+def difference_gradient(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The gradient of `difference_loss` by the scores, in closed form.
+
+    c_i = (2 / (m k^2)) * sum_{j != i} sign(s_i - s_j) * sigmoid'(|s_i - s_j|)   for m groups
+
+    A model's gradient of J is `scores.backward(c)`, so that groups can be taken in any parts: c
+    needs their scores alone. The slope is taken as exp(log sigmoid(d) + log sigmoid(-d)), which
+    does not vanish in fp32 at gaps above 17 as s * (1 - s) does.
+
+    Args:
+        scores: Shape (groups, k), in logits; computed in fp32 or better.
+        mask: As in `difference_loss`.
+
+    Returns:
+        Shape (groups, k), 0 in masked places and at exact ties; a group's sum is 0, and each entry
+        within (k-1)/(2 m k^2) of it: for m = 1, k = 2, c = (1/8, -1/8) just beside a tie.
+
+    Raises:
+        ShapeError: As `difference_loss`.
+
+    Source:
+        Derived from the difference loss of arXiv 2405.00438, section 3.
+
+    Example:
+        >>> [round(c, 3) for c in difference_gradient(torch.tensor([[1e-6, 0.0]])).tolist()[0]]
+        [0.125, -0.125]
+    """
+    is_there = _check_groups(scores, mask)
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~is_there, 0.0)
+    gaps = wide.unsqueeze(2) - wide.unsqueeze(1)
+    slope = torch.exp(functional.logsigmoid(gaps) + functional.logsigmoid(-gaps))
+    is_pair = is_there.unsqueeze(2) & is_there.unsqueeze(1)
+    sums = (gaps.sign() * slope).masked_fill(~is_pair, 0.0).sum(dim=2)
+    k = is_there.sum(dim=1, keepdim=True).clamp(min=1).to(wide.dtype)
+    return 2.0 / (len(scores) * k.square()) * sums
 
 
 def bradley_terry_loss(
@@ -107,3 +134,20 @@ def bradley_terry_loss(
     if label is None:
         return -functional.logsigmoid(gap).mean()
     return -(label * functional.logsigmoid(gap) + (1 - label) * functional.logsigmoid(-gap)).mean()
+
+
+def _check_groups(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """The mask of scores that are (groups, k): given, or True everywhere."""
+    if scores.dim() != 2 or scores.shape[0] == 0:
+        raise ShapeError(
+            f"difference_loss expects scores of shape (groups, k), got {tuple(scores.shape)}. "
+            "Reshape flat scores with `.view(groups, k)`."
+        )
+    if mask is None:
+        return torch.ones_like(scores, dtype=torch.bool)
+    if mask.shape != scores.shape or mask.dtype != torch.bool:
+        raise ShapeError(
+            f"mask must be boolean with the shape of scores {tuple(scores.shape)}, "
+            f"got {mask.dtype} {tuple(mask.shape)}"
+        )
+    return mask

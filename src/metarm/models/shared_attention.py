@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention within a packed row, as one of transformers' attention implementations.
+
+While `packed_attention` holds, a model's layers take the blocks of a `PackedLayout` from the
+keyword `attends` of the forward pass; each block is one call of the scaled-dot-product kernel.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from metarm.errors import ModelError
+from metarm.models.prompt_layout import Attends
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["attend_in_blocks", "packed_attention"]
+
+NAME: Final = "metarm_packed"
+
+
+@contextmanager
+def packed_attention(model: "PreTrainedModel") -> Iterator[None]:
+    """A block in which the model's layers attend by `attends`; other calls are not possible."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend_in_blocks)
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    kept = {key: config._attn_implementation for key, config in configs.items()}
+    for config in configs.values():
+        config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = kept[key]
+
+
+def attend_in_blocks(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    attends: Attends | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one packed row, block by block, by transformers' own function for SDPA.
+
+    Args:
+        module: The attention module that asks.
+        query: Shape (1, heads, tokens, width).
+        key: Shape (1, key heads, tokens, width).
+        value: As `key`; its width may differ.
+        attention_mask: Not used: who sees whom is in `attends`.
+        attends: From the keyword arguments of the model's forward pass.
+        options: What the module gives beside (scaling, dropout).
+
+    Returns:
+        Shape (1, tokens, heads, width), and no weights.
+
+    Raises:
+        ModelError: When the model does not hand `attends` down to its attention.
+    """
+    if attends is None:
+        raise ModelError(f"{type(module).__name__} is not given the blocks of a packed row")
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    sources = [tensor[0].transpose(0, 1).flatten(1) for tensor in (query, key, value)]
+    heads = [tensor.shape[1] for tensor in (query, key, value)]
+    answers = []
+    for block in attends.blocks:
+        places = (block.queries, block.keys, block.keys)
+        asked, seen, told = (
+            source.index_select(0, place.flatten()).view(*place.shape, count, -1).transpose(1, 2)
+            for source, place, count in zip(sources, places, heads, strict=True)
+        )
+        # Without a mask it is causal, as the module is.
+        answer, _ = sdpa_attention_forward(module, asked, seen, told, block.mask, **options)
+        answers.append(answer.flatten(0, 1))
+    return torch.cat(answers).index_select(0, attends.order).unsqueeze(0), None

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a batch that begin alike compute their beginning once: exact, for any causal model.
+
+    prompts = SharedPrompts(model)
+    with prompts.sharing(input_ids, attention_mask, group_of_row):
+        scores = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        loss(scores).backward()
+
+Inside the block a forward pass of that very batch computes each group's common first tokens once,
+no padding, and of the last layer only what the rows' last tokens need; the model's own head reads
+the scores. Before a way of doing so is used, it is held against the plain pass on a part of the
+batch: the first that agrees is kept, and where none does the plain pass is used, with a warning.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from metarm.errors import MetarmError, ModelError
+from metarm.models.prompt_layout import (
+    GroupedLayout,
+    PackedLayout,
+    SharedRows,
+    find_shared_rows,
+    lay_out_grouped,
+    lay_out_packed,
+)
+from metarm.models.shared_attention import packed_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["SharedPrompts", "Way", "Work"]
+
+LEAST_SAVING: Final = 0.1
+"""Share of a batch's places that sharing must save: below it, its own work costs more."""
+TOLERANCE: Final[Mapping[torch.dtype, float]] = {torch.float64: 1e-6, torch.float32: 1e-4}
+"""Largest relative difference from the plain pass; fp32 differs by 1e-6 where all is right."""
+LOW_PRECISION_TOLERANCE: Final = 5e-2
+MAX_CHECKED_NUMBERS: Final = 2**20
+"""Gradient entries that the check compares: those of the smallest trainable tensors."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way of computing shared beginnings."""
+
+    name: str
+    packed: bool
+    """One row without padding and attention in blocks; else one row a group and a dense mask."""
+    trimmed: bool
+    """Of the last layer, only what the rows' last tokens need."""
+
+
+PACKED_TRIMMED: Final = Way("packed, last layer trimmed", packed=True, trimmed=True)
+PACKED: Final = Way("packed", packed=True, trimmed=False)
+MASKED_TRIMMED: Final = Way("masked, last layer trimmed", packed=False, trimmed=True)
+MASKED: Final = Way("masked", packed=False, trimmed=False)
+
+WAYS: Final[Mapping[str, tuple[Way, ...]]] = {
+    "sdpa": (PACKED_TRIMMED, PACKED, MASKED),
+    "eager": (MASKED_TRIMMED, MASKED),
+    "flash_attention_2": (PACKED_TRIMMED, PACKED),
+    "flash_attention_3": (PACKED_TRIMMED, PACKED),
+}
+"""What is tried for each attention implementation of transformers, fastest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a forward pass computes, in tokens."""
+
+    computed: int
+    padded: int
+    """Places of the padded batch, which the plain pass computes."""
+
+
+class SharedPrompts:
+    """Lets a causal model with a head compute the common beginnings of rows once.
+
+    Args:
+        model: A sequence classifier of transformers, bare or wrapped (PEFT, DDP). Nothing is
+            changed in it outside a `sharing` block.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        from transformers import PreTrainedModel
+
+        found = (m for m in model.modules() if isinstance(m, PreTrainedModel))
+        self._model = next(found, None)
+        self._ways: dict[bool, Way | None] = {}
+        self._told: set[str] = set()
+
+    @contextmanager
+    def sharing(
+        self, input_ids: Tensor, attention_mask: Tensor, group_of_row: Sequence[int]
+    ) -> Iterator[Work]:
+        """A block in which forward (and backward) passes of this batch share beginnings.
+
+        Args:
+            input_ids: Shape (rows, tokens), padded on the right.
+            attention_mask: Shape (rows, tokens), 1 where there is a token.
+            group_of_row: Rows of equal number begin alike; any other rows do so at most by chance.
+
+        Yields:
+            How many tokens a forward pass of this batch computes.
+        """
+        padded = input_ids.numel()
+        reason = self._why_not(attention_mask)
+        model = self._model
+        if reason or model is None:
+            self._tell(f"prompts are not shared: {reason}")
+            yield Work(padded, padded)
+            return
+        rows = _rows_to_their_ends(input_ids, model.config.get_text_config().pad_token_id)
+        shared = find_shared_rows(rows, group_of_row)
+        if shared.num_tokens > (1 - LEAST_SAVING) * padded:
+            yield Work(padded, padded)
+            return
+        with_gradient = torch.is_grad_enabled()
+        if with_gradient not in self._ways:
+            self._ways[with_gradient] = self._find_way(model, input_ids, attention_mask, shared)
+        way = self._ways[with_gradient]
+        if way is None:
+            yield Work(padded, padded)
+            return
+        with _Pass(model, way, shared, input_ids).in_place():
+            yield Work(shared.num_tokens, padded)
+
+    def _tell(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning(message)
+
+    def _why_not(self, attention_mask: Tensor) -> str:
+        """Why the beginnings of this batch cannot be shared; empty where they can."""
+        model = self._model
+        if model is None or model.base_model is model:
+            return "the model is no transformers model with a head"
+        name, config = type(model).__name__, model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ())
+        window = _shortest_window(config, kinds)
+        # Each is checked where the one before holds.
+        reasons: Mapping[str, Callable[[], bool]] = {
+            f"{name} is no decoder: its prompt sees the response": lambda: (
+                config.is_encoder_decoder
+                or any(getattr(m, "is_causal", True) is False for m in model.base_model.modules())
+            ),
+            f"{name} has layers that are not attention ({', '.join(sorted(kinds))})": lambda: (
+                model._is_stateful or not kinds <= {"full_attention", "sliding_attention"}
+            ),
+            f"{name} does not take another attention function": lambda: (
+                not model._supports_attention_backend
+            ),
+            f"{config._attn_implementation!r} attention cannot be told who sees whom": lambda: (
+                config._attn_implementation not in WAYS
+            ),
+            "the model has no padding token": lambda: config.pad_token_id is None,
+            "dropout is on, and would be drawn once for all responses": lambda: _has_dropout(model),
+            f"texts are longer than the attention window of {window} tokens": lambda: (
+                attention_mask.shape[1] > window
+            ),
+            "rows are not padded on the right": lambda: bool(
+                (attention_mask.diff(dim=1) > 0).any()
+            ),
+        }
+        return next((reason for reason, holds in reasons.items() if holds()), "")
+
+    def _find_way(
+        self,
+        model: "PreTrainedModel",
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        shared: SharedRows,
+    ) -> Way | None:
+        """The first way that agrees with the plain pass on two groups of the batch."""
+        by_size = sorted(
+            range(len(shared.groups)),
+            key=lambda g: (
+                shared.prefixes[g] == 0,
+                sum(len(shared.rows[r]) for r in shared.groups[g]),
+            ),
+        )
+        chosen = [row for group in by_size[:2] for row in shared.groups[group]]
+        group_of_row = [number for number, g in enumerate(by_size[:2]) for _ in shared.groups[g]]
+        few = find_shared_rows([shared.rows[row] for row in chosen], group_of_row)
+        width = int(attention_mask[chosen].sum(dim=1).max())
+        ids, mask = input_ids[chosen][:, :width], attention_mask[chosen][:, :width]
+        parameters = _few_parameters(model) if torch.is_grad_enabled() else []
+        plain = _score(model, ids, mask, parameters)
+        problems = []
+        for way in WAYS[model.config.get_text_config()._attn_implementation]:
+            if way.trimmed and _trimmable_layer(model) is None:
+                continue
+            try:
+                with _Pass(model, way, few, ids).in_place():
+                    found = _score(model, ids, mask, parameters)
+            except torch.OutOfMemoryError:
+                raise
+            except (MetarmError, RuntimeError, TypeError, ValueError) as error:
+                problems.append(f"{way.name}: {error}")
+                continue
+            difference = _largest_difference(found, plain)
+            if difference <= _tolerance(model):
+                logger.info("prompts are shared (%s); differs by %.1e", way.name, difference)
+                return way
+            problems.append(f"{way.name}: differs by {difference:.1e}")
+        self._tell(
+            f"prompts are not shared: for {type(model).__name__} no way gives the plain pass's "
+            f"scores and gradients ({'; '.join(problems)}). Training is right, and slower."
+        )
+        return None
+
+
+class _Pass:
+    """One batch in one layout, and the forward pass of a base model that uses it."""
+
+    def __init__(
+        self, model: "PreTrainedModel", way: Way, shared: SharedRows, input_ids: Tensor
+    ) -> None:
+        self._model, self._base = model, model.base_model
+        self._way, self._input_ids = way, input_ids
+        self._last = torch.tensor([len(row) - 1 for row in shared.rows], device=input_ids.device)
+        self._layout: PackedLayout | GroupedLayout
+        if way.packed:
+            self._layout = lay_out_packed(shared, input_ids.device)
+        else:
+            pad_token_id = model.config.get_text_config().pad_token_id
+            self._layout = lay_out_grouped(shared, pad_token_id, input_ids.device)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """A block in which the base model's forward pass is this one, for its batch alone."""
+        with ExitStack() as stack:
+            if self._way.packed:
+                stack.enter_context(packed_attention(self._base))
+            stack.enter_context(_replaced(self._base, "forward", self._forward))
+            yield
+
+    def _forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
+    ) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        if input_ids.shape != self._input_ids.shape or not input_ids.equal(self._input_ids):
+            raise ModelError("inside a `sharing` block the model takes the block's batch alone")
+        layout = self._layout
+        if isinstance(layout, PackedLayout):
+            mask, options = None, {**options, "attends": layout.attends}
+        else:
+            mask = self._dense_mask(layout.mask)
+        options |= {"use_cache": False, "position_ids": layout.position_ids}
+        with _trimmed(self._model, layout) if self._way.trimmed else ExitStack():
+            output = type(self._base).forward(
+                self._base, input_ids=layout.input_ids, attention_mask=mask, **options
+            )
+        states = output.last_hidden_state.flatten(0, 1)
+        if not self._way.trimmed:
+            states = states.index_select(0, layout.ends)
+        # The head reads each row's last token and nothing else.
+        hidden = states.new_zeros(*input_ids.shape, states.shape[-1])
+        rows = torch.arange(len(states), device=states.device)
+        hidden = hidden.index_put((rows, self._last), states)
+        return BaseModelOutputWithPast(last_hidden_state=hidden)
+
+    def _dense_mask(self, is_seen: Tensor) -> Tensor:
+        """As the attention takes it: boolean for SDPA, added to the logits for eager."""
+        if self._model.config.get_text_config()._attn_implementation == "sdpa":
+            return is_seen
+        dtype = next(self._model.parameters()).dtype
+        return torch.zeros_like(is_seen, dtype=dtype).masked_fill(~is_seen, torch.finfo(dtype).min)
+
+
+@contextmanager
+def _trimmed(model: "PreTrainedModel", layout: PackedLayout | GroupedLayout) -> Iterator[None]:
+    """A block in which the last layer gives the states of the rows' last tokens alone."""
+    layer = _trimmable_layer(model)
+    assert layer is not None, "checked before this way is tried"
+
+    def take_ends(states: Tensor) -> Tensor:
+        return states.flatten(0, 1).index_select(0, layout.ends).unsqueeze(0)
+
+    def forward(hidden_states: Tensor, **options: Any) -> Tensor:
+        if isinstance(layout, PackedLayout):
+            options["attends"] = layout.attends_last
+        hook = layer.self_attn.o_proj.register_forward_pre_hook(
+            lambda _, inputs: (take_ends(inputs[0]),)
+        )
+        with hook:
+            attended, _ = layer.self_attn(
+                hidden_states=layer.input_layernorm(hidden_states), **options
+            )
+        states = take_ends(hidden_states) + attended
+        return states + layer.mlp(layer.post_attention_layernorm(states))
+
+    with _replaced(layer, "forward", forward):
+        yield
+
+
+def _trimmable_layer(model: "PreTrainedModel") -> Any:
+    """The last layer, where it is built as Llama's is: norm, attention, norm, MLP."""
+    layers = getattr(model.base_model, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        return None
+    last: Any = layers[-1]
+    parts = {"self_attn", "input_layernorm", "post_attention_layernorm", "mlp"}
+    has_parts = {name for name, _ in last.named_children()} == parts
+    return last if has_parts and "o_proj" in dict(last.self_attn.named_children()) else None
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """A block in which an attribute of the module itself, not of its class, is another one."""
+    kept = module.__dict__.get(name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        if kept is None:
+            delattr(module, name)
+        else:
+            setattr(module, name, kept)
+
+
+def _rows_to_their_ends(input_ids: Tensor, pad_token_id: int) -> list[list[int]]:
+    """Each row up to the last token that is no padding: the one that transformers' heads read."""
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    last = (places * (input_ids != pad_token_id)).argmax(dim=1).tolist()
+    return [row[: end + 1] for row, end in zip(input_ids.tolist(), last, strict=True)]
+
+
+def _shortest_window(config: Any, kinds: set[str]) -> float:
+    slides = "sliding_attention" in kinds if kinds else True
+    window = getattr(config, "sliding_window", None)
+    return window if slides and window else float("inf")
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    rates = ("p", "attention_dropout", "dropout")
+    return any(
+        isinstance(rate := getattr(module, name, None), float) and rate > 0
+        for module in model.modules()
+        if module.training
+        for name in rates
+    )
+
+
+def _few_parameters(model: nn.Module) -> list[Tensor]:
+    """Trainable tensors, smallest first, of a bounded size together: norms are in every layer."""
+    few: list[Tensor] = []
+    for parameter in sorted(
+        (p for p in model.parameters() if p.requires_grad), key=torch.Tensor.numel
+    ):
+        if few and sum(p.numel() for p in (*few, parameter)) > MAX_CHECKED_NUMBERS:
+            break
+        few.append(parameter)
+    return few
+
+
+def _score(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, parameters: Sequence[Tensor]
+) -> list[Tensor]:
+    """Scores, and the gradients of their weighted sum."""
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    if not parameters:
+        return [logits]
+    # Unlike weights: the gradient of a plain sum would miss texts that are mixed up.
+    weights = torch.linspace(-1.0, 2.0, logits.numel(), device=logits.device).view_as(logits)
+    gradients = torch.autograd.grad((weights * logits).sum(), parameters, allow_unused=True)
+    return [logits.detach(), *(g for g in gradients if g is not None)]
+
+
+def _largest_difference(found: Sequence[Tensor], plain: Sequence[Tensor]) -> float:
+    """The largest |found - plain| / |plain| over tensors, by Euclidean length; inf for NaN."""
+    if len(found) != len(plain):
+        return float("inf")
+    shares = [
+        ((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)).item()
+        for a, b in zip(found, plain, strict=True)
+    ]
+    return max(share if share == share else float("inf") for share in shares)
+
+
+def _tolerance(model: nn.Module) -> float:
+    parameter = next(model.parameters())
+    if torch.is_autocast_enabled(parameter.device.type):
+        return LOW_PRECISION_TOLERANCE
+    return TOLERANCE.get(parameter.dtype, LOW_PRECISION_TOLERANCE)
