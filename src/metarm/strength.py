@@ -16,7 +16,14 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
-from metarm.meta_step import TINY_NORM, Direction, gradient_norm, look_ahead, widest
+from metarm.meta_step import (
+    TINY_NORM,
+    Direction,
+    gradient_norm,
+    look_ahead,
+    weights_norm,
+    widest,
+)
 from metarm.meta_strength import LEAST_RANK_CORRELATION
 from metarm.metrics import mean_group_spearman
 
@@ -167,7 +174,7 @@ class RewardUnits:
         self._measure(parameters, [(direction.gradients, direction.norm)])
         wanted = fraction * self._spread / speed if (speed := self._speeds[0]) > 0 else 0.0
         # Where J hardly changes these scores, their unit would ask for a leap.
-        return min(wanted, LONGEST_FRACTION * _length(parameters)) / direction.norm
+        return min(wanted, LONGEST_FRACTION * weights_norm(parameters)) / direction.norm
 
     def joint_weight(
         self,
@@ -213,14 +220,10 @@ class RewardUnits:
         if not due:
             return
         before = widest(self._scores())
-        probe = PROBE_FRACTION * _length(parameters)
+        probe = PROBE_FRACTION * weights_norm(parameters)
         self._spread = before.std().item()
         self._speeds = []
         for gradient, norm in gradients:
             with look_ahead(parameters, gradient, probe / norm):
                 after = widest(self._scores())
             self._speeds.append((after - before).std().item() / probe)
-
-
-def _length(parameters: Sequence[Tensor]) -> float:
-    return math.sqrt(sum(widest(p.detach()).square().sum().item() for p in parameters))

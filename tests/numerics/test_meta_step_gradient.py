@@ -148,6 +148,18 @@ def test_exact_equals_autograd_through_the_look_ahead(make_problem, mode, seed):
     assert largest_error(first, through) > 1e-3
 
 
+@pytest.mark.parametrize(("mode", "seed"), itertools.product(SIGN, range(4)))
+def test_a_finite_difference_is_near_the_exact_gradient(make_problem, mode, seed):
+    problem = make_problem(seed, groups=3, k=5, hidden=7)
+    settings = {"mode": mode, "step_size": 0.8}
+    first = taken(problem, **settings, order="first")
+    exact = taken(problem, **settings, order="exact")
+    near = taken(problem, **settings, order="finite-difference")
+    correction = sum((a - b).square().sum() for a, b in zip(exact, first, strict=True)).sqrt()
+    error = sum((a - b).square().sum() for a, b in zip(exact, near, strict=True)).sqrt()
+    assert error < 0.01 * correction
+
+
 @pytest.mark.parametrize(("mode", "seed"), itertools.product(SIGN, range(3)))
 def test_first_order_is_the_gradient_at_the_moved_weights(make_problem, mode, seed):
     problem = make_problem(seed)
@@ -390,7 +402,7 @@ def test_adding_gradients():
         ({"mode": "decsent"}, "'descent'"),
         ({"mode": "Off"}, "'off'"),
         ({"mode": "ascent", "order": "frist"}, "'first'"),
-        ({"mode": "ascent", "order": "2"}, "exact, first"),
+        ({"mode": "ascent", "order": "2"}, "exact, finite-difference, first"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(problem, settings, nearest):
