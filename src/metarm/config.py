@@ -142,6 +142,8 @@ class RewardSettings(_Settings):
     """Recompute activations: less memory, a third more time."""
     bf16: bool = False
     """Autocast to bfloat16; parameters stay fp32."""
+    share_prompts: bool = True
+    """Compute what the sides of a pair, or the responses of a group, begin with once: exact."""
     meta_mode: Literal["off", "ascent", "descent", "joint"] = "joint"
     """`ascent`: Algorithm 1 as printed; `descent`: its sign turned; `joint`: L - weight * J."""
     meta_strength: Literal["auto", "fixed"] | None = None
@@ -162,7 +164,13 @@ class RewardSettings(_Settings):
     """Responses per group (k). Paper: 5."""
     meta_every: Count = 1
     """Optimiser steps between two meta steps."""
-    meta_order: Literal["first", "exact"] = "first"
+    meta_between: Literal["plain", "stored"] = "plain"
+    """Steps between: plain, or along J's gradient of the last meta step (`stored`)."""
+    meta_parameters: Literal["all", "head"] = "all"
+    """Weights that J moves: all that are trained, or those of the score head."""
+    meta_micro_batch_size: Count | None = None
+    """Responses of the meta batch in memory at once; None: as many as a pass of pairs has."""
+    meta_order: Literal["first", "exact", "finite-difference"] = "first"
     """Whether the gradient flows through the look-ahead (`exact`: small models)."""
     meta_source_floor: Fraction = 0.25
     """Least share of each source of groups in a meta batch, in even shares; 1: all even."""

@@ -16,8 +16,8 @@ and `order="finite-difference"` nearly so, with any attention, at the price of o
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -33,16 +33,20 @@ __all__ = [
     "MetaMode",
     "MetaOrder",
     "Move",
+    "add_curvature",
+    "add_curvature_by_difference",
     "add_gradients",
     "check_mode",
     "check_precision",
     "gather_direction",
     "gradient_norm",
+    "inner_product",
     "look_ahead",
     "measure_direction",
     "meta_step",
-    "near_look_ahead",
+    "place_ahead",
     "signed_step",
+    "standing_at",
     "through_look_ahead",
     "weights_norm",
     "widest",
@@ -148,113 +152,157 @@ def signed_step(
     return sign * step_length / direction.norm if direction.norm > TINY_NORM else 0.0
 
 
-@contextmanager
-def look_ahead(
+def place_ahead(
     parameters: Sequence[Tensor],
     gradients: Sequence[Tensor | None],
     step: float,
     *,
     spend: bool = False,
-) -> Iterator[Move]:
-    """Hold the parameters at theta + step * gradient; on any exit they are back bit for bit.
+) -> tuple[list[Tensor | None], Move]:
+    """The weights theta + step * gradient, beside theta, and how far they are from it.
 
     Args:
         parameters: The trainable parameters, fp32.
-        gradients: One a parameter; None: it stays.
+        gradients: One a parameter; None: it stays, and so there is None in its place.
         step: What they are multiplied by.
-        spend: The gradients' own storage keeps theta meanwhile, so that nothing is copied; what
-            they held is lost.
+        spend: The gradients become these weights, so that no more memory is held.
 
     Raises:
         PrecisionError: When a parameter is stored in less than fp32.
     """
     moved = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
     check_precision(p for p, _ in moved)
-    # Copies, not subtraction on the way back: (theta + d) - d is not theta in floating point.
-    kept: list[Tensor] = []
+    places: list[Tensor | None] = []
     squared = along = intended = 0.0
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is None:
+                places.append(None)
+                continue
+            place = torch.add(parameter, gradient, alpha=step)
+            change = place - parameter
+            squared += inner_product(change, change)
+            along += step * inner_product(change, gradient)
+            intended += step**2 * inner_product(gradient, gradient)
+            if spend:
+                gradient.data = place
+            places.append(place)
+    return places, Move(math.sqrt(squared), along / intended if intended > 0 else 1.0)
+
+
+@contextmanager
+def standing_at(parameters: Sequence[Tensor], places: Sequence[Tensor | None]) -> Iterator[None]:
+    """Hold the parameters at other weights; on any exit they are back, as they were never touched.
+
+    Storages are exchanged, not values: nothing is copied or rounded, and graphs that were built
+    before stay right. Whatever keeps addresses of weights (CUDA graphs, flat shards) must not run
+    inside.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
     try:
-        with torch.no_grad():
-            for parameter, gradient in moved:
-                there = torch.add(parameter, gradient, alpha=step)
-                change = there - parameter
-                squared += _dot(change, change)
-                along += step * _dot(change, gradient)
-                intended += step**2 * _dot(gradient, gradient)
-                kept.append(gradient.copy_(parameter) if spend else parameter.detach().clone())
-                parameter.copy_(there)
+        for parameter, place in zip(parameters, places, strict=True):
+            if place is not None:
+                kept.append((parameter, parameter.data))
+                parameter.data = place
         # Inside one autocast context the cached bf16 weights would still be theta's.
         torch.clear_autocast_cache()
-        yield Move(math.sqrt(squared), along / intended if intended > 0 else 1.0)
+        yield
     finally:
-        with torch.no_grad():
-            # A gradient whose move was interrupted has no copy, or one of weights not yet moved.
-            for (parameter, _), original in zip(moved, kept, strict=False):
-                parameter.copy_(original)
+        for parameter, home in kept:
+            parameter.data = home
         torch.clear_autocast_cache()
+
+
+@contextmanager
+def look_ahead(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], step: float
+) -> Iterator[Move]:
+    """Hold the parameters at theta + step * gradient; on any exit they are back bit for bit.
+
+    Raises:
+        PrecisionError: When a parameter is stored in less than fp32.
+    """
+    places, move = place_ahead(parameters, gradients, step)
+    with standing_at(parameters, places):
+        yield move
+
+
+def add_curvature(
+    parameters: Sequence[Tensor], difference: Callable[[], Tensor], step: float
+) -> None:
+    """Turn the gradient in `.grad`, g = grad L(theta'), into (I + step * H_J) g, by autograd.
+
+    That is the gradient of L(theta + step * grad J(theta)) by theta. The attention must be
+    differentiable twice: load the model with `attn_implementation="eager"`.
+
+    Args:
+        parameters: The trainable parameters, at theta.
+        difference: Evaluates J there with its graph.
+        step: As in `look_ahead`.
+    """
+    taken = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    products = _hessian_vector_products(difference(), parameters, taken)
+    for parameter, gradient, product in zip(parameters, taken, products, strict=True):
+        if product is not None:
+            parameter.grad = gradient + step * product
+
+
+def add_curvature_by_difference(
+    parameters: Sequence[Tensor],
+    measure: Callable[[], Direction],
+    direction: Direction,
+    step: float,
+) -> None:
+    """As `add_curvature`, with H_J g by one difference of J's gradient at the kept weights.
+
+    H g ~ (grad J(theta + e g) - grad J(theta)) / e,   e |g| = 1e-3 |theta|
+
+    Any attention will do, and gradient checkpointing. Where |s_i - s_j| passes 0 on the way, J has
+    a kink that the difference sees and autograd does not.
+
+    Args:
+        parameters: The trainable parameters, at theta, fp32 or better.
+        measure: J's direction at the weights as they are; called once.
+        direction: J's direction at theta.
+        step: As in `look_ahead`.
+    """
+    taken = [None if p.grad is None else p.grad.clone() for p in parameters]
+    norm = gradient_norm(taken)
+    if norm <= TINY_NORM:
+        return
+    probe = PROBE_LENGTH * weights_norm(parameters) / norm
+    with look_ahead(parameters, taken, probe):
+        there = measure()
+    add_gradients(parameters, there.gradients, step / probe)
+    add_gradients(parameters, direction.gradients, -step / probe)
 
 
 @contextmanager
 def through_look_ahead(
     parameters: Sequence[Tensor], difference: Callable[[], Tensor], step: float
 ) -> Iterator[None]:
-    """Turn the gradient taken inside, g = grad L(theta'), into (I + step * H_J) g on a clean exit.
+    """`add_curvature` to the gradient that is taken inside, on a clean exit.
 
-    That is the gradient of L(theta + step * grad J(theta)) by theta. Wrap it around `look_ahead`:
-    J is evaluated again, at the kept weights. Gradients accumulated before are left as they were.
-    The attention must be differentiable twice: load the model with `attn_implementation="eager"`.
+    Put it around `look_ahead`: J is evaluated again, at the kept weights. Gradients accumulated
+    before are left as they were.
     """
+    with _gradients_apart(parameters):
+        yield
+        add_curvature(parameters, difference, step)
+
+
+@contextmanager
+def _gradients_apart(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """A block that begins without gradients; those from before are added on any exit."""
     earlier = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
     try:
         yield
-        taken = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        products = _hessian_vector_products(difference(), parameters, taken)
-        for parameter, gradient, product in zip(parameters, taken, products, strict=True):
-            if product is not None:
-                parameter.grad = gradient + step * product
     finally:
         for parameter, before in zip(parameters, earlier, strict=True):
             if before is not None:
                 parameter.grad = before if parameter.grad is None else before + parameter.grad
-
-
-@contextmanager
-def near_look_ahead(
-    parameters: Sequence[Tensor],
-    measure: Callable[[], Direction],
-    direction: Direction,
-    step: float,
-) -> Iterator[None]:
-    """As `through_look_ahead`, with H_J g by one difference of J's gradient at the kept weights.
-
-    H g ~ (grad J(theta + e g) - grad J(theta)) / e,   e |g| = 1e-3 |theta|
-
-    Any attention will do, and gradient checkpointing. Where |s_i - s_j| passes 0 on the way, J has
-    a kink that the difference sees and `through_look_ahead` does not.
-
-    Args:
-        parameters: The trainable parameters, fp32 or better.
-        measure: J's direction at the weights as they are; called once, on a clean exit.
-        direction: J's direction at the kept weights.
-        step: As in `look_ahead`, around which this is put.
-    """
-    earlier = [parameter.grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.grad = None
-    try:
-        yield
-        taken = [parameter.grad for parameter in parameters]
-        norm = gradient_norm(taken)
-        if norm > TINY_NORM:
-            probe = PROBE_LENGTH * weights_norm(parameters) / norm
-            with look_ahead(parameters, taken, probe):
-                there = measure()
-            add_gradients(parameters, there.gradients, step / probe)
-            add_gradients(parameters, direction.gradients, -step / probe)
-    finally:
-        add_gradients(parameters, earlier, 1.0)
 
 
 @contextmanager
@@ -308,19 +356,15 @@ def meta_step(
         add_gradients(trainable, direction.gradients, -weight)
         return
     step = signed_step(mode, direction, step_size=step_size, step_length=step_length)
-    corrections: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
-        "first": nullcontext,
-        "exact": lambda: through_look_ahead(trainable, difference, step),
-        "finite-difference": lambda: near_look_ahead(
-            trainable, lambda: measure_direction(difference(), trainable), direction, step
-        ),
-    }
-    spend = order != "finite-difference"
-    with (  # the look-ahead is left first
-        corrections[order](),
-        look_ahead(trainable, direction.gradients, step, spend=spend) as move,
-    ):
-        yield move
+    with _gradients_apart(trainable):
+        with look_ahead(trainable, direction.gradients, step) as move:
+            yield move
+        if order == "exact":
+            add_curvature(trainable, difference, step)
+        elif order == "finite-difference":
+            add_curvature_by_difference(
+                trainable, lambda: measure_direction(difference(), trainable), direction, step
+            )
 
 
 def add_gradients(
@@ -352,7 +396,7 @@ def _hessian_vector_products(
 
 def gradient_norm(gradients: Iterable[Tensor | None]) -> float:
     """Euclidean length of a whole gradient; None counts as 0."""
-    return math.sqrt(sum(_dot(g, g) for g in gradients if g is not None))
+    return math.sqrt(sum(inner_product(g, g) for g in gradients if g is not None))
 
 
 def weights_norm(parameters: Iterable[Tensor]) -> float:
@@ -360,7 +404,7 @@ def weights_norm(parameters: Iterable[Tensor]) -> float:
     return gradient_norm(parameter.detach() for parameter in parameters)
 
 
-def _dot(one: Tensor, other: Tensor) -> float:
+def inner_product(one: Tensor, other: Tensor) -> float:
     """The inner product of two tensors of one shape; sums over tensors go on in fp64."""
     return torch.dot(one.flatten(), other.flatten().to(one.dtype)).item()
 

@@ -22,7 +22,8 @@ from unit.reward_problem import (
 OF_JOINT = {"meta/J", "meta/grad_norm", "meta/weight", "meta/cosine"}
 OF_GUARD = {"meta/strength", "meta/rank_correlation"}
 OF_SOURCES = {name for name in META_METRICS if "<source>" in name}
-OF_LOOK_AHEAD = set(META_METRICS) - OF_GUARD - OF_SOURCES - {"meta/weight"}
+OF_TOKENS = {name for name in META_METRICS if name.startswith("tokens/")}
+OF_LOOK_AHEAD = set(META_METRICS) - OF_GUARD - OF_SOURCES - OF_TOKENS - {"meta/weight"}
 
 
 def _logs(folder, output_dir, **options):
@@ -43,6 +44,7 @@ def _logs(folder, output_dir, **options):
 def test_the_keys_are_those_of_the_table(reward_model_dir, tmp_path, mode, expected):
     for entry in _logs(reward_model_dir, tmp_path, meta_mode=mode, logging_steps=1):
         assert {name for name in entry if name.startswith("meta/")} == expected
+        assert set(entry) >= OF_TOKENS
 
 
 def test_a_guarded_training_logs_the_guard_too(reward_model_dir, tmp_path):
@@ -56,7 +58,13 @@ def test_a_guarded_training_logs_the_guard_too(reward_model_dir, tmp_path):
 def test_every_log_has_every_key(reward_model_dir, tmp_path, options):
     """Also where the last step before the log is no meta step; J is measured again once a log."""
     trainer = make_trainer(
-        reward_model_dir, tmp_path, meta_mode="ascent", meta_every=2, max_steps=8, **options
+        reward_model_dir,
+        tmp_path,
+        meta_mode="ascent",
+        meta_every=2,
+        max_steps=8,
+        share_prompts=False,
+        **options,
     )
     sizes = []
     trainer.model.register_forward_hook(lambda _, __, out: sizes.append(len(out.logits)))
@@ -65,7 +73,8 @@ def test_every_log_has_every_key(reward_model_dir, tmp_path, options):
     assert len(found) == 2
     for entry in found:
         assert set(entry) >= OF_LOOK_AHEAD
-    assert sizes.count(4 * GROUP_SIZE) == 4 + 2
+    # Two parts of two groups each.
+    assert sizes.count(2 * GROUP_SIZE) == 2 * (4 + 2)
 
 
 def _ragged_rows():
@@ -177,7 +186,7 @@ def test_the_cosine_tells_whether_preferences_lower_j(reward_model_dir, tmp_path
         trainer.train()
         cosine = trainer.state.log_history[0]["meta/cosine"]
         with torch.no_grad():
-            change = trainer._difference().item() - trainer.state.log_history[0]["meta/J"]
+            change = trainer._pass.difference().item() - trainer.state.log_history[0]["meta/J"]
         assert math.copysign(1, cosine) == -math.copysign(1, change)
         signs.add(math.copysign(1, cosine))
     assert signs == {-1.0, 1.0}
@@ -185,5 +194,7 @@ def test_the_cosine_tells_whether_preferences_lower_j(reward_model_dir, tmp_path
 
 def test_the_guide_explains_each_metric(repository):
     page = (repository / "docs" / "training.md").read_text(encoding="utf-8")
-    table = dict(re.findall(r"^\| `(meta/[\w<>]+)` \| (.+?) \|$", page, flags=re.MULTILINE))
+    table = dict(
+        re.findall(r"^\| `((?:meta|tokens)/[\w<>]+)` \| (.+?) \|$", page, flags=re.MULTILINE)
+    )
     assert table == {name: text.replace("|", "\\|") for name, text in META_METRICS.items()}

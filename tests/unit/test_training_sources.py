@@ -14,9 +14,10 @@ JOINT = {"meta_mode": "joint", "meta_weight": 0.7, "max_steps": 6, "meta_batch_s
 class _Noting(MetaRewardTrainer):
     """Notes the groups of each step, and the spreads that a hand would find."""
 
-    def _meta_batch(self, step):
-        found = super()._meta_batch(step)
-        self.batches = [*getattr(self, "batches", []), found[0].input_ids.tolist()]
+    def _meta_pass(self, step):
+        found = super()._meta_pass(step)
+        ids = [batch.input_ids.tolist() for part in found.parts for batch in part.batches]
+        self.batches = [*getattr(self, "batches", []), ids]
         return found
 
 

@@ -52,9 +52,8 @@ def test_a_guard_that_fails_turns_the_step_off_and_keeps_plain_weights(
     monkeypatch.setattr("metarm.training.control.StrengthGuard", lambda: StrengthGuard(least=1.1))
     trl = make_trl_trainer(reward_model_dir, tmp_path / "trl", max_steps=8)
     trl.train()
-    trainer = make_trainer(
-        reward_model_dir, tmp_path / "meta", given=GROUPS, meta_mode=mode, max_steps=8
-    )
+    options = {"meta_mode": mode, "max_steps": 8, "share_prompts": False}
+    trainer = make_trainer(reward_model_dir, tmp_path / "meta", given=GROUPS, **options)
     trainer.train()
     assert logged(trainer, "meta/strength") == [0.5, 0.25, 0.125, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert len(logged(trainer, "meta/rank_correlation")) == 8

@@ -10,6 +10,7 @@ from metarm.data.encoding import Encoder, pad_batch
 from metarm.data.meta_batches import draw_group_indices
 from metarm.objectives import bradley_terry_loss, difference_loss
 from metarm.training import MetaRewardConfig, MetaRewardTrainer
+from metarm.training.control import read_reference_pairs
 from unit.reward_problem import (
     GROUP_SIZE,
     NUM_GROUPS,
@@ -96,7 +97,7 @@ class _Reference:
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_off_is_trl_bit_for_bit(reward_model_dir, tmp_path, accumulation):
     options = {"max_steps": 20, "gradient_accumulation_steps": accumulation, **ADAM}
-    ours = _train(reward_model_dir, tmp_path, meta_mode="off", **options)
+    ours = _train(reward_model_dir, tmp_path, meta_mode="off", share_prompts=False, **options)
     theirs = make_trl_trainer(reward_model_dir, tmp_path, **options)
     theirs.train()
     assert is_same(weights(ours.model), weights(theirs.model))
@@ -239,7 +240,9 @@ class _Watch(MetaRewardTrainer):
     """Measures how far the reference pairs' scores move at each look-ahead."""
 
     def reference_scores(self):
-        return self._measure_scores(self._read_reference_pairs()).double()
+        return self._measure_scores(
+            read_reference_pairs(self.train_dataset, self._encoder.pad_token_id)
+        ).double()
 
     def compute_loss(self, model, inputs, *arguments, **options):
         if self._is_ahead:

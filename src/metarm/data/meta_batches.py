@@ -34,6 +34,11 @@ class MetaBatch:
     sources: tuple[str, ...]
     """The name of each group's source."""
 
+    @property
+    def group_of_row(self) -> list[int]:
+        """Which group each response belongs to."""
+        return [group for group, there in enumerate(self.mask.tolist()) for _ in range(sum(there))]
+
 
 def draw_group_indices(num_groups: int, batch_size: int, *, step: int, seed: int) -> list[int]:
     """Which groups optimiser step `step` uses: passes over all groups, each in a new order.

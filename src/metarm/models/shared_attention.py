@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention within a packed row, as one of transformers' attention implementations.
 
-While `packed_attention` holds, a model's layers take the blocks of a `PackedLayout` from the
-keyword `attends` of the forward pass; each block is one call of the scaled-dot-product kernel.
+A model's layers take the blocks of a `PackedLayout` from the keyword `attends` of the forward pass;
+each block is one call of the scaled-dot-product kernel.
 """
 
 from collections.abc import Iterator
@@ -18,22 +18,23 @@ from metarm.models.prompt_layout import Attends
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["attend_in_blocks", "packed_attention"]
+__all__ = ["PACKED_ATTENTION", "attend_in_blocks", "attention"]
 
-NAME: Final = "metarm_packed"
+PACKED_ATTENTION: Final = "metarm_packed"
+"""Its layers take the blocks of a packed row from the forward pass's keyword `attends`."""
 
 
 @contextmanager
-def packed_attention(model: "PreTrainedModel") -> Iterator[None]:
-    """A block in which the model's layers attend by `attends`; other calls are not possible."""
+def attention(model: "PreTrainedModel", name: str) -> Iterator[None]:
+    """A block in which a model's layers attend by the implementation of this name."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, attend_in_blocks)
+    AttentionInterface.register(PACKED_ATTENTION, attend_in_blocks)
     configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     kept = {key: config._attn_implementation for key, config in configs.items()}
-    for config in configs.values():
-        config._attn_implementation = NAME
     try:
+        for config in configs.values():
+            config._attn_implementation = name
         yield
     finally:
         for key, config in configs.items():

@@ -6,10 +6,11 @@
         scores = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
         loss(scores).backward()
 
-Inside the block a forward pass of that very batch computes each group's common first tokens once,
-no padding, and of the last layer only what the rows' last tokens need; the model's own head reads
-the scores. Before a way of doing so is used, it is held against the plain pass on a part of the
-batch: the first that agrees is kept, and where none does the plain pass is used, with a warning.
+Inside the block a forward pass of that very batch (any other is as ever) computes each group's
+common first tokens once, no padding, and of the last layer only what the rows' last tokens need;
+the model's own head reads the scores. Before a way of doing so is used, it is held against the
+plain pass on a part of the batch: the first that agrees is kept, and where none does the plain pass
+is used, with a warning.
 """
 
 import logging
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
-from metarm.errors import MetarmError, ModelError
+from metarm.errors import MetarmError
 from metarm.models.prompt_layout import (
     GroupedLayout,
     PackedLayout,
@@ -30,7 +31,7 @@ from metarm.models.prompt_layout import (
     lay_out_grouped,
     lay_out_packed,
 )
-from metarm.models.shared_attention import packed_attention
+from metarm.models.shared_attention import PACKED_ATTENTION, attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,11 +76,13 @@ WAYS: Final[Mapping[str, tuple[Way, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a forward pass computes, in tokens."""
+    """What a forward pass computes, in places: tokens and what pads them."""
 
     computed: int
-    padded: int
-    """Places of the padded batch, which the plain pass computes."""
+    padding: int
+    """Of `computed`, places without a token."""
+    plain: int
+    """What the plain pass computes: all places of the padded batch."""
 
 
 class SharedPrompts:
@@ -94,7 +97,7 @@ class SharedPrompts:
         from transformers import PreTrainedModel
 
         found = (m for m in model.modules() if isinstance(m, PreTrainedModel))
-        self._model = next(found, None)
+        self._outer, self._model = model, next(found, None)
         self._ways: dict[bool, Way | None] = {}
         self._told: set[str] = set()
 
@@ -112,27 +115,30 @@ class SharedPrompts:
         Yields:
             How many tokens a forward pass of this batch computes.
         """
-        padded = input_ids.numel()
+        places = input_ids.numel()
+        plain = Work(places, places - int(attention_mask.sum()), places)
         reason = self._why_not(attention_mask)
         model = self._model
         if reason or model is None:
             self._tell(f"prompts are not shared: {reason}")
-            yield Work(padded, padded)
+            yield plain
             return
         rows = _rows_to_their_ends(input_ids, model.config.get_text_config().pad_token_id)
         shared = find_shared_rows(rows, group_of_row)
-        if shared.num_tokens > (1 - LEAST_SAVING) * padded:
-            yield Work(padded, padded)
+        if shared.num_tokens > (1 - LEAST_SAVING) * places:
+            yield plain
             return
         with_gradient = torch.is_grad_enabled()
         if with_gradient not in self._ways:
             self._ways[with_gradient] = self._find_way(model, input_ids, attention_mask, shared)
         way = self._ways[with_gradient]
         if way is None:
-            yield Work(padded, padded)
+            yield plain
             return
-        with _Pass(model, way, shared, input_ids).in_place():
-            yield Work(shared.num_tokens, padded)
+        shared_pass = _Pass(model, way, shared, input_ids)
+        with shared_pass.in_place():
+            computed = shared_pass.num_places
+            yield Work(computed, computed - shared.num_tokens, places)
 
     def _tell(self, message: str) -> None:
         if message not in self._told:
@@ -194,14 +200,14 @@ class SharedPrompts:
         width = int(attention_mask[chosen].sum(dim=1).max())
         ids, mask = input_ids[chosen][:, :width], attention_mask[chosen][:, :width]
         parameters = _few_parameters(model) if torch.is_grad_enabled() else []
-        plain = _score(model, ids, mask, parameters)
+        plain = _score(self._outer, ids, mask, parameters)
         problems = []
         for way in WAYS[model.config.get_text_config()._attn_implementation]:
             if way.trimmed and _trimmable_layer(model) is None:
                 continue
             try:
                 with _Pass(model, way, few, ids).in_place():
-                    found = _score(model, ids, mask, parameters)
+                    found = _score(self._outer, ids, mask, parameters)
             except torch.OutOfMemoryError:
                 raise
             except (MetarmError, RuntimeError, TypeError, ValueError) as error:
@@ -227,6 +233,7 @@ class _Pass:
     ) -> None:
         self._model, self._base = model, model.base_model
         self._way, self._input_ids = way, input_ids
+        self._attention = model.config.get_text_config()._attn_implementation
         self._last = torch.tensor([len(row) - 1 for row in shared.rows], device=input_ids.device)
         self._layout: PackedLayout | GroupedLayout
         if way.packed:
@@ -235,12 +242,17 @@ class _Pass:
             pad_token_id = model.config.get_text_config().pad_token_id
             self._layout = lay_out_grouped(shared, pad_token_id, input_ids.device)
 
+    @property
+    def num_places(self) -> int:
+        """Tokens that go through the layers, and what pads them."""
+        return self._layout.input_ids.numel()
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """A block in which the base model's forward pass is this one, for its batch alone."""
+        """A block in which the base model's forward pass of this batch is this one."""
         with ExitStack() as stack:
             if self._way.packed:
-                stack.enter_context(packed_attention(self._base))
+                stack.enter_context(attention(self._base, PACKED_ATTENTION))
             stack.enter_context(_replaced(self._base, "forward", self._forward))
             yield
 
@@ -249,8 +261,10 @@ class _Pass:
     ) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
+        base = type(self._base).forward
         if input_ids.shape != self._input_ids.shape or not input_ids.equal(self._input_ids):
-            raise ModelError("inside a `sharing` block the model takes the block's batch alone")
+            with attention(self._base, self._attention):
+                return base(self._base, input_ids, attention_mask=attention_mask, **options)
         layout = self._layout
         if isinstance(layout, PackedLayout):
             mask, options = None, {**options, "attends": layout.attends}
@@ -258,9 +272,7 @@ class _Pass:
             mask = self._dense_mask(layout.mask)
         options |= {"use_cache": False, "position_ids": layout.position_ids}
         with _trimmed(self._model, layout) if self._way.trimmed else ExitStack():
-            output = type(self._base).forward(
-                self._base, input_ids=layout.input_ids, attention_mask=mask, **options
-            )
+            output = base(self._base, input_ids=layout.input_ids, attention_mask=mask, **options)
         states = output.last_hidden_state.flatten(0, 1)
         if not self._way.trimmed:
             states = states.index_select(0, layout.ends)
@@ -272,7 +284,7 @@ class _Pass:
 
     def _dense_mask(self, is_seen: Tensor) -> Tensor:
         """As the attention takes it: boolean for SDPA, added to the logits for eager."""
-        if self._model.config.get_text_config()._attn_implementation == "sdpa":
+        if self._attention == "sdpa":
             return is_seen
         dtype = next(self._model.parameters()).dtype
         return torch.zeros_like(is_seen, dtype=dtype).masked_fill(~is_seen, torch.finfo(dtype).min)

@@ -3,24 +3,26 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from metarm.data.encoding import EncodedGroup, PaddedBatch
+from metarm.data.encoding import EncodedGroup, PaddedBatch, pad_batch
 from metarm.data.meta_batches import MetaBatch, collate_groups
-from metarm.meta_step import SIGNS, Direction, signed_step, widest
+from metarm.errors import ConfigError
+from metarm.meta_step import SIGNS, Direction, inner_product, signed_step
 from metarm.meta_strength import FULL_FRACTION, FULL_WEIGHT
 from metarm.strength import (
+    NUM_REFERENCE_PAIRS,
     RewardUnits,
     StrengthGuard,
     mean_rank_correlation,
 )
 
-__all__ = ["StrengthControl", "gradient_cosine", "keep_watched"]
+__all__ = ["StrengthControl", "gradient_cosine", "keep_watched", "read_reference_pairs"]
 
 NUM_CHECKS: Final = 10
 MOST_WATCHED: Final = 64
@@ -45,18 +47,48 @@ def keep_watched(
     )
 
 
-def gradient_cosine(parameters: Sequence[Tensor], direction: Direction) -> float | None:
-    """Cosine of the gradients left in `.grad` with J's, in [-1, 1]; None where either vanishes."""
-    product = squared = 0.0
-    for parameter, gradient in zip(parameters, direction.gradients, strict=True):
-        if parameter.grad is None:
-            continue
-        taken = widest(parameter.grad)
-        squared += taken.square().sum().item()
-        if gradient is not None:
-            product += (taken * gradient).sum().item()
-    length = math.sqrt(squared) * direction.norm
-    return product / length if length > 0 else None
+def read_reference_pairs(train_dataset: Any, pad_token_id: int) -> PaddedBatch:
+    """A few original pairs, always the same, whose scores' spread is the unit of a step.
+
+    Args:
+        train_dataset: As TRL has encoded it.
+        pad_token_id: To pad with.
+
+    Returns:
+        The chosen sides, then the rejected ones in the same order.
+
+    Raises:
+        ConfigError: When the data set is streamed.
+    """
+    if not hasattr(train_dataset, "select"):
+        raise ConfigError(
+            "a strength in reward units is measured on a few training pairs, and a streamed "
+            "data set has no rows to pick: give a Dataset, or set meta_step_length or "
+            "meta_weight"
+        )
+    count = len(train_dataset)
+    # Spread over the set: a file may be sorted.
+    rows = train_dataset.select(range(0, count, -(-count // NUM_REFERENCE_PAIRS)))
+    return pad_batch([*rows["chosen_ids"], *rows["rejected_ids"]], pad_token_id, side="right")
+
+
+def gradient_cosine(parameters: Sequence[Tensor], others: Iterable[Tensor | None]) -> float | None:
+    """Cosine of what is left in `.grad` with another gradient, in [-1, 1]; None where one vanishes.
+
+    Args:
+        parameters: Whose `.grad` it is.
+        others: One a parameter; taken one at a time, so that they may be made on the way.
+    """
+    product = squared = length = 0.0
+    for parameter, other in zip(parameters, others, strict=True):
+        if parameter.grad is not None:
+            squared += inner_product(parameter.grad, parameter.grad)
+        if other is not None:
+            length += inner_product(other, other)
+            if parameter.grad is not None:
+                product += inner_product(parameter.grad, other)
+    scale = math.sqrt(squared * length)
+    return product / scale if scale > 0 else None
 
 
 class StrengthControl:

@@ -4,18 +4,30 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, get_args
 
 from trl import RewardConfig
 
-from metarm.errors import ConfigError
-from metarm.meta_step import check_mode
+from metarm.errors import ConfigError, nearest_names
+from metarm.meta_step import MetaOrder, check_mode
 from metarm.meta_strength import META_NUMBERS, resolve_strength
 
 __all__ = ["META_METRICS", "MetaRewardConfig"]
 
 FIXED: Final = {"meta_learning_rate": 5e-6, "meta_weight": 0.1}
 """What `meta_strength="fixed"` takes where no number is given; eta is the paper's."""
+
+LEAST: Final = {
+    "meta_batch_size": 1,
+    "meta_group_size": 2,
+    "meta_every": 1,
+    "meta_micro_batch_size": 1,
+}
+CHOICES: Final = {
+    "meta_order": get_args(MetaOrder),
+    "meta_between": ("plain", "stored"),
+    "meta_parameters": ("all", "head"),
+}
 
 META_METRICS: Final[Mapping[str, str]] = {
     "meta/J": "difference loss of the meta batch at the kept weights",
@@ -31,11 +43,14 @@ META_METRICS: Final[Mapping[str, str]] = {
     "meta/move_length": "|theta' - theta| as stored",
     "meta/move_realised_fraction": "share of the intended move that survived rounding; 1 is right",
     "meta/score_change_mean": "mean |change of a meta response's score| by the look-ahead, logits",
-    "meta/cosine": "cosine between the gradients of L (where it was taken) and of J; above 0, "
-    "descending L lowers J too",
+    "meta/cosine": "cosine between the gradients of L (where it was taken) and of J (as the "
+    "weights moved along it); above 0, descending L lowers J too",
     "meta/weight_<source>": "with several sources: the share of the next meta batch that one gets",
     "meta/spread_<source>": "the gaps within its groups over those of original pairs, smoothed; 1: "
     "nothing lost, 0: blind",
+    "tokens/computed_share": "places that the passes of pairs and groups computed, over those of "
+    "their padded batches; 1: nothing is shared",
+    "tokens/padding_share": "padding among the places that were computed",
 }
 
 
@@ -43,6 +58,13 @@ META_METRICS: Final[Mapping[str, str]] = {
 class MetaRewardConfig(RewardConfig):
     """TRL's `RewardConfig` and the settings of the MetaRM step."""
 
+    share_prompts: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute what a pair's sides, or a group's responses, begin with once: the "
+            "same scores and gradients to 1e-6. False: TRL's own pass, bit for bit."
+        },
+    )
     meta_mode: str = field(
         default="joint",
         metadata={
@@ -96,9 +118,33 @@ class MetaRewardConfig(RewardConfig):
     meta_every: int = field(
         default=1, metadata={"help": "Optimiser steps between two meta steps; others are plain."}
     )
+    meta_between: str = field(
+        default="plain",
+        metadata={
+            "help": "What the steps between two meta steps are: plain, or stored: J's gradient of "
+            "the last meta step is used again (one more copy of the weights in memory)."
+        },
+    )
+    meta_parameters: str = field(
+        default="all",
+        metadata={
+            "help": "Which weights J moves: all that are trained, or head: the score head alone, "
+            "which needs no way back through the model."
+        },
+    )
+    meta_micro_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Responses of the meta batch in memory at once; same result. None: as many as "
+            "a forward pass of pairs has."
+        },
+    )
     meta_order: str = field(
         default="first",
-        metadata={"help": "first, or exact: the gradient flows through the look-ahead."},
+        metadata={
+            "help": "first; exact: the gradient flows through the look-ahead (eager attention); or "
+            "finite-difference: nearly so, with any attention, for one more pass of J."
+        },
     )
     meta_source_floor: float = field(
         default=0.25,
@@ -109,8 +155,9 @@ class MetaRewardConfig(RewardConfig):
         """Check the meta settings, then everything TRL checks."""
         super().__post_init__()
         check_mode(self.meta_mode)
-        for name, low in (("meta_batch_size", 1), ("meta_group_size", 2), ("meta_every", 1)):
-            if getattr(self, name) < low:
+        for name, low in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
                 raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
         for name in META_NUMBERS:
             value = getattr(self, name)
@@ -124,5 +171,7 @@ class MetaRewardConfig(RewardConfig):
             for name, value in FIXED.items():
                 if getattr(self, name) is None:
                     setattr(self, name, value)
-        if self.meta_order not in ("first", "exact"):
-            raise ConfigError(f"meta_order must be 'first' or 'exact', got {self.meta_order!r}")
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"unknown {name} {value!r}: {nearest_names(value, known)}")

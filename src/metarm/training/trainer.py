@@ -9,44 +9,47 @@ import copy
 import gc
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
-from trl import RewardTrainer
 
 from metarm.data.encoding import (
     EncodedGroup,
     Encoder,
     EncodingReport,
-    PaddedBatch,
     encode_groups,
-    pad_batch,
 )
-from metarm.data.meta_batches import MetaBatch, collate_groups, read_meta_dataset, thin_group
+from metarm.data.meta_batches import MetaBatch, read_meta_dataset, thin_group
 from metarm.data.meta_mixture import GroupMixture
 from metarm.errors import ConfigError, DataError, ModelError
 from metarm.meta_step import (
     SIGNS,
     Direction,
     Move,
+    add_curvature,
+    add_curvature_by_difference,
     add_gradients,
     check_precision,
-    gradient_norm,
-    look_ahead,
-    measure_direction,
-    through_look_ahead,
+    place_ahead,
+    standing_at,
 )
 from metarm.models.meta_callback import Kept, MetaCallback
 from metarm.objectives import difference_loss
-from metarm.strength import NUM_REFERENCE_PAIRS, StrengthGuard
-from metarm.training.control import StrengthControl, gradient_cosine, keep_watched
+from metarm.strength import StrengthGuard
+from metarm.training.control import (
+    StrengthControl,
+    gradient_cosine,
+    keep_watched,
+    read_reference_pairs,
+)
+from metarm.training.meta_pass import MetaPass
 from metarm.training.plain_training import (
     PLAIN_FILE,
     PlainTraining,
@@ -54,32 +57,34 @@ from metarm.training.plain_training import (
     noise_put_back,
     put_weights,
 )
+from metarm.training.processes import direction_over_processes, mean_over_processes
 from metarm.training.settings import MetaRewardConfig
+from metarm.training.shared_trainer import SharedPromptTrainer
 from metarm.training.support import refuse_unsupported
 
 __all__ = ["MetaRewardTrainer"]
 
-MEASURE_BATCH: Final = 64
-
 logger = logging.getLogger(__name__)
 
 
-class MetaRewardTrainer(RewardTrainer):
-    """`RewardTrainer` whose preference gradients are taken where the MetaRM step looks ahead.
+class MetaRewardTrainer(SharedPromptTrainer):
+    """TRL's `RewardTrainer` whose preference gradients are taken where the MetaRM step looks ahead.
 
     Give it a `meta_dataset` with the columns `prompt` and `responses` (a list of texts, or of
     conversations' last messages) beside everything `RewardTrainer` takes. With `meta_mode="off"`
-    it is TRL's trainer, bit for bit. With `meta_strength="auto"`, the default, `train` first trains
-    plainly, without callbacks or checkpoints, and then from the same weights with the meta step,
-    whose strength is guarded by the comparison; `guard` says what it saw, and where it fails in
-    the end the plain weights are kept. `keep_plain` asks for the plain training, and its weights in
-    `plain_weights`, also where there are too few groups to guard with.
+    it is TRL's trainer, to 1e-6, and bit for bit with `share_prompts=False`. With
+    `meta_strength="auto"`, the default, `train` first trains plainly, without callbacks or
+    checkpoints, and then from the same weights with the meta step, whose strength is guarded by the
+    comparison; `guard` says what it saw, and where it fails in the end the plain weights are kept.
+    `keep_plain` asks for the plain training, and its weights in `plain_weights`, also where there
+    are too few groups to guard with.
 
     Overrides, and why:
         A callback's `on_step_begin`: J's gradient, once per optimiser step, outside `no_sync`;
         its `on_step_end`: the mixture of sources, and the guard.
         `train`: the plain training before, where the guard needs it.
-        `training_step`: runs the parent's at the look-ahead point; weights are back when it ends.
+        `training_step`: runs the parent's at the look-ahead point, which is found once a step;
+            weights are back when it ends.
         `compute_loss`: the parent's; the gaps of its pairs are what sources are measured by.
         `_save_checkpoint`, `evaluate`: assert that the weights are back.
 
@@ -126,7 +131,8 @@ class MetaRewardTrainer(RewardTrainer):
         )
         self._direction: Direction | None = None
         self._control: StrengthControl | None = None
-        self._is_ahead = False
+        self._there: list[Tensor | None] = []
+        self._is_ahead = self._is_fresh = False
         self._plain_callbacks = plain_callbacks
         self._keeps_plain = keep_plain
         self._options = options
@@ -151,7 +157,9 @@ class MetaRewardTrainer(RewardTrainer):
         self._control = StrengthControl(
             args,
             score=self._measure_scores,
-            reference=self._read_reference_pairs() if in_units else None,
+            reference=read_reference_pairs(self.train_dataset, self._encoder.pad_token_id)
+            if in_units
+            else None,
             watched=watched,
             pad_token_id=self._encoder.pad_token_id,
             agree=self._mean,
@@ -272,41 +280,37 @@ class MetaRewardTrainer(RewardTrainer):
         assert self._control is not None, "only with a meta step"
         return self._control
 
-    def _read_reference_pairs(self) -> PaddedBatch:
-        """A few original pairs, always the same, whose scores' spread is the unit of a step."""
-        if not hasattr(self.train_dataset, "select"):
-            raise ConfigError(
-                "a strength in reward units is measured on a few training pairs, and a streamed "
-                "data set has no rows to pick: give a Dataset, or set meta_step_length or "
-                "meta_weight"
-            )
-        count = len(self.train_dataset)
-        # Spread over the set: a file may be sorted.
-        rows = self.train_dataset.select(range(0, count, -(-count // NUM_REFERENCE_PAIRS)))
-        ids = [*rows["chosen_ids"], *rows["rejected_ids"]]
-        return pad_batch(ids, self._encoder.pad_token_id, side="right")
-
     def _trainable(self) -> list[Tensor]:
         return [
             p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad
         ]
 
+    def _moved(self) -> list[Tensor]:
+        """The weights that J moves."""
+        if self.args.meta_parameters == "all":
+            return self._trainable()
+        inner = next(m for m in self.model.modules() if isinstance(m, PreTrainedModel))
+        trunk = {id(p) for p in inner.base_model.parameters()}
+        return [p for p in self._trainable() if id(p) not in trunk]
+
     def _measure_direction(self, step: int) -> None:
         """J and its gradient at the kept weights, for all micro-batches of this optimiser step."""
-        self._direction = None
-        if step % self.args.meta_every:
+        self._there = []
+        self._is_fresh = step % self.args.meta_every == 0
+        is_off = self._strength.factor == 0.0
+        if not self._is_fresh and self.args.meta_between == "stored" and not is_off:
             return
-        if self._strength.factor == 0.0:
-            return  # the guard has turned the meta step off
+        self._direction = None
+        if not self._is_fresh or is_off:
+            return  # a plain step, or the guard has turned the meta step off
         self.model.train()
-        self._batch, self._share = self._meta_batch(step)
+        self._pass = self._meta_pass(step)
         with noise_put_back(
             self.accelerator.device
         ):  # the preference loss draws its own dropout, as without J
-            local = measure_direction(self._difference() * self._share, self._trainable())
-        self._direction = self._over_processes(local)
-        is_own = self._batch.mask & (self._share > 0)
-        self._mixture.see_groups(self._scores_at_theta, is_own, self._batch.sources)
+            self._direction = self._over_processes(self._pass.measure(self._moved()))
+        is_own = self._pass.mask & (self._pass.share > 0)
+        self._mixture.see_groups(self._pass.scores, is_own, self._pass.sources)
         metrics = self._metrics["train"]
         metrics["meta/J"].append(self._direction.difference)
         metrics["meta/grad_norm"].append(self._direction.norm)
@@ -315,7 +319,7 @@ class MetaRewardTrainer(RewardTrainer):
                 f"the gradient of the difference loss is not finite at step {step}: training "
                 "diverged. Lower learning_rate, or meta_step_length / meta_weight."
             )
-        self._step = self._strength.signed_step(self._direction, self._trainable())
+        self._step = self._strength.signed_step(self._direction, self._moved())
         if self.args.meta_mode in SIGNS:
             metrics["meta/step_size"].append(abs(self._step))
 
@@ -332,48 +336,13 @@ class MetaRewardTrainer(RewardTrainer):
             self._mixture.see_pairs(*outputs.logits.squeeze(-1).chunk(2))
         return (loss, outputs) if return_outputs else loss
 
-    @torch.no_grad()
-    def _measure_scores(self, batch: PaddedBatch | MetaBatch) -> Tensor:
-        """Scores of any responses at the weights as they are, without a graph or dropout."""
-        device = self.accelerator.device
-        model = self.accelerator.unwrap_model(self.model)
-        # Without accelerate's autocast: bfloat16 would round a small change of the scores away.
-        forward = getattr(model, "_original_forward", model)
-        was_training = model.training
-        # Dropout would be taken for a change of the rewards.
-        model.eval()
-        found = []
-        for ids, mask in zip(
-            batch.input_ids.split(MEASURE_BATCH),
-            batch.attention_mask.split(MEASURE_BATCH),
-            strict=True,
-        ):
-            logits = forward(
-                input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-            ).logits
-            found.append(logits.squeeze(-1).float())
-        model.train(was_training)
-        return torch.cat(found)
-
     def _over_processes(self, local: Direction) -> Direction:
-        """The direction of the J of all groups, of which each process has measured its share."""
-        if self.accelerator.num_processes == 1:
-            return local
-        gradients = tuple(
-            None if g is None else self.accelerator.reduce(g, reduction="mean")
-            for g in local.gradients
-        )
-        norm = gradient_norm(gradients)
-        return Direction(self._mean(local.difference), gradients, norm)
+        return direction_over_processes(self.accelerator, local)
 
     def _mean(self, value: float) -> float:
-        """The mean of a number over all processes."""
-        if self.accelerator.num_processes == 1:
-            return value
-        local = torch.tensor(value, dtype=torch.float32, device=self.accelerator.device)
-        return float(self.accelerator.reduce(local, reduction="mean").item())
+        return mean_over_processes(self.accelerator, value)
 
-    def _meta_batch(self, step: int) -> tuple[MetaBatch, float]:
+    def _meta_pass(self, step: int) -> MetaPass:
         """This process's groups, and what their mean weighs in the mean over processes."""
         indices = self._mixture.draw(self.args.meta_batch_size, step)
         num_processes = self.accelerator.num_processes
@@ -383,91 +352,115 @@ class MetaRewardTrainer(RewardTrainer):
             thin_group(self._groups[i], self.args.meta_group_size, seed=self.args.seed + step)
             for i in own or indices[:1]
         ]
-        batch = collate_groups(groups, self._encoder.pad_token_id, self.accelerator.device)
-        return batch, len(own) * num_processes / len(indices)
+        most = self.args.meta_micro_batch_size or 2 * self.args.per_device_train_batch_size
+        return MetaPass(
+            groups,
+            self._score_responses,
+            most_responses=most,
+            pad_token_id=self._encoder.pad_token_id,
+            device=self.accelerator.device,
+            share=len(own) * num_processes / len(indices),
+        )
 
-    def _meta_scores(self) -> Tensor:
-        """Scores of the meta batch, (groups, k), in fp32 or better, with their graph."""
-        batch = self._batch
+    @contextmanager
+    def _score_responses(self, batch: MetaBatch) -> Iterator[Tensor]:
+        """Scores of some responses, in fp32 or better, with their graph."""
         # The bare model: DDP's reducer must not see gradients that are not the preference loss's.
         model = self.accelerator.unwrap_model(self.model)
-        with self.compute_loss_context_manager():
-            logits = model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).logits
-        flat = logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
-        scores = flat.new_zeros(batch.mask.shape)
-        return scores.masked_scatter(batch.mask, flat)
+        with self._sharing(batch.input_ids, batch.attention_mask, batch.group_of_row):
+            with self.compute_loss_context_manager():
+                logits = model(
+                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+                ).logits
+            yield logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _difference(self) -> Tensor:
-        scores = self._meta_scores()
-        self._scores_at_theta = scores.detach()
-        return difference_loss(scores, self._batch.mask)
-
-    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+    def training_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
         """The parent's step, at theta' where the mode looks ahead."""
-        direction = self._direction
-        if direction is None:
-            return super().training_step(*arguments, **options)
-        parameters = self._trainable()
-        if self.args.meta_mode == "joint":
-            loss = super().training_step(*arguments, **options)
-            if self.accelerator.sync_gradients:
-                self._log_cosine(parameters, direction)
-                weight = self._strength.joint_weight(direction, parameters)
-                self._metrics["train"]["meta/weight"].append(weight)
-                add_gradients(parameters, direction.gradients, -weight)
-            return loss
-        if self._mixture.is_mixed:
-            self._see_pairs_at_theta(arguments[1])
-        is_exact = self.args.meta_order == "exact"
-        correction = (
-            through_look_ahead(parameters, self._difference, self._step)
-            if is_exact
-            else nullcontext()
-        )
-        with correction, look_ahead(parameters, direction.gradients, self._step) as move:
-            self._is_ahead = True
-            try:
-                self._log_move(move)
-                loss = super().training_step(*arguments, **options)
-            finally:
-                self._is_ahead = False
+        inputs = self._prepare_inputs(inputs)
+        looks_ahead = self._direction is not None and self.args.meta_mode in SIGNS
+        if looks_ahead and not self._there:
+            self._place_ahead(inputs)
+        try:
+            with standing_at(self._moved(), self._there) if looks_ahead else nullcontext():
+                self._is_ahead = looks_ahead
+                loss = super().training_step(model, inputs, *arguments, **options)
+        finally:
+            self._is_ahead = False
         if self.accelerator.sync_gradients:
-            self._log_cosine(parameters, direction)
+            self._end_micro_batches()
         return loss
 
-    @torch.no_grad()
-    def _see_pairs_at_theta(self, inputs: Any) -> None:
-        """One more forward pass: the groups' gaps are those of theta, not of theta'."""
-        inputs = self._prepare_inputs(inputs)
-        model = self.accelerator.unwrap_model(self.model)
-        with noise_put_back(self.accelerator.device), self.compute_loss_context_manager():
-            logits = model(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                use_cache=False,
-            ).logits
-        self._mixture.see_pairs(*logits.squeeze(-1).float().chunk(2))
+    def _place_ahead(self, inputs: Any) -> None:
+        """Find theta', before the first micro-batch of an optimiser step."""
+        if self._direction is None:
+            return
+        if self._mixture.is_mixed:
+            # The groups' gaps are those of theta, not of theta'.
+            with noise_put_back(self.accelerator.device):
+                self._mixture.see_pairs(*self._score_pairs(inputs).chunk(2))
+        moved = self._moved()
+        self._there, move = place_ahead(
+            moved, self._direction.gradients, self._step, spend=self._spends
+        )
+        with standing_at(moved, self._there):
+            self._log_move(move)
+
+    @property
+    def _spends(self) -> bool:
+        """Whether J's gradient is needed no more once theta' is found."""
+        return self.args.meta_order != "finite-difference" and self.args.meta_between == "plain"
+
+    def _end_micro_batches(self) -> None:
+        """After the last micro-batch: the preference gradient is complete."""
+        if self._direction is None:
+            return
+        moved, gradients = self._moved(), self._direction.gradients
+        if self.args.meta_mode == "joint":
+            self._log_cosine(moved, gradients)
+            weight = self._strength.joint_weight(self._direction, moved)
+            self._metrics["train"]["meta/weight"].append(weight)
+            add_gradients(moved, gradients, -weight)
+            return
+        # A gradient that is spent is told by the move that was made along it.
+        sign = math.copysign(1.0, self._step)
+        self._log_cosine(
+            moved,
+            (
+                None if there is None else sign * (there - home.detach())
+                for home, there in zip(moved, self._there, strict=True)
+            ),
+        )
+        self._there = []
+        curvatures: Mapping[str, Callable[[Direction], None]] = {
+            "first": lambda direction: None,
+            "exact": lambda direction: add_curvature(moved, self._pass.difference, self._step),
+            "finite-difference": lambda direction: add_curvature_by_difference(
+                moved,
+                lambda: self._over_processes(self._pass.measure(moved)),
+                direction,
+                self._step,
+            ),
+        }
+        curvatures[self.args.meta_order](self._direction)
+        if self._spends:
+            self._direction = None
 
     def _log_move(self, move: Move) -> None:
-        """Once per optimiser step, on its last micro-batch."""
-        if not self.accelerator.sync_gradients:
-            return
+        """Once per optimiser step."""
         metrics = self._metrics["train"]
         metrics["meta/move_length"].append(move.length)
         metrics["meta/move_realised_fraction"].append(move.realised_fraction)
-        if not self._is_last_before_log():
+        if not (self._is_fresh and self._is_last_before_log()):
             return
-        with torch.no_grad(), noise_put_back(self.accelerator.device):
-            after = self._meta_scores()
-        mask = self._batch.mask
-        local = difference_loss(after, mask) - difference_loss(self._scores_at_theta, mask)
-        change = self._mean(self._share * local.item())
+        with noise_put_back(self.accelerator.device):
+            after = self._pass.table()
+        mask, share, before = self._pass.mask, self._pass.share, self._pass.scores
+        local = difference_loss(after, mask) - difference_loss(before, mask)
+        change = self._mean(share * local.item())
         metrics["meta/J_change"].append(change)
         metrics["meta/J_after"].append(metrics["meta/J"][-1] + change)
-        moved = (after - self._scores_at_theta).abs()[mask].mean().item()
-        metrics["meta/score_change_mean"].append(self._mean(self._share * moved))
+        moved = (after - before).abs()[mask].mean().item()
+        metrics["meta/score_change_mean"].append(self._mean(share * moved))
 
     def _is_last_before_log(self) -> bool:
         """Whether no other meta step comes before the next log."""
@@ -477,8 +470,8 @@ class MetaRewardTrainer(RewardTrainer):
         step = self.state.global_step
         return step + self.args.meta_every >= (step // every + 1) * every
 
-    def _log_cosine(self, parameters: Sequence[Tensor], direction: Direction) -> None:
-        if (cosine := gradient_cosine(parameters, direction)) is not None:
+    def _log_cosine(self, parameters: Sequence[Tensor], others: Iterable[Tensor | None]) -> None:
+        if (cosine := gradient_cosine(parameters, others)) is not None:
             self._metrics["train"]["meta/cosine"].append(cosine)
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
