@@ -10,6 +10,7 @@ import torch
 from metarm.data.encoding import Encoder, pad_batch
 from metarm.errors import DataError, EmptySetError, ModelError
 from metarm.models.loading import context_length, load_encoder, load_reward_model
+from metarm.models.shared_prompts import SharedPrompts
 from metarm.protocols import StageProgress
 from metarm.schema import PreferencePair, Prompt, prompt_text
 
@@ -34,6 +35,7 @@ class RewardModelScore:
         self.encoder = encoder
         self.batch_size = batch_size
         self.bar = bar
+        self._prompts = SharedPrompts(model)
 
     def reporting_to(self, bar: StageProgress) -> "RewardModelScore":
         """The same, which moves `bar` by one for each response it has scored."""
@@ -61,7 +63,10 @@ class RewardModelScore:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        """Score each response, in logits; batches are sorted by length, the order is kept.
+        """Score each response, in logits, in the order given.
+
+        Responses to one prompt go together where they fit in a batch, and the model reads the
+        prompt once; batches are of like lengths.
 
         Raises:
             DataError: When a prompt and its response are longer than the model's context.
@@ -69,34 +74,41 @@ class RewardModelScore:
         """
         rows = [self.encoder.encode(p, r) for p, r in zip(prompts, responses, strict=True)]
         context = context_length(self.model)
-        scores = [0.0] * len(rows)
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        for start in range(0, len(order), self.batch_size):
-            indices = order[start : start + self.batch_size]
-            longest = rows[indices[-1]]
-            if len(longest) > context:
-                raise DataError(
-                    f"cannot score {prompt_text(prompts[indices[-1]])[:60]!r}...: prompt and "
-                    f"response have {len(longest)} tokens, the reward model's context is {context}"
-                )
-            batch = pad_batch(
-                [rows[index] for index in indices], self.encoder.pad_token_id, side="right"
+        if rows and len(longest := max(rows, key=len)) > context:
+            prompt = prompts[next(i for i, row in enumerate(rows) if row is longest)]
+            raise DataError(
+                f"cannot score {prompt_text(prompt)[:60]!r}...: prompt and response have "
+                f"{len(longest)} tokens, the reward model's context is {context}"
             )
-            logits = self.model(
-                input_ids=batch.input_ids.to(self.model.device),
-                attention_mask=batch.attention_mask.to(self.model.device),
-                use_cache=False,
-            ).logits
-            if not torch.isfinite(logits).all():
-                raise ModelError(
-                    "the reward model gave a score that is not finite: its weights are broken "
-                    "(training diverged?); lower the learning rate and train it again"
-                )
-            for index, score in zip(indices, logits.float().squeeze(-1).tolist(), strict=True):
+        members: dict[Prompt, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            members.setdefault(prompt, []).append(index)
+        groups = sorted(members.values(), key=lambda group: max(len(rows[i]) for i in group))
+        order = [(index, number) for number, group in enumerate(groups) for index in group]
+        scores = [0.0] * len(rows)
+        for start in range(0, len(order), self.batch_size):
+            indices, group_of_row = zip(*order[start : start + self.batch_size], strict=True)
+            found = self._score([rows[index] for index in indices], group_of_row)
+            for index, score in zip(indices, found, strict=True):
                 scores[index] = score
             if self.bar is not None:
                 self.bar.advance(len(indices))
         return scores
+
+    def _score(self, rows: Sequence[list[int]], group_of_row: Sequence[int]) -> list[float]:
+        """Scores of one batch of token ids."""
+        batch = pad_batch(rows, self.encoder.pad_token_id, side="right")
+        ids = batch.input_ids.to(self.model.device)
+        mask = batch.attention_mask.to(self.model.device)
+        with self._prompts.sharing(ids, mask, group_of_row):
+            logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        if not torch.isfinite(logits).all():
+            raise ModelError(
+                "the reward model gave a score that is not finite: its weights are broken "
+                "(training diverged?); lower the learning rate and train it again"
+            )
+        found: list[float] = logits.float().squeeze(-1).tolist()
+        return found
 
 
 def load_score_function(model: str | Path, *, batch_size: int = 64) -> RewardModelScore:

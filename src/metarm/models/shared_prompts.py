@@ -143,7 +143,8 @@ class SharedPrompts:
     def _tell(self, message: str) -> None:
         if message not in self._told:
             self._told.add(message)
-            logger.warning(message)
+            # Training is where it costs; a score is asked for now and then.
+            logger.log(logging.WARNING if torch.is_grad_enabled() else logging.INFO, message)
 
     def _why_not(self, attention_mask: Tensor) -> str:
         """Why the beginnings of this batch cannot be shared; empty where they can."""
