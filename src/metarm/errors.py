@@ -8,6 +8,7 @@
     |   +-- EmptySetError               nothing is left to work on
     +-- ShapeError (ValueError)         tensors of the wrong shape reached the mathematics
     +-- ModelError (ValueError)         a model or tokenizer cannot do what is asked of it
+    |   +-- CacheError                  rows of its cache cannot be copied and removed
     +-- PrecisionError (ModelError)     trainable parameters that would swallow the meta step
     +-- RunError (RuntimeError)         a run folder cannot be used as it is
         +-- FingerprintError            a finished stage was made with other settings
@@ -19,6 +20,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "CacheError",
     "ConfigError",
     "DataError",
     "EmptySetError",
@@ -59,6 +61,10 @@ class ShapeError(MetarmError, ValueError):
 
 class ModelError(MetarmError, ValueError):
     """A model or tokenizer cannot do what is asked of it."""
+
+
+class CacheError(ModelError):
+    """Rows of a language model's cache cannot be copied and removed."""
 
 
 class PrecisionError(ModelError):

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from metarm.models.loading import load_causal_lm, load_encoder, load_reward_model
+from metarm.policy.decoding import decode
 from metarm.policy.ppo import token_values
-from metarm.policy.sampling import generate, join_rows, response_log_probs
+from metarm.policy.sampling import generate, join_rows, nucleus_draw, response_log_probs
 from tiny_models import EOS, save_causal_lm, save_reward_model
 
 PROMPTS = ["a b c d e", "b", "c c a", "f e d c b a"]
@@ -72,26 +73,30 @@ def test_positions_matter_in_this_model(policy, encoder):
 def test_log_probs_are_those_that_sampling_drew_from(policy, encoder, temperature):
     """Recorded while sampling, token by token with its cache, against the one pass afterwards."""
     drawn = []
-    hook = policy.lm_head.register_forward_hook(lambda *call: drawn.append(call[2][:, -1].clone()))
-    try:
-        samples = generate(
+    draw = nucleus_draw(len(PROMPTS), temperature=temperature, top_p=1.0)
+
+    def choose(logits, rows):
+        drawn.append(dict(zip(rows.tolist(), logits, strict=True)))
+        return draw(logits, rows)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        written = decode(
             policy,
-            encoder,
-            PROMPTS,
-            temperature=temperature,
-            top_p=1.0,
-            max_completion_length=8,
-            seed=3,
+            [encoder.encode_prompt(prompt) for prompt in PROMPTS],
+            max_new_tokens=8,
+            ends=[encoder.eos_token_id],
+            pad_token_id=encoder.pad_token_id,
+            choose=choose,
         )
-    finally:
-        hook.remove()
-    ours = response_log_probs(
-        policy, join_rows(encoder, PROMPTS, [s.response_ids for s in samples]), temperature
-    )
-    for row, sample in enumerate(samples):
+    options = {"temperature": temperature, "top_p": 1.0, "max_completion_length": 8, "seed": 3}
+    samples = generate(policy, encoder, PROMPTS, **options)
+    assert written == [sample.response_ids for sample in samples]
+    ours = response_log_probs(policy, join_rows(encoder, PROMPTS, written), temperature)
+    for row, response in enumerate(written):
         expected = [
             torch.log_softmax(drawn[place][row] / temperature, dim=-1)[token].item()
-            for place, token in enumerate(sample.response_ids)
+            for place, token in enumerate(response)
         ]
         assert ours[row, : len(expected)].tolist() == pytest.approx(expected, abs=1e-5)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """k responses per prompt, the same for the same seed, and how likely models find them."""
 
+import functools
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +15,10 @@ from torch import Tensor
 
 from metarm.config import SamplingSettings
 from metarm.data.encoding import Encoder, check_prompt_length, pad_batch
-from metarm.errors import ModelError
+from metarm.errors import CacheError, ModelError
 from metarm.models.ensemble import load_reward
 from metarm.models.loading import context_length, load_causal_lm, load_encoder
+from metarm.policy.decoding import Choose, decode
 from metarm.protocols import ProgressReporter, StageProgress
 from metarm.schema import Prompt, ResponseGroup
 from metarm.storage import read_json
@@ -31,9 +34,12 @@ __all__ = [
     "SampledPolicy",
     "generate",
     "join_rows",
+    "nucleus_draw",
     "response_log_probs",
     "sample_groups",
 ]
+
+logger = logging.getLogger(__name__)
 
 BEST_OF_N_FILE: Final = "best_of_n.json"
 
@@ -77,10 +83,85 @@ def generate(
         ModelError: When the model's logits are not finite.
     """
     context = context_length(model)
-    rows = [check_prompt_length(encoder, p, context, max_completion_length) for p in prompts]
+    encoded = {
+        prompt: check_prompt_length(encoder, prompt, context, max_completion_length)
+        for prompt in dict.fromkeys(prompts)
+    }
+    rows = [encoded[prompt] for prompt in prompts]
     ends = _end_tokens(model, encoder)
-    batch = pad_batch(rows, encoder.pad_token_id, side="left")
-    with _seeded(seed), _without_defaults(model), torch.no_grad():
+    draw = nucleus_draw(len(rows), temperature=temperature, top_p=top_p)
+    with _seeded(seed):
+        try:
+            written = decode(
+                model,
+                rows,
+                max_new_tokens=max_completion_length,
+                ends=ends,
+                pad_token_id=encoder.pad_token_id,
+                choose=draw,
+            )
+        except CacheError as reason:
+            # It comes before the first draw, so that the seed holds for what follows.
+            _report_slow_model(type(model).__name__, str(reason))
+            written = _generate_by_transformers(
+                model,
+                rows,
+                max_new_tokens=max_completion_length,
+                ends=ends,
+                pad_token_id=encoder.pad_token_id,
+                temperature=temperature,
+                top_p=top_p,
+            )
+    samples = []
+    for ids in written:
+        finished = ids[-1] in ends
+        samples.append(Sample(encoder.decode(ids[:-1] if finished else ids), ids, finished))
+    return samples
+
+
+def nucleus_draw(num_rows: int, *, temperature: float, top_p: float) -> Choose:
+    """Draws by temperature and nucleus, for `decode` of a batch of `num_rows`.
+
+    Draws are those of `torch.multinomial` over the whole batch, as transformers' `generate` makes
+    them: rows that have left take their share of the noise, so that no other row's is shifted.
+
+    Raises:
+        ModelError: From the draw, when logits are not finite.
+    """
+    from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+
+    warpers = []
+    if temperature != 1.0:
+        warpers.append(TemperatureLogitsWarper(float(temperature)))
+    if top_p < 1.0:
+        warpers.append(TopPLogitsWarper(top_p))
+
+    def draw(logits: Tensor, rows: Tensor) -> Tensor:
+        scores = _refuse_broken_logits(rows, logits)
+        for warp in warpers:
+            scores = warp(rows, scores)
+        probs = torch.softmax(scores, dim=-1)
+        # argmax p / noise is one draw from p, and the way of `multinomial` on CPUs and CUDA.
+        noise = probs.new_empty((num_rows, probs.shape[-1])).exponential_()
+        return (probs / noise[rows]).argmax(dim=-1)
+
+    return draw
+
+
+@torch.no_grad()
+def _generate_by_transformers(
+    model: "PreTrainedModel",
+    rows: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    ends: Sequence[int],
+    pad_token_id: int,
+    temperature: float,
+    top_p: float,
+) -> list[list[int]]:
+    """The same draws for models of any kind: each row's prompt is computed, none leaves early."""
+    batch = pad_batch(rows, pad_token_id, side="left")
+    with _without_defaults(model):
         output = model.generate(
             input_ids=batch.input_ids.to(model.device),
             attention_mask=batch.attention_mask.to(model.device),
@@ -88,18 +169,22 @@ def generate(
             temperature=temperature,
             top_p=top_p,
             top_k=0,
-            max_new_tokens=max_completion_length,
-            pad_token_id=encoder.pad_token_id,
-            eos_token_id=ends,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad_token_id,
+            eos_token_id=list(ends),
             logits_processor=[_refuse_broken_logits],
         )
-    samples = []
-    for row in output[:, batch.input_ids.shape[1] :].tolist():
-        end = next((place for place, token in enumerate(row) if token in ends), None)
-        finished = end is not None
-        ids = row if end is None else row[: end + 1]
-        samples.append(Sample(encoder.decode(ids[:-1] if finished else ids), ids, finished))
-    return samples
+    written = output[:, batch.input_ids.shape[1] :].tolist()
+    lengths = (next((n for n, t in enumerate(row, 1) if t in ends), len(row)) for row in written)
+    return [row[:length] for row, length in zip(written, lengths, strict=True)]
+
+
+@functools.cache
+def _report_slow_model(name: str, reason: str) -> None:
+    """A warning, once for each kind of model."""
+    logger.warning(
+        "%s is sampled by transformers' own `generate`, which takes longer: %s", name, reason
+    )
 
 
 def _end_tokens(model: "PreTrainedModel", encoder: Encoder) -> list[int]:
