@@ -89,6 +89,18 @@ class PackedLayout:
     attends: Attends
     attends_last: Attends
     """The same in the last layer, where only each text's last token asks."""
+    group_of_token: Tensor
+    """(tokens,)."""
+    text_of_token: Tensor
+    """The row of a text's own token, -1 for one of the common beginning, (tokens,)."""
+
+    def sees(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether a token sees another one, by their flat indices, which broadcast."""
+        positions, texts = self.position_ids[0], self.text_of_token
+        is_before = positions[key] <= positions[query]
+        is_common = texts[key] == -1
+        is_near = self.group_of_token[key] == self.group_of_token[query]
+        return is_near & is_before & (is_common | (texts[key] == texts[query]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,23 +151,26 @@ def lay_out_packed(shared: SharedRows, device: torch.device | str = "cpu") -> Pa
     """All tokens in one row without padding: prefixes first, then each text's own tokens."""
     tokens: list[int] = []
     positions: list[int] = []
+    owners: list[tuple[int, int]] = []
 
-    def append(row: int, start: int, stop: int) -> range:
+    def append(row: int, span: range, owner: tuple[int, int]) -> range:
         begin = len(tokens)
-        tokens.extend(shared.rows[row][start:stop])
-        positions.extend(range(start, stop))
+        tokens.extend(shared.rows[row][span.start : span.stop])
+        positions.extend(span)
+        owners.extend([owner] * len(span))
         return range(begin, len(tokens))
 
     prefix_of_row: dict[int, range] = {}
     prefixes = []
-    for group, length in zip(shared.groups, shared.prefixes, strict=True):
-        prefix = append(group[0], 0, length)
+    for number, (group, length) in enumerate(zip(shared.groups, shared.prefixes, strict=True)):
+        prefix = append(group[0], range(length), (number, -1))
         prefix_of_row.update(dict.fromkeys(group, prefix))
         if prefix:
             prefixes.append(prefix)
     own_of_row = {
-        row: append(row, len(prefix), len(shared.rows[row]))
-        for row, prefix in prefix_of_row.items()
+        row: append(row, range(length, len(shared.rows[row])), (number, row))
+        for number, (group, length) in enumerate(zip(shared.groups, shared.prefixes, strict=True))
+        for row in group
     }
     texts = [(prefix_of_row[row], own_of_row[row]) for row in range(len(shared.rows))]
     together = _split([(prefix, prefix, prefix) for prefix in prefixes])
@@ -170,6 +185,7 @@ def lay_out_packed(shared: SharedRows, device: torch.device | str = "cpu") -> Pa
             _order([*together, *own], len(tokens)),
         ),
         Attends(tuple(map(_seeing_block, last)), _order(last, len(tokens))),
+        *torch.tensor(owners).unbind(1),
     )
     return _move(layout, device)
 
@@ -253,7 +269,8 @@ def _seeing_block(texts: Sequence[_Text]) -> AttentionBlock:
 def _indices(ranges: Sequence[range]) -> Tensor:
     """Token indices, one row a range; padded with any."""
     width = max(map(len, ranges))
-    return torch.tensor([[*found, *[0] * (width - len(found))] for found in ranges]).view(-1, width)
+    rows = [[*found, *[0] * (width - len(found))] for found in ranges]
+    return torch.tensor(rows, dtype=torch.long).view(len(ranges), width)
 
 
 def _order(blocks: Sequence[Sequence[_Text]], num_tokens: int) -> Tensor:

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from metarm.errors import ModelError
-from metarm.models.prompt_layout import Attends
+from metarm.models.prompt_layout import Attends, PackedLayout
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
     from transformers import PreTrainedModel
 
-__all__ = ["PACKED_ATTENTION", "attend_in_blocks", "attention"]
+__all__ = ["PACKED_ATTENTION", "attend_in_blocks", "attention", "block_mask"]
 
 PACKED_ATTENTION: Final = "metarm_packed"
 """Its layers take the blocks of a packed row from the forward pass's keyword `attends`."""
@@ -85,3 +86,18 @@ def attend_in_blocks(
         answer, _ = sdpa_attention_forward(module, asked, seen, told, block.mask, **options)
         answers.append(answer.flatten(0, 1))
     return torch.cat(answers).index_select(0, attends.order).unsqueeze(0), None
+
+
+def block_mask(layout: PackedLayout) -> "BlockMask":
+    """Who sees whom in a packed row, for FlexAttention, which skips what nobody sees.
+
+    Its backward pass needs a GPU (torch 2.13).
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    count = layout.input_ids.shape[1]
+
+    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return layout.sees(query, key)
+
+    return create_block_mask(sees, None, None, count, count, device=layout.ends.device)

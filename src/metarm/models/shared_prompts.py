@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from metarm.models.prompt_layout import (
     lay_out_grouped,
     lay_out_packed,
 )
-from metarm.models.shared_attention import PACKED_ATTENTION, attention
+from metarm.models.shared_attention import PACKED_ATTENTION, attention, block_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,23 +56,26 @@ logger = logging.getLogger(__name__)
 class Way:
     """A way of computing shared beginnings."""
 
-    name: str
-    packed: bool
-    """One row without padding and attention in blocks; else one row a group and a dense mask."""
+    attention: Literal["blocks", "flex", "mask"]
+    """`blocks`: one row without padding, and an attention call for texts of like length; `flex`:
+    the same row in one call of FlexAttention; `mask`: one row a group, and a dense mask."""
     trimmed: bool
     """Of the last layer, only what the rows' last tokens need."""
 
+    def __str__(self) -> str:
+        return f"{self.attention}{', last layer trimmed' if self.trimmed else ''}"
 
-PACKED_TRIMMED: Final = Way("packed, last layer trimmed", packed=True, trimmed=True)
-PACKED: Final = Way("packed", packed=True, trimmed=False)
-MASKED_TRIMMED: Final = Way("masked, last layer trimmed", packed=False, trimmed=True)
-MASKED: Final = Way("masked", packed=False, trimmed=False)
+
+BLOCKS: Final = (Way("blocks", trimmed=True), Way("blocks", trimmed=False))
+FLEX: Final = (Way("flex", trimmed=True), Way("flex", trimmed=False))
+MASK: Final = (Way("mask", trimmed=True), Way("mask", trimmed=False))
 
 WAYS: Final[Mapping[str, tuple[Way, ...]]] = {
-    "sdpa": (PACKED_TRIMMED, PACKED, MASKED),
-    "eager": (MASKED_TRIMMED, MASKED),
-    "flash_attention_2": (PACKED_TRIMMED, PACKED),
-    "flash_attention_3": (PACKED_TRIMMED, PACKED),
+    "sdpa": (*BLOCKS, *MASK),
+    "eager": MASK,
+    "flex_attention": (*FLEX, *BLOCKS),
+    "flash_attention_2": BLOCKS,
+    "flash_attention_3": BLOCKS,
 }
 """What is tried for each attention implementation of transformers, fastest first."""
 
@@ -101,7 +104,8 @@ class SharedPrompts:
 
         found = (m for m in model.modules() if isinstance(m, PreTrainedModel))
         self._outer, self._model = model, next(found, None)
-        self._ways: dict[bool, Way | None] = {}
+        self.ways: dict[bool, Way | None] = {}
+        """The way that was found to agree, with gradients and without; None: none did."""
         self._told: set[str] = set()
 
     @contextmanager
@@ -134,9 +138,9 @@ class SharedPrompts:
             yield plain
             return
         with_gradient = torch.is_grad_enabled()
-        if with_gradient not in self._ways:
-            self._ways[with_gradient] = self._find_way(model, input_ids, attention_mask, shared)
-        way = self._ways[with_gradient]
+        if with_gradient not in self.ways:
+            self.ways[with_gradient] = self._find_way(model, input_ids, attention_mask, shared)
+        way = self.ways[with_gradient]
         if way is None:
             yield plain
             return
@@ -210,19 +214,21 @@ class SharedPrompts:
         for way in WAYS[model.config.get_text_config()._attn_implementation]:
             if way.trimmed and _trimmable_layer(model) is None:
                 continue
+            if way.attention == "flex" and input_ids.device.type == "cpu":
+                continue  # torch 2.13 has no way back through it there
             try:
                 with _Pass(model, way, few, ids).in_place():
                     found = _score(self._outer, ids, mask, parameters)
             except torch.OutOfMemoryError:
                 raise
             except (MetarmError, RuntimeError, TypeError, ValueError) as error:
-                problems.append(f"{way.name}: {error}")
+                problems.append(f"{way}: {error}")
                 continue
             difference = _largest_difference(found, plain)
             if difference <= _tolerance(model):
-                logger.info("prompts are shared (%s); differs by %.1e", way.name, difference)
+                logger.info("prompts are shared (%s); differs by %.1e", way, difference)
                 return way
-            problems.append(f"{way.name}: differs by {difference:.1e}")
+            problems.append(f"{way}: differs by {difference:.1e}")
         self._tell(
             f"prompts are not shared: for {type(model).__name__} no way gives the plain pass's "
             f"scores and gradients ({'; '.join(problems)}). Training is right, and slower."
@@ -241,11 +247,11 @@ class _Pass:
         self._attention = model.config.get_text_config()._attn_implementation
         self._last = torch.tensor([len(row) - 1 for row in shared.rows], device=input_ids.device)
         self._layout: PackedLayout | GroupedLayout
-        if way.packed:
-            self._layout = lay_out_packed(shared, input_ids.device)
-        else:
+        if way.attention == "mask":
             pad_token_id = model.config.get_text_config().pad_token_id
             self._layout = lay_out_grouped(shared, pad_token_id, input_ids.device)
+        else:
+            self._layout = lay_out_packed(shared, input_ids.device)
 
     @property
     def num_places(self) -> int:
@@ -256,7 +262,7 @@ class _Pass:
     def in_place(self) -> Iterator[None]:
         """A block in which the base model's forward pass of this batch is this one."""
         with ExitStack() as stack:
-            if self._way.packed:
+            if self._way.attention == "blocks":
                 stack.enter_context(attention(self._base, PACKED_ATTENTION))
             stack.enter_context(_replaced(self._base, "forward", self._forward))
             yield
@@ -271,10 +277,13 @@ class _Pass:
             with attention(self._base, self._attention):
                 return base(self._base, input_ids, attention_mask=attention_mask, **options)
         layout = self._layout
-        if isinstance(layout, PackedLayout):
-            mask, options = None, {**options, "attends": layout.attends}
-        else:
+        mask: Any = None
+        if isinstance(layout, GroupedLayout):
             mask = self._dense_mask(layout.mask)
+        elif self._way.attention == "flex":
+            mask = block_mask(layout)
+        else:
+            options["attends"] = layout.attends
         options |= {"use_cache": False, "position_ids": layout.position_ids}
         with _trimmed(self._model, layout) if self._way.trimmed else ExitStack():
             output = base(self._base, input_ids=layout.input_ids, attention_mask=mask, **options)
@@ -305,7 +314,7 @@ def _trimmed(model: "PreTrainedModel", layout: PackedLayout | GroupedLayout) -> 
         return states.flatten(0, 1).index_select(0, layout.ends).unsqueeze(0)
 
     def forward(hidden_states: Tensor, **options: Any) -> Tensor:
-        if isinstance(layout, PackedLayout):
+        if isinstance(layout, PackedLayout) and "attends" in options:
             options["attends"] = layout.attends_last
         hook = layer.self_attn.o_proj.register_forward_pre_hook(
             lambda _, inputs: (take_ends(inputs[0]),)
