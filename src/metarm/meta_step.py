@@ -266,7 +266,7 @@ def add_curvature_by_difference(
         direction: J's direction at theta.
         step: As in `look_ahead`.
     """
-    taken = [None if p.grad is None else p.grad.clone() for p in parameters]
+    taken = [p.grad for p in parameters]
     norm = gradient_norm(taken)
     if norm <= TINY_NORM:
         return
