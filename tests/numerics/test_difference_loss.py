@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metarm.errors import ShapeError
-from metarm.objectives import difference_loss
+from metarm.objectives import difference_gradient, difference_loss
 
 
 def sigmoid(x):
@@ -201,3 +201,28 @@ def test_float32_agrees_with_float64():
 def test_wrong_shapes_are_refused(scores, mask):
     with pytest.raises(ShapeError, match="shape"):
         difference_loss(scores, mask)
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(ragged, st.sampled_from([0.0, 1e30, math.inf, -math.inf, math.nan]))
+def test_the_gradient_in_closed_form_is_that_of_autograd(groups, filler):
+    scores, mask = padded(groups, filler)
+    difference_loss(scores, mask).backward()
+    found = difference_gradient(scores.detach(), mask)
+    torch.testing.assert_close(found, scores.grad, rtol=0.0, atol=1e-15)
+    assert found.sum(dim=1).abs().max() < 1e-15
+    _, slopes = closed_form(groups)
+    assert found[mask].tolist() == pytest.approx([c for group in slopes for c in group], abs=1e-15)
+
+
+def test_the_gradient_does_not_vanish_in_fp32_where_a_product_would():
+    """s * (1 - s) is 0 in fp32 for gaps above 17."""
+    found = difference_gradient(torch.tensor([[30.0, 0.0]]))
+    assert found[0, 0].item() == pytest.approx(0.5 * math.exp(-30.0), rel=1e-5)
+
+
+def test_the_gradient_is_in_fp32_for_bfloat16_scores():
+    scores = torch.tensor([[1.0, 0.5, -2.0]], dtype=torch.bfloat16)
+    assert torch.equal(difference_gradient(scores), difference_gradient(scores.float()))
+    with pytest.raises(ShapeError, match=r"\(groups, k\)"):
+        difference_gradient(torch.zeros(3))
