@@ -91,6 +91,6 @@ def test_every_key_of_the_meta_step() -> None:
     )
     assert list(rows("The meta step's log")) == list(table)
     mixture = (REPOSITORY / "src" / "metarm" / "data" / "meta_mixture.py").read_text("utf-8")
-    written = set(re.findall(r'\["(meta/\w+)"\]', source))
+    written = set(re.findall(r'\["((?:meta|tokens)/\w+)"\]', source))
     written |= {f"{name}<source>" for name in re.findall(r'\[f"(meta/\w+_)\{', mixture)}
     assert written == set(table)
