@@ -4,12 +4,11 @@
 A token costs 2 N_b operations forward and 4 N_b backward in the linear layers; causal attention
 over S tokens costs 2 L d S^2 forward and twice that backward. One prompt with k responses is
 k (P + R) tokens where each response repeats it, and P + k R where they share it. Where only the
-responses' last tokens are read, the last block needs its keys and values for all tokens and
-everything else for those alone.
+responses' last tokens are read, the last block computes its output and its MLP for those alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from metarm.speed.shapes import ModelShape
 from metarm.speed.workload import Bundle
@@ -26,16 +25,23 @@ class Cost:
 
     tokens: float = 0.0
     """Sent through the model."""
-    flops: float = 0.0
-    """Floating-point operations, a multiplication and an addition being two."""
+    linear: float = 0.0
+    """Floating-point operations of the matrices, a multiplication and an addition being two."""
+    attention: float = 0.0
+    """Those of the products between tokens."""
     bytes: float = 0.0
     """Through memory, of what is as large as the weights."""
 
+    @property
+    def flops(self) -> float:
+        """All floating-point operations."""
+        return self.linear + self.attention
+
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.tokens + other.tokens, self.flops + other.flops, self.bytes + other.bytes)
+        return Cost(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, factor: float) -> "Cost":
-        return Cost(self.tokens * factor, self.flops * factor, self.bytes * factor)
+        return Cost(*(factor * part for part in astuple(self)))
 
     def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
         """The floor: operations at the rate of matrix products, bytes at that of copies."""
@@ -75,7 +81,7 @@ def padded_cost(
     linear = 2 * (shape.linear_weights + shape.hidden) * tokens
     attention = (4 if dense_attention else 2) * shape.layers * shape.hidden * tokens * length
     passes = BACKWARD + int(recomputes)
-    return Cost(tokens, passes * (linear + attention))
+    return Cost(tokens, passes * linear, passes * attention)
 
 
 def packed_cost(shape: ModelShape, bundles: Sequence[Bundle], *, trims: bool = True) -> Cost:
@@ -90,12 +96,12 @@ def packed_cost(shape: ModelShape, bundles: Sequence[Bundle], *, trims: bool = T
     rows = sum(len(bundle.responses) for bundle in bundles)
     full, last = shape.layers - int(trims), int(trims)
     linear = 2 * shape.linear_weights // shape.layers * tokens * full
-    linear += last * 2 * (shape.kv_weights * tokens + shape.row_weights * rows)
+    linear += last * 2 * (shape.token_weights * tokens + shape.row_weights * rows)
     linear += 2 * shape.hidden * rows
     looked_at = sum(map(_looked_at, bundles))
     whole = sum(bundle.prompt + length for bundle in bundles for length in bundle.responses)
     attention = 2 * shape.hidden * (full * looked_at + last * 2 * whole)
-    return Cost(tokens, BACKWARD * (linear + attention))
+    return Cost(tokens, BACKWARD * linear, BACKWARD * attention)
 
 
 def _looked_at(bundle: Bundle) -> int:

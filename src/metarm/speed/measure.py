@@ -150,7 +150,7 @@ class _Kept:
         direction = [torch.full_like(weight, 1e-6) for weight in weights]
 
         def move() -> None:
-            with look_ahead(weights, direction, -STEP_SIZE):
+            with look_ahead(weights, direction, -STEP_SIZE, spend=True):
                 pass
 
         return {"seconds": median(timed(move) for _ in range(10))}

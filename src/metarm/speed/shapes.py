@@ -20,19 +20,20 @@ class ModelShape:
     vocabulary: int
 
     @property
-    def kv_weights(self) -> int:
-        """Of the two projections that every token needs in every block."""
-        return 2 * self.hidden * (self.hidden // self.heads) * self.kv_heads
+    def token_weights(self) -> int:
+        """Of query, key and value, which every token needs in every block."""
+        width = self.hidden // self.heads
+        return self.hidden**2 + 2 * self.hidden * width * self.kv_heads
 
     @property
     def row_weights(self) -> int:
-        """Of the other projections of a block: query, output, and the three of its MLP."""
-        return 2 * self.hidden**2 + 3 * self.hidden * self.intermediate
+        """Of the rest of a block, the output and the MLP: in the last one a row's end needs it."""
+        return self.hidden**2 + 3 * self.hidden * self.intermediate
 
     @property
     def linear_weights(self) -> int:
         """Of all blocks' matrices: what a token is multiplied with (N_b)."""
-        return self.layers * (self.kv_weights + self.row_weights)
+        return self.layers * (self.token_weights + self.row_weights)
 
     @property
     def num_weights(self) -> int:
