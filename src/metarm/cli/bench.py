@@ -25,8 +25,6 @@ from metarm.cli.progress import choose_progress
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from metarm.speed.summary import CaseSummary
-
 __all__ = ["bench"]
 
 
@@ -47,6 +45,7 @@ def bench(
     settings = read_section(config, words_with_output(words, output), BenchSettings)
 
     from metarm.reports.speed_page import write_speed_page
+    from metarm.reports.speed_tables import all_tables
     from metarm.speed.machine import BUSY_LOAD, load_per_core
     from metarm.speed.measure import measure_speed
     from metarm.speed.summary import summarise_case
@@ -69,31 +68,27 @@ def bench(
     path = settings.output_dir / "speed.json"
     write_json(path, document)
     page = write_speed_page(document, settings.output_dir)
-    summaries = [summarise_case(case) for case in found["cases"]]
     if as_json:
+        summaries = [summarise_case(case) for case in found["cases"]]
         rows = {summary.case.name: [row.to_json() for row in summary.rows] for summary in summaries}
         print_json({"output": str(path), "report": str(page), "summaries": rows, **document})
         return
-    _print_cases(summaries)
+    for title, table in all_tables(document, is_brief=True):
+        _print_rich(title, table)
     print_table({"figures": path, "report": page})
 
 
-def _print_cases(summaries: "Sequence[CaseSummary]") -> None:
-    """A table for each case, as wide as the terminal."""
+def _print_rich(title: str, rows: "Sequence[Sequence[str]]") -> None:
+    """A table as wide as the terminal, or as COLUMNS says where there is none."""
     from rich.console import Console
     from rich.table import Table
 
-    from metarm.reports.speed_tables import case_table
-
     stream = sys.__stdout__
     width = None if stream is not None and stream.isatty() else int(os.environ.get("COLUMNS", 140))
-    console = Console(file=stream, width=width, highlight=False, markup=False)
-    for summary in summaries:
-        head, *rows = case_table(summary, is_brief=True)
-        table = Table(title=summary.case.name, title_justify="left", box=None, pad_edge=False)
-        for place, name in enumerate(head):
-            table.add_column(name, justify="right" if place else "left", no_wrap=place == 0)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-        answer("")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for place, name in enumerate(rows[0]):
+        table.add_column(name, justify="right" if place else "left", no_wrap=place == 0)
+    for row in rows[1:]:
+        table.add_row(*row)
+    Console(file=stream, width=width, highlight=False, markup=False).print(table)
+    answer("")

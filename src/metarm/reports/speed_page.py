@@ -11,23 +11,12 @@ from matplotlib.figure import Figure
 
 from metarm.reports.drawing import INK, STYLE, WIDTH
 from metarm.reports.page import data_uri, page_environment
-from metarm.reports.speed_tables import (
-    case_table,
-    equivalence_text,
-    inference_table,
-    sweep_table,
-)
-from metarm.speed.summary import CaseSummary, MethodSummary, stacked_parts, summarise_case
+from metarm.reports.speed_tables import all_tables, case_table, equivalence_text
+from metarm.speed.summary import LABELS, CaseSummary, MethodSummary, stacked_parts, summarise_case
 from metarm.storage import write_text
 
 __all__ = ["draw_parts", "headline", "write_speed_page"]
 
-SWEEPS: Final = {
-    "k": "More responses a group",
-    "ratio": "Longer prompts",
-    "spread": "Uneven lengths",
-    "size": "Larger models",
-}
 PARTS: Final = {
     "groups": ("J pass (groups)", "#0072B2"),
     "move": ("move and way back", "#CC79A7"),
@@ -49,6 +38,7 @@ def write_speed_page(document: Mapping[str, Any], folder: Path) -> Path:
         `speed.html` in `folder`: no script, nothing loaded from elsewhere.
     """
     summaries = [summarise_case(found) for found in document["cases"]]
+    num_lengths = sum(summary.case.kind == "lengths" for summary in summaries)
     both = list(zip(document["cases"], summaries, strict=True))
     context = {
         "points": [
@@ -68,13 +58,7 @@ def write_speed_page(document: Mapping[str, Any], folder: Path) -> Path:
             for found, summary in both
             if summary.case.kind == "lengths"
         ],
-        "sweeps": [
-            {"title": title, "table": sweep_table(kind, own)}
-            for kind, title in SWEEPS.items()
-            if (own := [summary for summary in summaries if summary.case.kind == kind])
-        ],
-        "scoring": inference_table(document["cases"], "scoring"),
-        "sampling": inference_table(document["cases"], "sampling"),
+        "others": all_tables(document)[num_lengths:],
         "machine": {key: value for key, value in document["machine"].items() if value is not None},
         "facts": {key: document[key] for key in ("made", "command", "load_per_core")},
         "settings": document["settings"],
@@ -91,15 +75,15 @@ def headline(summary: CaseSummary) -> str:
         row = summary.row(method)
         if row is None or row.to_trl is None:
             continue
-        text = f"{words} takes {row.to_trl.value:.2f} of a TRL step without checkpointing"
+        text = f"a step of {words} takes {row.to_trl.value:.2f} of TRL's without checkpointing"
         if row.to_default is not None:
-            text += f", {row.to_default.value:.2f} of one as it comes"
+            text += f", {row.to_default.value:.2f} of TRL's as it comes"
         parts.append(text)
     best = _fastest_peer(summary)
     own = summary.row("meta")
     if best and best.seconds and own and own.seconds:
         share = own.seconds.value / best.seconds.value
-        parts.append(f"MetaRM takes {share:.2f} of the fastest other way ({best.method})")
+        parts.append(f"{share:.2f} of the fastest other MetaRM step ({LABELS[best.method]})")
     return "; ".join(parts) + "." if parts else "nothing to compare was measured."
 
 

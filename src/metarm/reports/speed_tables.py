@@ -7,10 +7,18 @@ from typing import Any, Final
 from metarm.speed.law import packed_cost, padded_cost
 from metarm.speed.results import Spread
 from metarm.speed.shapes import SHAPES
-from metarm.speed.summary import DEFAULT, LABELS, UNIT, CaseSummary, MethodSummary
+from metarm.speed.summary import (
+    DEFAULT,
+    LABELS,
+    UNIT,
+    CaseSummary,
+    MethodSummary,
+    summarise_case,
+)
 from metarm.speed.workload import Bundle
 
 __all__ = [
+    "all_tables",
     "case_table",
     "equivalence_text",
     "inference_table",
@@ -34,6 +42,18 @@ SWEPT: Final[Mapping[str, tuple[str, Callable[[CaseSummary], str]]]] = {
     "size": ("model", lambda summary: summary.case.size),
 }
 """What a sweep changes: the head of its column, and the cell."""
+SWEEPS: Final[Mapping[str, str]] = {
+    "k": "More responses a group",
+    "ratio": "Longer prompts",
+    "spread": "Uneven lengths",
+    "size": "Larger models",
+}
+"""Titles."""
+INFERENCE: Final[Mapping[str, str]] = {
+    "scoring": "Sixteen responses to a prompt scored",
+    "sampling": "Five responses to a prompt sampled",
+}
+"""Titles."""
 SWEEP_COLUMNS: Final = ("plain", "meta", "meta-naive")
 
 
@@ -42,8 +62,13 @@ def seconds_text(spread: Spread | None) -> str:
     if spread is None:
         return DASH
     scale, unit = (1.0, "s") if spread.value >= 1 else (1000.0, "ms")
-    value, low, high = (scale * number for number in (spread.value, spread.low, spread.high))
-    return f"{value:.3g} [{low:.3g}, {high:.3g}] {unit}"
+    value, low, high = (_three(scale * x) for x in (spread.value, spread.low, spread.high))
+    return f"{value} [{low}, {high}] {unit}"
+
+
+def _three(value: float) -> str:
+    """Three digits, and no exponent where there are more before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def ratio_text(spread: Spread | None) -> str:
@@ -143,6 +168,25 @@ def _scoring_law(case: Mapping[str, Any]) -> float:
     bundle = [Bundle(workload["prompt_tokens"], (workload["response_tokens"],) * 16)]
     shape = SHAPES[case["size"]]
     return packed_cost(shape, bundle).flops / padded_cost(shape, bundle).flops
+
+
+def all_tables(
+    document: Mapping[str, Any], *, is_brief: bool = False
+) -> list[tuple[str, list[list[str]]]]:
+    """Every table of a results' document under its title, those that are empty left out."""
+    summaries = [summarise_case(found) for found in document["cases"]]
+    tables = [
+        (summary.case.name, case_table(summary, is_brief=is_brief))
+        for summary in summaries
+        if summary.case.kind == "lengths"
+    ]
+    for kind, title in SWEEPS.items():
+        if own := [summary for summary in summaries if summary.case.kind == kind]:
+            tables.append((title, sweep_table(kind, own)))
+    for kind, title in INFERENCE.items():
+        if rows := inference_table(document["cases"], kind):
+            tables.append((title, rows))
+    return tables
 
 
 def equivalence_text(found: Mapping[str, Any]) -> str:

@@ -25,7 +25,9 @@ def _count(problem: Problem, attention: str, *, shares: bool) -> int:
     prompts = SharedPrompts(model)
 
     def work() -> None:
-        model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.sum().backward()
+        model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask
+        ).logits.sum().backward()
 
     if not shares:
         with FlopCounterMode(display=False) as counter:

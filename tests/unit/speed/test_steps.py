@@ -8,12 +8,12 @@ from metarm.meta_step import meta_step
 from metarm.objectives import bradley_terry_loss, difference_loss
 from metarm.speed import peers
 from metarm.speed.counting import LiveBytes, counting_tokens, peak_bytes
+from metarm.speed.law import step_cost
 from metarm.speed.methods import METHODS
 from metarm.speed.problem import Problem
 from metarm.speed.results import PARTS
 from metarm.speed.shapes import SHAPES
 from metarm.speed.summary import LABELS, RECIPES
-from metarm.speed.law import step_cost
 from metarm.speed.workload import Workload
 
 WORKLOAD = Workload(16, 6, 3, num_pairs=2, num_groups=2, length_spread=0.3)
