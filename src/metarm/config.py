@@ -652,8 +652,8 @@ class BenchSettings(_Settings):
     """What is timed; None: all that docs/speed.md lists."""
     repeats: Count = 5
     """Repeats of each method, in alternating order; median and quartiles are over them."""
-    steps: Count = 4
-    """Timed steps per repeat, after one that is not timed."""
+    steps: Count = 10
+    """Timed steps per repeat, after one that is not timed; every tenth step logs."""
     sweeps: list[Literal["k", "ratio", "spread", "size"]] = []
     """Also responses a group, P / R, length spread, and model size, one at a time."""
     sweep_size: str = "4m"

@@ -73,5 +73,5 @@ def _compare(
     return Equivalence(
         ((shared_scores - scores).abs().max() / scores.abs().max()).item(),
         ((shared_gradient - gradient).norm() / gradient.norm()).item(),
-        work.computed / work.padded,
+        work.computed / work.plain,
     )

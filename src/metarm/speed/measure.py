@@ -13,7 +13,7 @@ import torch
 
 from metarm.config import BenchSettings
 from metarm.errors import ConfigError, MetarmError, nearest_names
-from metarm.meta_step import look_ahead
+from metarm.meta_step import place_ahead, standing_at
 from metarm.protocols import ProgressReporter
 from metarm.run_folder import hold_folder
 from metarm.speed.cases import plan_cases
@@ -34,6 +34,8 @@ VERSION: Final = 1
 """Of how things are timed: another number, and no kept figure is taken for a new one."""
 
 NOT_INSTALLED: Final = "not installed"
+PEER_STEPS: Final = 3
+"""At most: their steps are alike, without a log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,8 @@ class _Kept:
         direction = [torch.full_like(weight, 1e-6) for weight in weights]
 
         def move() -> None:
-            with look_ahead(weights, direction, -STEP_SIZE, spend=True):
+            places, _ = place_ahead(weights, direction, -STEP_SIZE, spend=True)
+            with standing_at(weights, places):
                 pass
 
         return {"seconds": median(timed(move) for _ in range(10))}
@@ -189,7 +192,10 @@ class _Kept:
             method = METHODS[name]
             model = self.problem.build_model(method.attention)
             steps = -(-self.case.steps // method.cycle) * method.cycle
-            block = method.run(self.problem, model, repeat * (steps + 1), steps, lambda: None)
+            if method.is_peer:
+                steps = min(steps, PEER_STEPS)
+            first = method.first_step
+            block = method.run(self.problem, model, first, steps, lambda: None)
             return kept.with_block(block)
 
         self._keep(name, time)

@@ -19,6 +19,9 @@ __all__ = ["METHODS", "Method", "Run"]
 Run = Callable[[Problem, "PreTrainedModel", int, int, Callable[[], None]], Block]
 """Problem, model, first step, timed steps, and what to call after each step."""
 
+LOG_EVERY: Final = 10
+"""Steps, as TRL's defaults have it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -31,12 +34,21 @@ class Method:
     is_peer: bool = False
     """Of another package, or without one: it may be missing or fail."""
 
+    @property
+    def first_step(self) -> int:
+        """Number of a block's first step, which is not timed: a meta step that logs.
 
-def _meta(*, share_prompts: bool = True, meta_every: int = 1) -> Run:
+        So what a training checks at its first log is behind it; every tenth step logs.
+        """
+        return LOG_EVERY - 1 - (LOG_EVERY - 1) % self.cycle
+
+
+def _meta(*, share_prompts: bool = True, meta_every: int = 1, between: str = "plain") -> Run:
     return partial(
         run_metarm,
         share_prompts=share_prompts,
         meta_every=meta_every,
+        meta_between=between,
         meta_mode="descent",
         meta_strength="fixed",
         meta_learning_rate=STEP_SIZE,
@@ -50,6 +62,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "meta": Method(_meta()),
     "meta-naive": Method(_meta(share_prompts=False)),
     "meta-every-4": Method(_meta(meta_every=4), cycle=4),
+    "meta-stored-4": Method(_meta(meta_every=4, between="stored"), cycle=4),
     **{
         name: Method(
             partial(run_peer, prepare=prepare),

@@ -3,7 +3,6 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -73,14 +72,15 @@ def run_metarm(
     **options: Any,
 ) -> Block:
     """The same of `MetaRewardTrainer`, without gradient checkpointing."""
+    workload = problem.workload
     own: dict[str, Any] = {
         "gradient_checkpointing": False,
-        "meta_batch_size": problem.workload.num_groups,
-        "meta_group_size": problem.workload.group_size,
+        "meta_batch_size": workload.num_groups,
+        "meta_group_size": workload.group_size,
     }
-    # Until the trainer shares prompts: leave the setting out.
-    known = {field.name for field in fields(MetaRewardConfig)}
-    options = {name: value for name, value in options.items() if name in known}
+    if not options.get("share_prompts", True):
+        # The step as one would write it: all responses in one batch.
+        own["meta_micro_batch_size"] = workload.num_groups * workload.group_size
     with tempfile.TemporaryDirectory() as folder:
         settings = _settings(problem, folder, first_step + 1 + num_steps) | own | options
         trainer = MetaRewardTrainer(
