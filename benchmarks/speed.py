@@ -27,13 +27,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGE = REPOSITORY / "docs" / "speed.md"
 BLOCK = re.compile(r"<!-- table: (\S+) (.+?) -->\n.*?<!-- end -->", re.DOTALL)
-FIGURE = re.compile(r"!\[[^\]]*\]\(images/speed-(\S+?)\.png \"(.+?)\"\)")
+NOT_YET = "*Not measured yet.*"
 FACTS = ("processor", "cores", "threads", "accelerator", "torch", "transformers", "trl", "metarm")
 
 
-def read(name: str) -> dict[str, Any]:
-    """The results of a machine."""
-    return json.loads((RESULTS / f"speed-{name}.json").read_text(encoding="utf-8"))
+def read(name: str) -> dict[str, Any] | None:
+    """The results of a machine, where there are any."""
+    path = RESULTS / f"speed-{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -43,8 +44,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
 
 
-def table(document: dict[str, Any], title: str) -> str:
-    """What a title names: `machine`, `equivalence`, or a table of `metarm bench`.
+def table(name: str, document: dict[str, Any], title: str) -> str:
+    """What a title names: `machine`, `equivalence`, a table, or after `figure` a case's bars.
 
     Raises:
         SystemExit: When there is no such table.
@@ -60,6 +61,8 @@ def table(document: dict[str, Any], title: str) -> str:
             summarise_case(case).case.name: equivalence_text(case) for case in document["cases"]
         }
         return markdown([["case", "shared against plain"], *map(list, found.items())])
+    if title.startswith("figure "):
+        return f"![A MetaRM step in TRL steps, one change after the other](images/speed-{name}.png)"
     tables = dict(all_tables(document))
     if title not in tables:
         raise SystemExit(f"no table {title!r} in these results: one of {', '.join(tables)}")
@@ -71,17 +74,19 @@ def render(page: str) -> str:
 
     def fill(block: re.Match[str]) -> str:
         name, title = block[1], block[2]
-        return f"<!-- table: {name} {title} -->\n{table(read(name), title)}\n<!-- end -->"
+        document = read(name)
+        body = NOT_YET if document is None else table(name, document, title)
+        return f"<!-- table: {name} {title} -->\n{body}\n<!-- end -->"
 
     return BLOCK.sub(fill, page)
 
 
 def draw(page: str) -> None:
-    """Every figure that the page shows, whose title is the name of a case."""
-    for name, title in FIGURE.findall(page):
-        for found in read(name)["cases"]:
+    """Every figure that the page asks for."""
+    for name, title in BLOCK.findall(page):
+        for found in (read(name) or {"cases": []})["cases"]:
             summary = summarise_case(found)
-            if summary.case.name == title and (figure := draw_parts(found, summary)):
+            if f"figure {summary.case.name}" == title and (figure := draw_parts(found, summary)):
                 path = PAGE.parent / "images" / f"speed-{name}.png"
                 with matplotlib.rc_context(STYLE):
                     figure.savefig(path, dpi=110, metadata={"Software": None})

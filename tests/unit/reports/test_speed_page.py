@@ -44,7 +44,14 @@ DOCUMENT = {
     "made": "2026-01-01",
     "command": "metarm bench",
     "load_per_core": 0.1,
-    "machine": {"processor": "A <fast> one", "threads": 1, "accelerator": "cpu", "torchopt": None},
+    "machine": {
+        "processor": "A <fast> one",
+        "cores": 1,
+        "threads": 1,
+        "accelerator": "cpu",
+        **dict.fromkeys(("torch", "transformers", "trl", "metarm"), "1"),
+        "torchopt": None,
+    },
     "settings": {"sizes": ["30m"]},
     "cases": [made_up(), *(made_up("k", k) for k in (2, 16))],
 }
