@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from metarm import __version__
 from metarm.cli.advise import advise
+from metarm.cli.bench import bench
 from metarm.cli.compare import compare
 from metarm.cli.doctor import doctor
 from metarm.cli.measure import evaluate, sample, score
@@ -39,6 +40,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "compare": (compare, "CompareSettings"),
     "tune": (tune, "TuneSettings"),
     "advise": (advise, "AdviseSettings"),
+    "bench": (bench, "BenchSettings"),
     "doctor": (doctor, None),
 }
 """Each verb's function and the class of `metarm.config` whose settings it takes."""
@@ -61,6 +63,7 @@ _KEPT: Final = {
     "compare": "finished cells are kept; the same command goes on from there",
     "advise": "finished splits are kept; the same command goes on from there",
     "tune": "finished trials are kept; the same command goes on from there",
+    "bench": "finished measurements are kept; the same command goes on from there",
     "sft": "nothing half-made was put into --output; the same command begins again",
     "reward": "nothing half-made was put into --output; the same command begins again",
     "optimize": "nothing half-made was put into --output; the same command begins again",
