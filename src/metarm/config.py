@@ -170,7 +170,7 @@ class RewardSettings(_Settings):
     meta_parameters: Literal["all", "head"] = "all"
     """Weights that J moves: all that are trained, or those of the score head."""
     meta_micro_batch_size: Count | None = None
-    """Responses of the meta batch in memory at once; None: as many as a pass of pairs has."""
+    """Responses of the meta batch in memory at once; None: about those of a pass of pairs."""
     meta_order: Literal["first", "exact", "finite-difference"] = "first"
     """Whether the gradient flows through the look-ahead (`exact`: small models)."""
     meta_source_floor: Fraction = 0.25

@@ -19,6 +19,7 @@ PROMPT, RESPONSE, NUM_PAIRS, NUM_GROUPS, K = 12, 4, 4, 4, 3
 LAYERS, WIDTH, INNER, VOCABULARY = 3, 32, 64, 10
 PAIR_TOKENS = NUM_PAIRS * (PROMPT + 2 * RESPONSE)
 GROUP_TOKENS = NUM_GROUPS * (PROMPT + K * RESPONSE)
+PARTS = [GROUP_TOKENS * 3 // 4, GROUP_TOKENS // 4]
 META = {"meta_mode": "descent", "meta_step_length": 0.1, "logging_steps": 100}
 
 
@@ -138,8 +139,8 @@ def test_a_meta_step_adds_one_pass_of_the_groups(reward_model_dir, tmp_path, mon
     numbers = {"meta_weight": 0.1} if mode == "joint" else {"meta_step_length": 0.1}
     options = {"meta_mode": mode, "logging_steps": 100, **numbers}
     counts = count(reward_model_dir, tmp_path, monkeypatch, **options)
-    # As many responses at once as a batch of pairs has sides: two groups of three.
-    assert counts.tokens == [GROUP_TOKENS // 2, GROUP_TOKENS // 2, PAIR_TOKENS]
+    # Three groups of three have as many responses as four pairs have sides.
+    assert counts.tokens == [*PARTS, PAIR_TOKENS]
     assert counts.backward == 3
     assert counts.looks == (mode != "joint")
 
@@ -162,7 +163,7 @@ def test_a_step_between_is_a_plain_one(reward_model_dir, tmp_path, monkeypatch):
 def test_micro_batches_look_ahead_once(reward_model_dir, tmp_path, monkeypatch):
     options = {"gradient_accumulation_steps": 2, **META}
     counts = count(reward_model_dir, tmp_path, monkeypatch, **options)
-    assert counts.tokens == [*[GROUP_TOKENS // 2] * 2, *[PAIR_TOKENS] * 2]
+    assert counts.tokens == [*PARTS, PAIR_TOKENS, PAIR_TOKENS]
     assert (counts.backward, counts.looks) == (4, 1)
 
 

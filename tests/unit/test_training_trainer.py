@@ -89,9 +89,8 @@ def test_only_the_preference_loss_sees_the_moved_weights(reward_model_dir, tmp_p
         assert not is_same(theta, after)
         moved = sum((first[name] - theta[name]).square().sum() for name in theta).sqrt().item()
         assert moved == pytest.approx(0.5, rel=1e-5)
-    # J in two parts of two groups, J again for the log, the pairs of both micro-batches: 6
-    # responses or 8 sides.
-    assert sizes == 2 * [6, 6, 6, 6, 8, 8]
+    # J in parts of three groups and one, J again for the log, the pairs of both micro-batches.
+    assert sizes == 2 * [9, 3, 9, 3, 8, 8]
 
 
 class _Failing(MetaRewardTrainer):

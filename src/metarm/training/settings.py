@@ -135,8 +135,8 @@ class MetaRewardConfig(RewardConfig):
     meta_micro_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Responses of the meta batch in memory at once; same result. None: as many as "
-            "a forward pass of pairs has."
+            "help": "Responses of the meta batch in memory at once; same result. None: whole "
+            "groups, as many as have the responses of a forward pass of pairs."
         },
     )
     meta_order: str = field(

@@ -352,7 +352,9 @@ class MetaRewardTrainer(SharedPromptTrainer):
             thin_group(self._groups[i], self.args.meta_group_size, seed=self.args.seed + step)
             for i in own or indices[:1]
         ]
-        most = self.args.meta_micro_batch_size or 2 * self.args.per_device_train_batch_size
+        # Whole groups, as few as have the responses of a batch of pairs.
+        k, num_sides = self.args.meta_group_size, 2 * self.args.per_device_train_batch_size
+        most = self.args.meta_micro_batch_size or k * math.ceil(num_sides / k)
         return MetaPass(
             groups,
             self._score_responses,
