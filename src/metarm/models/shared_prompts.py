@@ -14,15 +14,17 @@ is used, with a warning.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from metarm.errors import MetarmError
+from metarm.errors import MetarmError, ModelError
 from metarm.models.prompt_layout import (
     GroupedLayout,
     PackedLayout,
@@ -50,6 +52,8 @@ MAX_CHECKED_NUMBERS: Final = 2**20
 """Gradient entries that the check compares: those of the smallest trainable tensors."""
 
 logger = logging.getLogger(__name__)
+_LOCKS: Final[WeakKeyDictionary[nn.Module, Any]] = WeakKeyDictionary()
+_LOCKS_GUARD: Final = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,26 +132,37 @@ class SharedPrompts:
         if model is None or places * _width_times_layers(model) < LEAST_WORK:
             yield plain
             return
+        with ExitStack() as stack:
+            stack.enter_context(_lock_of(model.base_model))
+            shared_pass = self._plan(model, input_ids, attention_mask, group_of_row)
+            if shared_pass is None:
+                stack.close()
+                yield plain
+                return
+            stack.enter_context(shared_pass.in_place())
+            computed = shared_pass.num_places
+            yield Work(computed, computed - shared_pass.num_tokens, places)
+
+    def _plan(
+        self,
+        model: "PreTrainedModel",
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        group_of_row: Sequence[int],
+    ) -> "_Pass | None":
+        """The shared pass of a batch; None where the plain one is better, or the only one."""
         if reason := self._why_not(model, attention_mask):
             self._tell(f"prompts are not shared: {reason}")
-            yield plain
-            return
+            return None
         rows = _rows_to_their_ends(input_ids, model.config.get_text_config().pad_token_id)
         shared = find_shared_rows(rows, group_of_row)
-        if shared.num_tokens > (1 - LEAST_SAVING) * places:
-            yield plain
-            return
+        if shared.num_tokens > (1 - LEAST_SAVING) * input_ids.numel():
+            return None
         with_gradient = torch.is_grad_enabled()
         if with_gradient not in self.ways:
             self.ways[with_gradient] = self._find_way(model, input_ids, attention_mask, shared)
         way = self.ways[with_gradient]
-        if way is None:
-            yield plain
-            return
-        shared_pass = _Pass(model, way, shared, input_ids)
-        with shared_pass.in_place():
-            computed = shared_pass.num_places
-            yield Work(computed, computed - shared.num_tokens, places)
+        return None if way is None else _Pass(model, way, shared, input_ids)
 
     def _tell(self, message: str) -> None:
         if message not in self._told:
@@ -161,6 +176,7 @@ class SharedPrompts:
             return "the model has no head over a base model"
         name, config = type(model).__name__, model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ())
+        others = kinds - {"full_attention", "sliding_attention"}
         window = _shortest_window(config, kinds)
         # Each is checked where the one before holds.
         reasons: Mapping[str, Callable[[], bool]] = {
@@ -168,8 +184,8 @@ class SharedPrompts:
                 config.is_encoder_decoder
                 or any(getattr(m, "is_causal", True) is False for m in model.base_model.modules())
             ),
-            f"{name} has layers that are not attention ({', '.join(sorted(kinds))})": lambda: (
-                model._is_stateful or not kinds <= {"full_attention", "sliding_attention"}
+            f"{name} has layers other than full or sliding attention: {sorted(others)}": lambda: (
+                model._is_stateful or bool(others)
             ),
             f"{name} does not take another attention function": lambda: (
                 not model._supports_attention_backend
@@ -195,7 +211,7 @@ class SharedPrompts:
         attention_mask: Tensor,
         shared: SharedRows,
     ) -> Way | None:
-        """The first way that agrees with the plain pass on two groups of the batch."""
+        """The first way that agrees with the plain pass on two rows of two groups of the batch."""
         by_size = sorted(
             range(len(shared.groups)),
             key=lambda g: (
@@ -203,8 +219,9 @@ class SharedPrompts:
                 sum(len(shared.rows[r]) for r in shared.groups[g]),
             ),
         )
-        chosen = [row for group in by_size[:2] for row in shared.groups[group]]
-        group_of_row = [number for number, g in enumerate(by_size[:2]) for _ in shared.groups[g]]
+        few_groups = [shared.groups[group][:2] for group in by_size[:2]]
+        chosen = [row for group in few_groups for row in group]
+        group_of_row = [number for number, group in enumerate(few_groups) for _ in group]
         few = find_shared_rows([shared.rows[row] for row in chosen], group_of_row)
         width = int(attention_mask[chosen].sum(dim=1).max())
         ids, mask = input_ids[chosen][:, :width], attention_mask[chosen][:, :width]
@@ -243,8 +260,10 @@ class _Pass:
         self, model: "PreTrainedModel", way: Way, shared: SharedRows, input_ids: Tensor
     ) -> None:
         self._model, self._base = model, model.base_model
-        self._way, self._input_ids = way, input_ids
+        self._way, self._input_ids, self.num_tokens = way, input_ids, shared.num_tokens
         self._attention = model.config.get_text_config()._attn_implementation
+        self._plain_forward = self._base.forward
+        self._thread = threading.get_ident()
         self._last = torch.tensor([len(row) - 1 for row in shared.rows], device=input_ids.device)
         self._layout: PackedLayout | GroupedLayout
         if way.attention == "mask":
@@ -272,10 +291,14 @@ class _Pass:
     ) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
-        base = type(self._base).forward
+        if threading.get_ident() != self._thread:
+            raise ModelError(
+                "another thread is inside a `sharing` block of this model: score through "
+                "RewardModelScore, whose calls wait for each other, or give each thread a model"
+            )
         if input_ids.shape != self._input_ids.shape or not input_ids.equal(self._input_ids):
             with attention(self._base, self._attention):
-                return base(self._base, input_ids, attention_mask=attention_mask, **options)
+                return self._plain_forward(input_ids, attention_mask=attention_mask, **options)
         layout = self._layout
         mask: Any = None
         if isinstance(layout, GroupedLayout):
@@ -286,7 +309,7 @@ class _Pass:
             options["attends"] = layout.attends
         options |= {"use_cache": False, "position_ids": layout.position_ids}
         with _trimmed(self._model, layout) if self._way.trimmed else ExitStack():
-            output = base(self._base, input_ids=layout.input_ids, attention_mask=mask, **options)
+            output = self._plain_forward(input_ids=layout.input_ids, attention_mask=mask, **options)
         states = output.last_hidden_state.flatten(0, 1)
         if not self._way.trimmed:
             states = states.index_select(0, layout.ends)
@@ -302,6 +325,13 @@ class _Pass:
             return is_seen
         dtype = next(self._model.parameters()).dtype
         return torch.zeros_like(is_seen, dtype=dtype).masked_fill(~is_seen, torch.finfo(dtype).min)
+
+
+def _lock_of(base: nn.Module) -> AbstractContextManager[Any]:
+    """One lock a model: a block changes its attention and its forward pass for all threads."""
+    with _LOCKS_GUARD:
+        lock: AbstractContextManager[Any] = _LOCKS.setdefault(base, threading.RLock())
+        return lock
 
 
 @contextmanager
@@ -338,6 +368,8 @@ def _trimmable_layer(model: "PreTrainedModel") -> Any:
     last: Any = layers[-1]
     parts = {"self_attn", "input_layernorm", "post_attention_layernorm", "mlp"}
     has_parts = {name for name, _ in last.named_children()} == parts
+    if "forward" in last.__dict__:
+        return None  # a hook of another library's is in its place
     return last if has_parts and "o_proj" in dict(last.self_attn.named_children()) else None
 
 

@@ -2,12 +2,14 @@
 """Shared beginnings give the plain pass's scores and gradients, or are refused by name."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import transformers
 from torch import nn
 
+from metarm.errors import ModelError
 from metarm.models import shared_prompts
 from metarm.models.shared_prompts import SharedPrompts, Way
 
@@ -203,6 +205,29 @@ def test_the_model_is_itself_again_after_an_error():
     assert "forward" not in model.base_model.__dict__
 
 
+def test_threads_wait_for_each_other_or_are_told():
+    model = make_model("Llama").eval()
+    batches = [make_batch(seed=seed) for seed in range(6)]
+    with torch.no_grad():
+        expected = [model(**batch).logits for batch, _ in batches]
+
+    def of(number):
+        batch, group_of_row = batches[number]
+        with (
+            torch.no_grad(),
+            SharedPrompts(model).sharing(**batch, group_of_row=group_of_row),
+        ):
+            return model(**batch).logits
+
+    with ThreadPoolExecutor(4) as pool:
+        for found, plain in zip(pool.map(of, range(6)), expected, strict=True):
+            torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)
+        batch, group_of_row = batches[0]
+        with SharedPrompts(model).sharing(**batch, group_of_row=group_of_row):
+            told = pool.submit(lambda: model(**batch)).exception()
+    assert isinstance(told, ModelError)
+
+
 def test_little_to_save_is_left_alone(monkeypatch):
     model = make_model("Llama").train()
     batch = pad([[3, 4, 5, 6, token] for token in range(7, 11)])
@@ -254,7 +279,10 @@ def test_wrong_gradients_are_noticed_too(caplog):
         (lambda: make_model("GPT2", attn_pdrop=0.1), "dropout"),
         (lambda: make_model("Llama", attention_dropout=0.1), "dropout"),
         (lambda: make_model("Mistral", sliding_window=8), "window of 8 tokens"),
-        (lambda: make_model("Qwen3", layer_types=["linear_attention"] * 3), "not attention"),
+        (
+            lambda: make_model("Qwen3", layer_types=["linear_attention"] * 3),
+            "full or sliding attention",
+        ),
     ],
     ids=["encoder", "alibi", "dropout", "attention dropout", "window", "linear attention"],
 )
