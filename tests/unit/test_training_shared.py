@@ -85,7 +85,7 @@ def test_evaluation_shares_prompts_too(reward_model_dir, tmp_path):
     found = trainer.evaluate(trainer.train_dataset)["eval_loss"]
     apart = make_trainer(reward_model_dir, tmp_path, meta_mode="off", share_prompts=False)
     assert found == pytest.approx(apart.evaluate(apart.train_dataset)["eval_loss"], rel=1e-5)
-    assert trainer._prompts.ways == {False: shared_prompts.BLOCKS[0]}
+    assert trainer._prompts.ways == {False: shared_prompts.TILES[0]}
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 100])

@@ -2,8 +2,8 @@
 """Where each token of a batch goes when rows with a common beginning compute it once.
 
 Two layouts of the same tokens. *Packed*: every token that has to be computed stands once in one row
-without padding, and blocks of indices say which tokens attend to which. *Grouped*: one row a group,
-its prompt followed by its responses, with a dense mask of who sees whom.
+without padding. *Grouped*: one row a group, its prompt followed by its responses, with a dense mask
+of who sees whom.
 
 Both are exact for a causal model: a token depends on the tokens before it in its own text alone, so
 texts that begin alike have equal states as long as they do.
@@ -11,14 +11,12 @@ texts that begin alike have equal states as long as they do.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "Attends",
-    "AttentionBlock",
     "GroupedLayout",
     "PackedLayout",
     "SharedRows",
@@ -27,9 +25,6 @@ __all__ = [
     "lay_out_packed",
     "shared_length",
 ]
-
-MAX_BLOCK_WASTE: Final = 1.5
-"""Attention work of a padded block over that of its texts, before another block is begun."""
 
 _Layout = TypeVar("_Layout", "GroupedLayout", "PackedLayout")
 
@@ -56,29 +51,8 @@ class SharedRows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AttentionBlock:
-    """Texts whose attention is one call: which tokens ask, and which tokens they may see."""
-
-    queries: Tensor
-    """Flat token indices, (texts, queries); padded with any token."""
-    keys: Tensor
-    """Flat token indices, (texts, keys)."""
-    mask: Tensor | None
-    """True where a query sees a key, (texts or 1, 1, queries, keys); None: causal."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Attends:
-    """How the tokens of a packed row attend to each other in a layer."""
-
-    blocks: tuple[AttentionBlock, ...]
-    order: Tensor
-    """For each token, its row among all blocks' queries laid end to end, (tokens,)."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class PackedLayout:
-    """One row of all tokens that have to be computed, and how they attend."""
+    """One row of all tokens that have to be computed."""
 
     input_ids: Tensor
     """(1, tokens)."""
@@ -86,9 +60,10 @@ class PackedLayout:
     """(1, tokens): places in the token's own text."""
     ends: Tensor
     """Flat index of each text's last token, (texts,)."""
-    attends: Attends
-    attends_last: Attends
-    """The same in the last layer, where only each text's last token asks."""
+    texts: tuple[tuple[range, range], ...]
+    """Flat indices of each text's common beginning and of its own tokens."""
+    groups: tuple[tuple[int, ...], ...]
+    """The texts of each group; their own tokens follow each other."""
     group_of_token: Tensor
     """(tokens,)."""
     text_of_token: Tensor
@@ -173,18 +148,12 @@ def lay_out_packed(shared: SharedRows, device: torch.device | str = "cpu") -> Pa
         for row in group
     }
     texts = [(prefix_of_row[row], own_of_row[row]) for row in range(len(shared.rows))]
-    together = _split([(prefix, prefix, prefix) for prefix in prefixes])
-    own = _split([(prefix, own, own) for prefix, own in texts])
-    last = _split([(prefix, own, own[-1:]) for prefix, own in texts])
     layout = PackedLayout(
         torch.tensor([tokens]),
         torch.tensor([positions]),
         torch.tensor([own[-1] for _, own in texts]),
-        Attends(
-            (*map(_causal_block, together), *map(_seeing_block, own)),
-            _order([*together, *own], len(tokens)),
-        ),
-        Attends(tuple(map(_seeing_block, last)), _order(last, len(tokens))),
+        tuple(texts),
+        shared.groups,
         *torch.tensor(owners).unbind(1),
     )
     return _move(layout, device)
@@ -220,82 +189,10 @@ def lay_out_grouped(
     return _move(layout, device)
 
 
-_Text = tuple[range, range, range]
-"""Tokens of the common beginning, of the text itself, and those that ask."""
-
-
-def _split(texts: Sequence[_Text]) -> list[list[_Text]]:
-    """Blocks of texts of like length, so that padding stays within `MAX_BLOCK_WASTE`."""
-    blocks: list[list[_Text]] = []
-    longest = (0, 0, 0)
-    work = 0
-    for text in sorted(texts, key=lambda text: tuple(map(len, text))):
-        lengths = tuple(map(len, text))
-        wider = tuple(map(max, longest, lengths))
-        area = lengths[2] * (lengths[0] + lengths[1])
-        padded = (len(blocks[-1]) + 1) * wider[2] * (wider[0] + wider[1]) if blocks else 0
-        if not blocks or padded > MAX_BLOCK_WASTE * (work + area):
-            blocks.append([])
-            wider, work = lengths, 0
-        blocks[-1].append(text)
-        longest, work = (wider[0], wider[1], wider[2]), work + area
-    return blocks
-
-
-def _causal_block(texts: Sequence[_Text]) -> AttentionBlock:
-    """Texts that see themselves; what pads them on the right is seen by padding alone."""
-    tokens = _indices([text[0] for text in texts])
-    return AttentionBlock(tokens, tokens, None)
-
-
-def _seeing_block(texts: Sequence[_Text]) -> AttentionBlock:
-    """Texts that see their common beginning, and their own tokens up to the one that asks."""
-    prefix, own, asks = (_indices([text[part] for text in texts]) for part in range(3))
-    prefix_lengths, own_lengths = (
-        torch.tensor([len(text[part]) for text in texts]).view(-1, 1, 1) for part in (0, 1)
-    )
-    first = torch.tensor([len(text[1]) - len(text[2]) for text in texts]).view(-1, 1, 1)
-    query = torch.arange(asks.shape[1]).view(1, -1, 1) + first
-    key = torch.arange(own.shape[1]).view(1, 1, -1)
-    sees_prefix = torch.arange(prefix.shape[1]).view(1, 1, -1) < prefix_lengths
-    sees_own = (key <= query) & (key < own_lengths)
-    sees_prefix = sees_prefix.expand(-1, asks.shape[1], -1)
-    mask = torch.cat([sees_prefix, sees_own.expand(len(texts), -1, -1)], dim=2).unsqueeze(1)
-    if len({tuple(map(len, text)) for text in texts}) == 1:
-        mask = mask[:1]
-    return AttentionBlock(asks, torch.cat([prefix, own], dim=1), mask)
-
-
-def _indices(ranges: Sequence[range]) -> Tensor:
-    """Token indices, one row a range; padded with any."""
-    width = max(map(len, ranges))
-    rows = [[*found, *[0] * (width - len(found))] for found in ranges]
-    return torch.tensor(rows, dtype=torch.long).view(len(ranges), width)
-
-
-def _order(blocks: Sequence[Sequence[_Text]], num_tokens: int) -> Tensor:
-    """Where each token's answer stands; a token that does not ask is given any."""
-    order = torch.zeros(num_tokens, dtype=torch.long)
-    start = 0
-    for texts in blocks:
-        width = max(len(asks) for _, _, asks in texts)
-        for _, _, asks in texts:
-            order[asks.start : asks.stop] = torch.arange(start, start + len(asks))
-            start += width
-    return order
-
-
 def _move(layout: _Layout, device: torch.device | str) -> _Layout:
     """The same with every tensor on a device."""
-    return cast(_Layout, _moved(layout, torch.device(device)))
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, tuple):
-        return tuple(_moved(part, device) for part in value)
-    if isinstance(value, AttentionBlock | Attends | GroupedLayout | PackedLayout):
-        parts = {f.name: _moved(getattr(value, f.name), device) for f in fields(value)}
-        return replace(value, **parts)
-    return value
+    values: dict[str, Any] = {f.name: getattr(layout, f.name) for f in fields(layout)}
+    tensors: dict[str, Any] = {
+        name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
+    }
+    return replace(layout, **tensors)

@@ -1,28 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention within a packed row, as one of transformers' attention implementations.
 
-A model's layers take the blocks of a `PackedLayout` from the keyword `attends` of the forward pass;
-each block is one call of the scaled-dot-product kernel.
+A model's layers take who sees whom from the keyword `attends` of the forward pass.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
 from metarm.errors import ModelError
-from metarm.models.prompt_layout import Attends, PackedLayout
+from metarm.models.prompt_layout import PackedLayout
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
     from transformers import PreTrainedModel
 
-__all__ = ["PACKED_ATTENTION", "attend_in_blocks", "attention", "block_mask"]
+__all__ = ["PACKED_ATTENTION", "Attends", "attend_packed", "attention", "block_mask"]
 
 PACKED_ATTENTION: Final = "metarm_packed"
-"""Its layers take the blocks of a packed row from the forward pass's keyword `attends`."""
+
+
+class Attends(Protocol):
+    """How the tokens of a packed row attend to each other in a layer."""
+
+    def __call__(
+        self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
+    ) -> Tensor:
+        """Shape (1, tokens, heads, width), from those of `attend_packed`."""
 
 
 @contextmanager
@@ -30,7 +37,7 @@ def attention(model: "PreTrainedModel", name: str) -> Iterator[None]:
     """A block in which a model's layers attend by the implementation of this name."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(PACKED_ATTENTION, attend_in_blocks)
+    AttentionInterface.register(PACKED_ATTENTION, attend_packed)
     configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     kept = {key: config._attn_implementation for key, config in configs.items()}
     try:
@@ -42,7 +49,7 @@ def attention(model: "PreTrainedModel", name: str) -> Iterator[None]:
             config._attn_implementation = kept[key]
 
 
-def attend_in_blocks(
+def attend_packed(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -52,7 +59,7 @@ def attend_in_blocks(
     attends: Attends | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one packed row, block by block, by transformers' own function for SDPA.
+    """Attention of one packed row.
 
     Args:
         module: The attention module that asks.
@@ -70,22 +77,8 @@ def attend_in_blocks(
         ModelError: When the model does not hand `attends` down to its attention.
     """
     if attends is None:
-        raise ModelError(f"{type(module).__name__} is not given the blocks of a packed row")
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    sources = [tensor[0].transpose(0, 1).flatten(1) for tensor in (query, key, value)]
-    heads = [tensor.shape[1] for tensor in (query, key, value)]
-    answers = []
-    for block in attends.blocks:
-        places = (block.queries, block.keys, block.keys)
-        asked, seen, told = (
-            source.index_select(0, place.flatten()).view(*place.shape, count, -1).transpose(1, 2)
-            for source, place, count in zip(sources, places, heads, strict=True)
-        )
-        # Without a mask it is causal, as the module is.
-        answer, _ = sdpa_attention_forward(module, asked, seen, told, block.mask, **options)
-        answers.append(answer.flatten(0, 1))
-    return torch.cat(answers).index_select(0, attends.order).unsqueeze(0), None
+        raise ModelError(f"{type(module).__name__} is not told who sees whom in a packed row")
+    return attends(module, query, key, value, **options), None
 
 
 def block_mask(layout: PackedLayout) -> "BlockMask":

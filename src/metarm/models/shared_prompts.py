@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from metarm.errors import MetarmError, ModelError
+from metarm.models.attention_blocks import attend_in_blocks
+from metarm.models.attention_tiles import attend_in_tiles
 from metarm.models.prompt_layout import (
     GroupedLayout,
     PackedLayout,
@@ -33,7 +35,7 @@ from metarm.models.prompt_layout import (
     lay_out_grouped,
     lay_out_packed,
 )
-from metarm.models.shared_attention import PACKED_ATTENTION, attention, block_mask
+from metarm.models.shared_attention import PACKED_ATTENTION, Attends, attention, block_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,9 +62,9 @@ _LOCKS_GUARD: Final = threading.Lock()
 class Way:
     """A way of computing shared beginnings."""
 
-    attention: Literal["blocks", "flex", "mask"]
-    """`blocks`: one row without padding, and an attention call for texts of like length; `flex`:
-    the same row in one call of FlexAttention; `mask`: one row a group, and a dense mask."""
+    attention: Literal["tiles", "blocks", "flex", "mask"]
+    """`tiles`, `blocks`: one row without padding, whose attention is calls for texts of like
+    length; `flex`: in one call of FlexAttention; `mask`: one row a group, and a dense mask."""
     trimmed: bool
     """Of the last layer, only what the rows' last tokens need."""
 
@@ -70,18 +72,28 @@ class Way:
         return f"{self.attention}{', last layer trimmed' if self.trimmed else ''}"
 
 
+TILES: Final = (Way("tiles", trimmed=True), Way("tiles", trimmed=False))
 BLOCKS: Final = (Way("blocks", trimmed=True), Way("blocks", trimmed=False))
 FLEX: Final = (Way("flex", trimmed=True), Way("flex", trimmed=False))
 MASK: Final = (Way("mask", trimmed=True), Way("mask", trimmed=False))
 
 WAYS: Final[Mapping[str, tuple[Way, ...]]] = {
-    "sdpa": (*BLOCKS, *MASK),
+    "sdpa": (*TILES, *BLOCKS, *MASK),
     "eager": MASK,
     "flex_attention": (*FLEX, *BLOCKS),
     "flash_attention_2": BLOCKS,
     "flash_attention_3": BLOCKS,
 }
 """What is tried for each attention implementation of transformers, fastest first."""
+
+DEVICES: Final[Mapping[str, str]] = {"tiles": "cpu", "flex": "cuda"}
+"""Where a kernel says its log-sum-exp, and where FlexAttention has a way back (torch 2.13)."""
+
+ATTENDS: Final[Mapping[str, Callable[[PackedLayout], tuple[Attends, Attends]]]] = {
+    "tiles": attend_in_tiles,
+    "blocks": attend_in_blocks,
+}
+"""How a packed row attends in a layer, and in the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +243,8 @@ class SharedPrompts:
         for way in WAYS[model.config.get_text_config()._attn_implementation]:
             if way.trimmed and _trimmable_layer(model) is None:
                 continue
-            if way.attention == "flex" and input_ids.device.type == "cpu":
-                continue  # torch 2.13 has no way back through it there
+            if input_ids.device.type not in DEVICES.get(way.attention, input_ids.device.type):
+                continue
             try:
                 with _Pass(model, way, few, ids).in_place():
                     found = _score(self._outer, ids, mask, parameters)
@@ -266,11 +278,14 @@ class _Pass:
         self._thread = threading.get_ident()
         self._last = torch.tensor([len(row) - 1 for row in shared.rows], device=input_ids.device)
         self._layout: PackedLayout | GroupedLayout
+        self._attends: tuple[Attends, Attends] | None = None
         if way.attention == "mask":
             pad_token_id = model.config.get_text_config().pad_token_id
             self._layout = lay_out_grouped(shared, pad_token_id, input_ids.device)
         else:
             self._layout = lay_out_packed(shared, input_ids.device)
+            if way.attention in ATTENDS:
+                self._attends = ATTENDS[way.attention](self._layout)
 
     @property
     def num_places(self) -> int:
@@ -281,7 +296,7 @@ class _Pass:
     def in_place(self) -> Iterator[None]:
         """A block in which the base model's forward pass of this batch is this one."""
         with ExitStack() as stack:
-            if self._way.attention == "blocks":
+            if self._attends is not None:
                 stack.enter_context(attention(self._base, PACKED_ATTENTION))
             stack.enter_context(_replaced(self._base, "forward", self._forward))
             yield
@@ -303,12 +318,12 @@ class _Pass:
         mask: Any = None
         if isinstance(layout, GroupedLayout):
             mask = self._dense_mask(layout.mask)
-        elif self._way.attention == "flex":
+        elif self._attends is None:
             mask = block_mask(layout)
         else:
-            options["attends"] = layout.attends
+            options["attends"] = self._attends[0]
         options |= {"use_cache": False, "position_ids": layout.position_ids}
-        with _trimmed(self._model, layout) if self._way.trimmed else ExitStack():
+        with self._trimmed() if self._way.trimmed else ExitStack():
             output = self._plain_forward(input_ids=layout.input_ids, attention_mask=mask, **options)
         states = output.last_hidden_state.flatten(0, 1)
         if not self._way.trimmed:
@@ -318,6 +333,31 @@ class _Pass:
         rows = torch.arange(len(states), device=states.device)
         hidden = hidden.index_put((rows, self._last), states)
         return BaseModelOutputWithPast(last_hidden_state=hidden)
+
+    @contextmanager
+    def _trimmed(self) -> Iterator[None]:
+        """A block in which the last layer gives the states of the rows' last tokens alone."""
+        layer, ends, attends = _trimmable_layer(self._model), self._layout.ends, self._attends
+        assert layer is not None, "checked before this way is tried"
+
+        def take_ends(states: Tensor) -> Tensor:
+            return states.flatten(0, 1).index_select(0, ends).unsqueeze(0)
+
+        def forward(hidden_states: Tensor, **options: Any) -> Tensor:
+            if attends is not None:
+                options["attends"] = attends[1]
+            hook = layer.self_attn.o_proj.register_forward_pre_hook(
+                lambda _, inputs: (take_ends(inputs[0]),)
+            )
+            with hook:
+                attended, _ = layer.self_attn(
+                    hidden_states=layer.input_layernorm(hidden_states), **options
+                )
+            states = take_ends(hidden_states) + attended
+            return states + layer.mlp(layer.post_attention_layernorm(states))
+
+        with _replaced(layer, "forward", forward):
+            yield
 
     def _dense_mask(self, is_seen: Tensor) -> Tensor:
         """As the attention takes it: boolean for SDPA, added to the logits for eager."""
@@ -332,32 +372,6 @@ def _lock_of(base: nn.Module) -> AbstractContextManager[Any]:
     with _LOCKS_GUARD:
         lock: AbstractContextManager[Any] = _LOCKS.setdefault(base, threading.RLock())
         return lock
-
-
-@contextmanager
-def _trimmed(model: "PreTrainedModel", layout: PackedLayout | GroupedLayout) -> Iterator[None]:
-    """A block in which the last layer gives the states of the rows' last tokens alone."""
-    layer = _trimmable_layer(model)
-    assert layer is not None, "checked before this way is tried"
-
-    def take_ends(states: Tensor) -> Tensor:
-        return states.flatten(0, 1).index_select(0, layout.ends).unsqueeze(0)
-
-    def forward(hidden_states: Tensor, **options: Any) -> Tensor:
-        if isinstance(layout, PackedLayout) and "attends" in options:
-            options["attends"] = layout.attends_last
-        hook = layer.self_attn.o_proj.register_forward_pre_hook(
-            lambda _, inputs: (take_ends(inputs[0]),)
-        )
-        with hook:
-            attended, _ = layer.self_attn(
-                hidden_states=layer.input_layernorm(hidden_states), **options
-            )
-        states = take_ends(hidden_states) + attended
-        return states + layer.mlp(layer.post_attention_layernorm(states))
-
-    with _replaced(layer, "forward", forward):
-        yield
 
 
 def _trimmable_layer(model: "PreTrainedModel") -> Any:

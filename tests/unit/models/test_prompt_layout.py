@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every token of a text sees that text's tokens before it and no others, whatever the layout."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask
 
+from metarm.errors import ModelError
+from metarm.models.attention_blocks import attend_in_blocks
+from metarm.models.attention_tiles import attend_in_tiles
 from metarm.models.prompt_layout import (
     find_shared_rows,
     lay_out_grouped,
     lay_out_packed,
     shared_length,
 )
-from metarm.models.shared_attention import attend_in_blocks
 
 tokens = st.lists(st.integers(1, 3), min_size=1, max_size=7)
 grouped = st.lists(
@@ -58,21 +61,56 @@ def test_a_packed_row_holds_every_text(groups):
             assert seen_by(visible, positions, token) == text[: place + 1]
 
 
+@pytest.mark.parametrize("attend", [attend_in_blocks, attend_in_tiles])
 @settings(max_examples=60, deadline=None)
 @given(grouped)
-def test_the_blocks_see_what_is_to_be_seen(groups):
+def test_blocks_and_tiles_see_what_is_to_be_seen(attend, groups):
     """Zero queries weigh all that they see alike, and one-hot values name it."""
     layout = lay_out_packed(find_shared_rows(*flat(groups)))
     count = layout.input_ids.shape[1]
     every = torch.arange(count)
     visible = layout.sees(every.unsqueeze(1), every.unsqueeze(0)).double()
-    zeros = torch.zeros(1, 1, count, 4, dtype=torch.float64)
+    zeros = torch.zeros(1, 1, count, count, dtype=torch.float64)
     names = torch.eye(count, dtype=torch.float64).view(1, 1, count, count)
-    attention = torch.nn.Module()
-    for attends, asked in ((layout.attends, every), (layout.attends_last, layout.ends)):
-        found, _ = attend_in_blocks(attention, zeros, zeros, names, None, attends=attends)
+    for attends, asked in zip(attend(layout), (every, layout.ends), strict=True):
+        found = attends(torch.nn.Module(), zeros, zeros, names)
         expected = (visible / visible.sum(dim=1, keepdim=True))[asked]
         torch.testing.assert_close(found[0, asked, 0], expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(grouped, st.integers(0, 2**16), st.sampled_from([(4, 4), (4, 2), (4, 1)]))
+def test_tiles_and_their_gradients_are_those_of_a_dense_mask(groups, seed, heads):
+    layout = lay_out_packed(find_shared_rows(*flat(groups)))
+    count = layout.input_ids.shape[1]
+    every = torch.arange(count)
+    visible = layout.sees(every.unsqueeze(1), every.unsqueeze(0))
+    draw = torch.Generator().manual_seed(seed)
+    inputs = [
+        torch.randn(1, n, count, 8, generator=draw, dtype=torch.float64, requires_grad=True)
+        for n in (heads[0], heads[1], heads[1])
+    ]
+    query, key, value = inputs
+    dense = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=visible, scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    for attends, asked in zip(attend_in_tiles(layout), (every, layout.ends), strict=True):
+        found = attends(torch.nn.Module(), query, key, value, scaling=0.3)
+        weights = torch.randn(found[:, asked].shape, generator=draw, dtype=torch.float64)
+        torch.testing.assert_close(found[:, asked], dense[:, asked])
+        ours = torch.autograd.grad((weights * found[:, asked]).sum(), inputs)
+        theirs = torch.autograd.grad((weights * dense[:, asked]).sum(), inputs, retain_graph=True)
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_tiles_refuse_what_they_do_not_know():
+    attends, _ = attend_in_tiles(lay_out_packed(find_shared_rows([[1, 2], [1, 3]], [0, 0])))
+    states = torch.zeros(1, 1, 3, 4)
+    with pytest.raises(ModelError, match="softcap"):
+        attends(torch.nn.Module(), states, states, states, softcap=30.0)
+    with pytest.raises(ModelError, match="dropout"):
+        attends(torch.nn.Module(), states, states, states, dropout=0.1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,7 +142,7 @@ def test_texts_of_unlike_lengths_do_not_pad_each_other():
     long, short = [1] * 200, [2] * 4
     rows = [[*long, 3], [*long, 4], *([[*short, token] for token in range(3, 9)])]
     layout = lay_out_packed(find_shared_rows(rows, [0, 0, *[1] * 6]))
-    assert [tuple(block.queries.shape) for block in layout.attends.blocks] == [
+    assert [tuple(block.queries.shape) for block in attend_in_blocks(layout)[0].blocks] == [
         (1, 4),
         (1, 200),
         (6, 1),

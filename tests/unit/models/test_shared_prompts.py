@@ -119,10 +119,10 @@ def test_scores_and_gradients_are_those_of_the_plain_pass(name, attention):
     plain = score(model, batch)
     shared = score(model, batch, group_of_row, prompts)
     assert largest_difference(shared, plain) < 1e-5
-    kind = "blocks" if attention == "sdpa" else "mask"
+    kind = "tiles" if attention == "sdpa" else "mask"
     assert prompts.ways == {True: Way(kind, trimmed=name in TRIMMED)}
     assert shared[2].computed < 0.7 * shared[2].plain
-    assert (shared[2].padding == 0) == (kind == "blocks")
+    assert (shared[2].padding == 0) == (kind == "tiles")
     # Nothing is left behind.
     assert largest_difference(score(model, batch), plain) == 0.0
     assert model.config._attn_implementation == attention
@@ -139,7 +139,9 @@ def test_in_float64_it_is_exact(attention, seed):
     assert largest_difference(shared, score(model, batch)) < 1e-12
 
 
-@pytest.mark.parametrize("way", [Way(kind, trim) for kind in ("blocks", "mask") for trim in (0, 1)])
+@pytest.mark.parametrize(
+    "way", [Way(kind, trim) for kind in ("tiles", "blocks", "mask") for trim in (False, True)]
+)
 def test_every_way_is_exact(way, monkeypatch):
     monkeypatch.setattr(shared_prompts, "WAYS", {"sdpa": (way,)})
     model = make_model("Llama").train()
@@ -268,7 +270,7 @@ def test_wrong_gradients_are_noticed_too(caplog):
     batch, group_of_row = make_batch()
     prompts = SharedPrompts(model)
     score(model, batch, group_of_row, prompts)
-    assert prompts.ways[True] != Way("blocks", trimmed=False)
+    assert prompts.ways[True] not in (*shared_prompts.TILES, *shared_prompts.BLOCKS)
 
 
 @pytest.mark.parametrize(
