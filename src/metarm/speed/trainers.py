@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import RewardConfig, RewardTrainer
@@ -107,6 +108,7 @@ def _settings(problem: Problem, folder: str, max_steps: int) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "seed": problem.seed,
     }
 
