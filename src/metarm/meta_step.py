@@ -23,6 +23,7 @@ from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from metarm.errors import ConfigError, PrecisionError, nearest_names
 
@@ -57,7 +58,7 @@ MetaOrder = Literal["first", "exact", "finite-difference"]
 SIGNS: Final = {"ascent": 1.0, "descent": -1.0}
 TINY_NORM: Final = 1e-12
 PROBE_LENGTH: Final = 1e-3
-"""Of the weights' own length: the move of a finite difference. 0.3 % off on a small Llama."""
+"""Of the weights' own length: the move of a finite difference."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,9 +195,9 @@ def place_ahead(
 def standing_at(parameters: Sequence[Tensor], places: Sequence[Tensor | None]) -> Iterator[None]:
     """Hold the parameters at other weights; on any exit they are back, as they were never touched.
 
-    Storages are exchanged, not values: nothing is copied or rounded, and graphs that were built
-    before stay right. Whatever keeps addresses of weights (CUDA graphs, flat shards) must not run
-    inside.
+    Storages are exchanged, not values: nothing is copied or rounded. A graph that was built on one
+    side and is gone back through on the other is an error of autograd's, as after any change in
+    place. Whatever keeps addresses of weights (CUDA graphs, flat shards) must not run inside.
     """
     kept: list[tuple[Tensor, Tensor]] = []
     try:
@@ -204,12 +205,15 @@ def standing_at(parameters: Sequence[Tensor], places: Sequence[Tensor | None]) -
             if place is not None:
                 kept.append((parameter, parameter.data))
                 parameter.data = place
+                # Unlike an operation in place, `.data` does not tell autograd.
+                increment_version(parameter)
         # Inside one autocast context the cached bf16 weights would still be theta's.
         torch.clear_autocast_cache()
         yield
     finally:
         for parameter, home in kept:
             parameter.data = home
+            increment_version(parameter)
         torch.clear_autocast_cache()
 
 
@@ -257,8 +261,9 @@ def add_curvature_by_difference(
 
     H g ~ (grad J(theta + e g) - grad J(theta)) / e,   e |g| = 1e-3 |theta|
 
-    Any attention will do, and gradient checkpointing. Where |s_i - s_j| passes 0 on the way, J has
-    a kink that the difference sees and autograd does not.
+    Any attention will do, and gradient checkpointing; no dropout. Where |s_i - s_j| passes 0 on the
+    way, J has a kink that the difference sees and autograd does not: among nearly equal scores, as
+    those of a fresh head, the two are far apart.
 
     Args:
         parameters: The trainable parameters, at theta, fp32 or better.

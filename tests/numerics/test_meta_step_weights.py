@@ -326,3 +326,18 @@ def test_gradients_that_are_missing_leave_their_parameter():
         assert one.tolist() == [1.0, 1.0]
         assert other.tolist() == [1.5, 1.5]
     assert other.tolist() == [1.0, 1.0]
+
+
+def test_a_backward_pass_after_the_block_is_an_error():
+    """The graph was built at other weights: a gradient of neither would come out."""
+    weight = torch.ones(3, requires_grad=True)
+    with look_ahead([weight], [torch.ones(3)], 0.5):
+        loss = (weight * weight).sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    before = (weight * weight).sum()
+    with (
+        look_ahead([weight], [torch.ones(3)], 0.5),
+        pytest.raises(RuntimeError, match="modified by an inplace operation"),
+    ):
+        before.backward()

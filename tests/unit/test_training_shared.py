@@ -7,6 +7,7 @@ import torch
 from metarm.data.encoding import EncodedGroup
 from metarm.meta_step import inner_product
 from metarm.models import shared_prompts
+from metarm.strength import StrengthGuard
 from metarm.training import MetaRewardTrainer
 from metarm.training.meta_pass import split_groups
 from tiny_models import CONTEXT
@@ -217,6 +218,9 @@ def test_the_head_alone_may_be_moved(reward_model_dir, tmp_path, mode):
         ({"meta_parameters": "haed"}, "'head'"),
         ({"meta_order": "frist"}, "'first'"),
         ({"meta_micro_batch_size": 0}, "at least 1"),
+        ({"meta_order": "exact", "meta_parameters": "head"}, "needs meta_parameters='all'"),
+        ({"meta_order": "finite-difference", "meta_between": "stored"}, "needs meta_between"),
+        ({"meta_order": "finite-difference", "disable_dropout": False}, "disable_dropout=True"),
     ],
 )
 def test_unknown_choices_are_refused(reward_model_dir, tmp_path, wrong, nearest):
@@ -234,3 +238,70 @@ def test_long_groups_fit_the_model(reward_model_dir, tmp_path):
     shared = train(reward_model_dir, tmp_path, **options)
     apart = train(reward_model_dir, tmp_path, share_prompts=False, **options)
     assert distance(weights(shared.model), weights(apart.model)) < 1e-4
+
+
+def test_bfloat16_shares_prompts(reward_model_dir, tmp_path):
+    """Under autocast, TRL's default; it rounds, and that is no reason to refuse."""
+    options = {"bf16": True, **MODES["descent"]}
+    shared = train(reward_model_dir, tmp_path, **options)
+    apart = train(reward_model_dir, tmp_path, share_prompts=False, **options)
+    assert max(logged(shared, "tokens/computed_share")) < 0.9
+    assert distance(weights(shared.model), weights(apart.model)) < 0.15
+
+
+def test_adapters_share_prompts(reward_model_dir, tmp_path):
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(
+        task_type="SEQ_CLS", target_modules="all-linear", r=4, modules_to_save=["score"]
+    )
+    found = {
+        share: train(
+            reward_model_dir,
+            tmp_path,
+            given={"peft_config": lora},
+            share_prompts=share,
+            seed=1,
+            **MODES["joint"],
+        )
+        for share in (True, False)
+    }
+    assert max(logged(found[True], "tokens/computed_share")) < 0.9
+    at = {share: weights(trainer.model) for share, trainer in found.items()}
+    assert distance(at[True], at[False]) < 1e-4
+
+
+def test_reentrant_checkpointing_trains_without_sharing(reward_model_dir, tmp_path):
+    trainer = train(
+        reward_model_dir,
+        tmp_path,
+        meta_mode="off",
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": True},
+    )
+    assert set(logged(trainer, "tokens/computed_share")) == {1.0}
+
+
+def test_a_guard_weakens_stored_directions_too(reward_model_dir, tmp_path):
+    class Weakened(_Noting):
+        def training_step(self, *arguments, **options):
+            loss = super().training_step(*arguments, **options)
+            self._strength.guard = StrengthGuard(factor=0.25)
+            return loss
+
+    lengths = [
+        train(
+            reward_model_dir,
+            tmp_path,
+            trainer_class=kind,
+            meta_every=2,
+            meta_between="stored",
+            max_steps=2,
+            meta_mode="descent",
+            meta_reward_fraction=0.1,
+        )
+        .moves[1]
+        .norm()
+        .item()
+        for kind in (_Noting, Weakened)
+    ]
+    assert lengths[1] == pytest.approx(0.25 * lengths[0], rel=0.01)

@@ -143,8 +143,9 @@ class _Tiled(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: tuple[Tile, ...], scale: float
     ) -> Tensor:
-        answer = query.new_zeros(*query.shape[:2], value.shape[2])
+        # Merged in fp32 or better: in bf16 the weights of the parts would be 0.4 % off.
         wide = torch.promote_types(query.dtype, torch.float32)
+        answer = query.new_zeros(*query.shape[:2], value.shape[2], dtype=wide)
         total = query.new_full(query.shape[:2], -torch.inf, dtype=wide)
         for tile in tiles:
             asked = (_take(query, tile.queries), *_keys(query, tile, key, value))
@@ -158,12 +159,13 @@ class _Tiled(torch.autograd.Function):
                 places, found, sums = places[real], found[real], sums[real]
             before = total.index_select(0, places)
             after = torch.logaddexp(before, sums.to(before.dtype))
-            merged = found * (sums - after).exp().unsqueeze(2).to(found.dtype)
+            merged = found * (sums - after).exp().unsqueeze(2)
             if not torch.isneginf(before).all():
                 earlier = answer.index_select(0, places)
-                merged += earlier * (before - after).exp().unsqueeze(2).to(found.dtype)
+                merged += earlier * (before - after).exp().unsqueeze(2)
             answer.index_copy_(0, places, merged)
             total.index_copy_(0, places, after)
+        answer = answer.to(query.dtype)
         ctx.save_for_backward(query, key, value, answer, total)
         ctx.tiles, ctx.scale = tiles, scale
         return answer

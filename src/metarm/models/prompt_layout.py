@@ -41,6 +41,12 @@ class SharedRows:
     """Common first tokens of each group; every row has at least one token of its own."""
 
     @property
+    def sharing_groups(self) -> list[tuple[int, ...]]:
+        """Groups of several rows that begin alike."""
+        found = zip(self.groups, self.prefixes, strict=True)
+        return [group for group, prefix in found if len(group) > 1 and prefix]
+
+    @property
     def num_tokens(self) -> int:
         """Tokens that are computed: each group's beginning once."""
         saved = sum(

@@ -175,3 +175,9 @@ class MetaRewardConfig(RewardConfig):
             value = getattr(self, name)
             if value not in known:
                 raise ConfigError(f"unknown {name} {value!r}: {nearest_names(value, known)}")
+        for name, simple in (("meta_between", "plain"), ("meta_parameters", "all")):
+            if self.meta_order != "first" and getattr(self, name) != simple:
+                raise ConfigError(
+                    f"meta_order={self.meta_order!r} needs {name}={simple!r}: the gradient through "
+                    f"a look-ahead with {name}={getattr(self, name)!r} has other terms"
+                )

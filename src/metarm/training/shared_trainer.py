@@ -33,12 +33,17 @@ class SharedPromptTrainer(RewardTrainer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._prompts = SharedPrompts(self.model) if self.args.share_prompts else None
+        # Of a sharded model each process would run passes of its own, and wait for the others.
+        kind = str(self.accelerator.distributed_type).rpartition(".")[2]
+        can_share = self.args.share_prompts and kind in ("NO", "MULTI_GPU", "MULTI_CPU")
+        self._prompts = SharedPrompts(self.model) if can_share else None
         self._work: list[Work] = []
 
     def training_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
         """The parent's."""
         inputs = self._prepare_inputs(inputs)
+        # As the parent does: whether dropout is on is looked at before.
+        model.train()
         with self._sharing_pairs(inputs):
             loss: Tensor = super().training_step(model, inputs, *arguments, **options)
         if self.accelerator.sync_gradients:

@@ -33,6 +33,11 @@ def refuse_unsupported(args: MetaRewardConfig, accelerator: Any, model: Any) -> 
             f"meta_order='exact' differentiates twice, which {attention!r} attention cannot: "
             "load the model with attn_implementation='eager'"
         )
+    if args.meta_order == "finite-difference" and not args.disable_dropout:
+        raise ConfigError(
+            "meta_order='finite-difference' needs disable_dropout=True: between two passes that "
+            "draw their own dropout the difference is noise"
+        )
     if args.fp16:
         raise ConfigError(
             "the meta step does not support fp16: its loss scale would multiply eta. "

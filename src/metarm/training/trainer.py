@@ -296,10 +296,15 @@ class MetaRewardTrainer(SharedPromptTrainer):
     def _measure_direction(self, step: int) -> None:
         """J and its gradient at the kept weights, for all micro-batches of this optimiser step."""
         self._there = []
-        self._is_fresh = step % self.args.meta_every == 0
+        stored = self._direction if self.args.meta_between == "stored" else None
         is_off = self._strength.factor == 0.0
-        if not self._is_fresh and self.args.meta_between == "stored" and not is_off:
+        self._is_fresh = step % self.args.meta_every == 0
+        if stored is not None and not self._is_fresh and not is_off:
+            # The guard may have weakened it.
+            self._step = self._strength.signed_step(stored, self._moved())
             return
+        # A resumed training has stored none.
+        self._is_fresh |= self.args.meta_between == "stored" and stored is None
         self._direction = None
         if not self._is_fresh or is_off:
             return  # a plain step, or the guard has turned the meta step off

@@ -315,3 +315,52 @@ def test_rows_padded_on_the_left_are_left_alone(caplog):
     with SharedPrompts(model).sharing(**flipped, group_of_row=group_of_row) as work:
         assert work.computed == work.plain
     assert "padded on the right" in caplog.text
+
+
+def test_what_pads_without_being_the_padding_token_is_left_alone(caplog):
+    model = make_model("Llama").train()
+    batch, group_of_row = make_batch()
+    batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 7)
+    with SharedPrompts(model).sharing(**batch, group_of_row=group_of_row) as work:
+        assert work.computed == work.plain
+    assert "the padding token" in caplog.text
+
+
+class _CountsItsOwn(nn.Module):
+    """Positions by place in the row, whatever is asked: right for a plain batch alone."""
+
+    def __init__(self, rotary):
+        super().__init__()
+        self.rotary = rotary
+
+    def forward(self, states, position_ids):
+        own = torch.arange(states.shape[1]).expand(len(states), -1)
+        return self.rotary(states, own)
+
+
+def test_nothing_is_decided_by_a_batch_in_which_nothing_is_shared():
+    """Padding alone would be saved, and a wrong way would pass."""
+    model = make_model("Llama").train()
+    model.model.rotary_emb = _CountsItsOwn(model.model.rotary_emb)
+    prompts = SharedPrompts(model)
+    ragged = pad([[3] * 20, [4], [5, 6]])
+    assert score(model, ragged, [0, 1, 2], prompts)[2].computed == 60
+    assert prompts.ways == {}
+    batch, group_of_row = make_batch()
+    shared = score(model, batch, group_of_row, prompts)
+    assert prompts.ways == {True: None}
+    assert largest_difference(shared, score(model, batch)) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bfloat16_does_not_hide_a_misplaced_text(seed):
+    """Right to rounding passes; positions that are off do not, where positions matter."""
+    batch, group_of_row = make_batch(groups=6, most_prompt=40, seed=seed)
+    for wrong in (False, True):
+        model = make_model("Llama", num_hidden_layers=6, seed=seed).bfloat16().eval()
+        if wrong:
+            model.model.rotary_emb = _CountsItsOwn(model.model.rotary_emb)
+        prompts = SharedPrompts(model)
+        with torch.no_grad(), prompts.sharing(**batch, group_of_row=group_of_row):
+            pass
+        assert (prompts.ways[False] is None) == wrong
