@@ -5,25 +5,36 @@
     python benchmarks/does_it_work.py --write
 
 The first takes a comparison's results into `benchmarks/results/NAME.json`. The second puts a
-table of each into the page, between `<!-- table: NAME SHIFT -->` and `<!-- end -->`; without
-`--write` it says whether the page is as the results are, which a test asks too.
+table of each into the page, between `<!-- table: NAME SHIFT -->` and `<!-- end -->`, and one of
+what choices about the meta step cost after `<!-- choices: NAME SHIFT -->`; without `--write` it
+says whether the page is as the results are, which a test asks too.
 """
 
 import argparse
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from metarm.bench.results import Cell, clustered_difference
 from metarm.metrics import mean_estimate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGE = REPOSITORY / "docs" / "does-it-work.md"
-BLOCK = re.compile(r"<!-- table: (\w+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (table|choices): (\w+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+CHOICE = re.compile(
+    r"(every|stored)-\d+|quarter-groups|head-only|exact|finite-difference|plain-again"
+)
+"""Parts of a name that leave it the same method, computed otherwise or from another seed."""
+CHOICES_HEADER = (
+    "| method | passes, of plain's | shifted, against plain | against the method itself: shifted "
+    "| shifted, all steps | original |\n|---|---|---|---|---|---|"
+)
 HEADER = (
     "| method | original | shifted | length-balanced | worst split | of the oracle's gain "
     "| worth labels | rank correlation | shifted, all steps | worst split |\n"
@@ -75,13 +86,48 @@ def table(kept: dict[str, Any], shift: str) -> str:
     return "\n".join([HEADER, *rows])
 
 
+def without_choices(method: str) -> str:
+    """The method that a name's choices are about: `joint` of `joint+stored-4`."""
+    parts = [part for part in method.split("+") if not CHOICE.fullmatch(part)]
+    return "+".join(parts) or "plain"
+
+
+def choices_table(kept: dict[str, Any], shift: str) -> str:
+    """A Markdown table of one shift: each method, then what its choices change."""
+    own = {row["method"]: row for row in kept["summaries"] if row["shift"] == shift}
+    against = {row["method"]: row for row in kept["against_own"] if row["shift"] == shift}
+    plain = own["plain"]["forward"] + own["plain"]["backward"]
+    # By method, in the order of the results; the sort is stable.
+    first = {method: place for place, method in reversed([*enumerate(map(without_choices, own))])}
+    rows = []
+    for method in sorted(own, key=lambda name: first[without_choices(name)]):
+        change, row = against.get(method), own[method]
+        cells = (
+            f"`{method}`",
+            f"{(row['forward'] + row['backward']) / plain:.2f}",
+            points(row["shifted_change"]) if method != "plain" else "",
+            *(
+                points(change[key]) if change else ""
+                for key in ("shifted", "all_steps", "original")
+            ),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([CHOICES_HEADER, *rows])
+
+
+TABLES: dict[str, Callable[[dict[str, Any], str], str]] = {
+    "table": table,
+    "choices": choices_table,
+}
+
+
 def render(page: str) -> str:
     """The page with every table made anew."""
 
     def fill(block: re.Match[str]) -> str:
-        name, shift = block[1], block[2]
+        kind, name, shift = block[1], block[2], block[3]
         kept = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        return f"<!-- table: {name} {shift} -->\n{table(kept, shift)}\n<!-- end -->"
+        return f"<!-- {kind}: {name} {shift} -->\n{TABLES[kind](kept, shift)}\n<!-- end -->"
 
     return BLOCK.sub(fill, page)
 
@@ -95,8 +141,10 @@ def keep(source: Path, name: str) -> None:
         "num_comparisons": found["num_comparisons"],
         "summaries": found["summaries"],
         "curves": mean_curves(found["curves"]),
-        "over_training": over_training(found["curves"]),
+        "over_training": over_training(found["curves"], lambda method: "plain"),
     }
+    if any(without_choices(row["method"]) != row["method"] for row in found["curves"]):
+        kept["against_own"] = against_own(source.parent, found["curves"])
     text = json.dumps(kept, indent=1, sort_keys=True)
     # A point of a curve is one line.
     text = re.sub(r"\[\s+([-\d.,\s]|null)+\]", lambda row: re.sub(r"\s+", " ", row[0]), text)
@@ -126,24 +174,54 @@ def mean_curves(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def over_training(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Changes of shifted accuracy against plain at the same step, the mean over all measured steps.
+def over_training(
+    curves: list[dict[str, Any]], reference: Callable[[str], str]
+) -> list[dict[str, Any]]:
+    """Changes of shifted accuracy against another at the same step, the mean over all steps.
 
     No stopping rule is in them; 95 % t-intervals over splits, which share their pool of prompts.
     """
     by_split = {(row["shift"], row["method"], row["seed"]): row["curve"] for row in curves}
     changes: dict[tuple[str, str], list[float]] = {}
     for (shift, method, seed), curve in by_split.items():
-        plain = by_split[shift, "plain", seed]
-        if method == "plain" or len(plain) != len(curve) or curve[0][3] is None:
+        other = by_split[shift, reference(method), seed]
+        if method == reference(method) or len(other) != len(curve) or curve[0][3] is None:
             continue
-        gaps = [own[3] - other[3] for own, other in zip(curve, plain, strict=True)]
+        gaps = [mine[3] - theirs[3] for mine, theirs in zip(curve, other, strict=True)]
         changes.setdefault((shift, method), []).append(sum(gaps) / len(gaps))
     return [
         {"shift": shift, "method": method, "splits": [round(v, 4) for v in values]}
         | {key: round(value, 4) for key, value in asdict(mean_estimate(values)).items()}
         for (shift, method), values in changes.items()
     ]
+
+
+def against_own(folder: Path, curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Changes against the same method without its choices, on the same pairs of the same splits.
+
+    Best steps with intervals clustered as `metarm compare` does, all steps as in `over_training`.
+    """
+
+    def cells(shift: str, method: str) -> list[Cell]:
+        seeds = [c["seed"] for c in curves if (c["shift"], c["method"]) == (shift, method)]
+        paths = [folder / shift / f"seed_{seed}" / method / "cell.json" for seed in seeds]
+        return [Cell.from_json(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+
+    rows = []
+    for over in over_training(curves, without_choices):
+        shift, method = over["shift"], over["method"]
+        mine, theirs = cells(shift, method), cells(shift, without_choices(method))
+        changes = {
+            side: clustered_difference(
+                *([getattr(c, side) for c in both] for both in (mine, theirs))
+            )
+            for side in ("shifted", "original")
+        }
+        rows.append(
+            {"shift": shift, "method": method, "all_steps": over}
+            | {side: asdict(change) for side, change in changes.items()}
+        )
+    return rows
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
 import re
 
 from docs.pages import REPOSITORY
-from metarm.bench.recipes import METHODS, read_recipe
+from metarm.bench.recipes import COUNTED, METHODS, read_recipe
 from metarm.bench.shifts import SHIFTS
 from metarm.config import CompareSettings
 from metarm.config_file import read_settings
@@ -18,7 +18,10 @@ def names(section: str) -> list[str]:
 
 
 def test_every_method_and_shift() -> None:
-    assert sorted(names("Methods")) == sorted([*METHODS, "N-labels"])
+    counted = [name for name in names("Methods") if "N" in name]
+    assert sorted(names("Methods")) == sorted([*METHODS, *counted])
+    found = [re.fullmatch(pattern, n.replace("N", "4")) for pattern in COUNTED for n in counted]
+    assert sum(map(bool, found)) == len(counted) == len(COUNTED)
     assert names("Shifts") == list(SHIFTS)
 
 

@@ -166,6 +166,11 @@ def test_nonsense_is_one_line(words, metarm, word: str, message: str) -> None:
     assert message in metarm(*words, "methods=[plain]", word).error
 
 
+def test_exact_is_refused_where_attention_has_no_second_derivative(words, metarm) -> None:
+    done = metarm(*words, "methods=[descent+exact]", "trained=lora")
+    assert "use finite-difference in place of exact" in done.error
+
+
 def test_other_settings_are_refused_in_a_finished_folder(words, metarm) -> None:
     assert metarm(*words, "methods=[plain]").code == 0
     error = metarm(*words, "methods=[plain]", "head.num_steps=6").error

@@ -66,6 +66,7 @@ def compare_methods(settings: CompareSettings, *, progress: ProgressReporter) ->
     """
     recipes = {name: read_recipe(name) for name in settings.methods if ":" not in name}
     _refuse_unequal_budgets(settings, {name: r.num_heads for name, r in recipes.items()})
+    _refuse_exact(settings, [name for name, r in recipes.items() if r.order == "exact"])
     for name in settings.methods:
         if ":" in name:
             resolve_name(name, {}, what="methods")
@@ -161,6 +162,15 @@ def _refuse_unequal_budgets(settings: CompareSettings, members: Mapping[str, int
         raise ConfigError(
             f"these methods train several heads: {dear}; beside methods that train one their "
             "budgets differ. Set allow_unequal_budgets=true, or leave them out"
+        )
+
+
+def _refuse_exact(settings: CompareSettings, exact: Sequence[str]) -> None:
+    """Fast attention has no second derivative: of a pretrained model it would fail half way."""
+    if exact and settings.trained != "head":
+        raise ConfigError(
+            f"{exact[0]} differentiates twice, which trained={settings.trained} does not support: "
+            "use finite-difference in place of exact, or trained=head"
         )
 
 

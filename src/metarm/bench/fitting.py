@@ -24,6 +24,8 @@ from metarm.data.meta_mixture import GroupMixture
 from metarm.meta_step import (
     SIGNS,
     Direction,
+    add_curvature,
+    add_curvature_by_difference,
     add_gradients,
     look_ahead,
     measure_direction,
@@ -37,6 +39,8 @@ __all__ = [
 ]
 
 LABEL_REPEAT: Final = 10
+# A gradient's gradient goes back through a forward and a backward pass: three times a backward.
+EXACT_BACKWARDS: Final = 4
 GROUPS_AT_ONCE: Final = 32
 
 
@@ -65,27 +69,46 @@ class _Fit:
     """Of random directions alone: the batches stay those of every other method."""
     cost: Cost = field(default_factory=Cost)
     units: RewardUnits = field(init=False)
+    moved: list[Tensor] = field(init=False)
+    """The weights that J moves."""
+    stored: tuple[Direction, float] | None = None
+    """J's gradient of the last meta step, and the multiple of it that a look-ahead moves by."""
 
     def __post_init__(self) -> None:
         self.units = RewardUnits(lambda: _reference_scores(self))
+        is_head = self.recipe.moves == "head"
+        self.moved = self.network.head() if is_head else self.network.trainable()
 
     @property
     def strength(self) -> float:
         """What a guard has left of the full strength."""
         return 1.0 if self.guard is None else self.guard.factor
 
-    def scores(self, rows: Tensor) -> Tensor:
-        """Scores of texts with their graph, any shape of row numbers; 0 where one is -1."""
+    @property
+    def num_groups(self) -> int:
+        """Groups that a meta step measures J on."""
+        return max(1, round(self.recipe.group_share * self.settings.num_groups))
+
+    def scores(self, rows: Tensor, *, backwards: int = 1) -> Tensor:
+        """Scores of texts with their graph, any shape of row numbers; 0 where one is -1.
+
+        Args:
+            rows: Row numbers of texts.
+            backwards: Backward passes, or what costs as much, that their gradient will take.
+        """
         is_text = rows >= 0
         count = int(is_text.sum())
         self.cost.forward += count
-        self.cost.backward += count if torch.is_grad_enabled() else 0
+        self.cost.backward += backwards * count if torch.is_grad_enabled() else 0
         flat: Tensor = self.network(rows[is_text])
         return flat.new_zeros(rows.shape).masked_scatter(is_text, flat)
 
-    def difference(self, groups: Tensor) -> Tensor:
+    def difference(self, groups: Tensor, *, backwards: int = 1) -> Tensor:
         """J of some groups."""
-        return difference_loss(self.scores(groups), groups >= 0)
+        # A score layer's gradient needs no way back through the model under it.
+        is_whole = len(self.moved) == len(self.network.trainable())
+        scores = self.scores(groups, backwards=backwards if is_whole else 0)
+        return difference_loss(scores, groups >= 0)
 
 
 def train_network(
@@ -144,11 +167,12 @@ def train_network(
     for step in range(1, settings.num_steps + 1):
         # Drawn in any case: pairs come from the same stream.
         chosen, drawn = next(pair_rows), next(group_rows)
-        if mixture is not None:
+        is_meta = (step - 1) % recipe.every == 0
+        if mixture is not None and is_meta:
             drawn = _draw_by_source(fit, mixture, chosen, step)
         groups = problem.groups[drawn]
         optimizer.zero_grad(set_to_none=True)
-        with _around(fit, chosen, groups):
+        with _around(fit, chosen, groups[: fit.num_groups], is_meta=is_meta):
             _preference_loss(fit, chosen, groups).backward()
         optimizer.step()
         if step % settings.measure_every == 0 or step == settings.num_steps:
@@ -200,7 +224,7 @@ def _endless(size: int, batch: int, draw: torch.Generator) -> Iterator[Tensor]:
 def _draw_by_source(fit: _Fit, mixture: GroupMixture, chosen: Tensor, step: int) -> Tensor:
     """The groups of a step by what its sources have lost so far, which they then are asked for."""
     problem = fit.problem
-    drawn = mixture.draw(fit.settings.num_groups, step)
+    drawn = mixture.draw(fit.num_groups, step)
     groups = problem.groups[drawn]
     with torch.no_grad():
         pairs = fit.scores(fit.pairs[chosen])
@@ -232,38 +256,60 @@ def _preference_loss(fit: _Fit, chosen: Tensor, groups: Tensor) -> Tensor:
 
 
 @contextmanager
-def _around(fit: _Fit, chosen: Tensor, groups: Tensor) -> Iterator[None]:
+def _around(fit: _Fit, chosen: Tensor, groups: Tensor, *, is_meta: bool) -> Iterator[None]:
     """The recipe's step around the preference gradient; `metarm.meta_step` moves and puts back."""
-    recipe, parameters = fit.recipe, fit.network.trainable()
-    if recipe.step == "off" or fit.strength == 0.0:
+    recipe = fit.recipe
+    is_plain = not is_meta and recipe.between == "plain"
+    if recipe.step == "off" or fit.strength == 0.0 or is_plain:
         yield
         return
+    if is_meta or fit.stored is None:
+        fit.stored = _measure_step(fit, chosen, groups)
+    direction, size = fit.stored
+    if recipe.step == "joint":
+        yield
+        add_gradients(fit.moved, direction.gradients, -_joint_weight(fit, direction))
+        return
+    with look_ahead(fit.moved, direction.gradients, size):
+        yield
+    if recipe.order == "exact":
+        add_curvature(fit.moved, lambda: fit.difference(groups, backwards=EXACT_BACKWARDS), size)
+    elif recipe.order == "finite-difference":
+        add_curvature_by_difference(
+            fit.moved,
+            lambda: measure_direction(fit.difference(groups), fit.moved),
+            direction,
+            size,
+        )
+
+
+def _measure_step(fit: _Fit, chosen: Tensor, groups: Tensor) -> tuple[Direction, float]:
+    """Which way a meta step goes, and how far it looks ahead: 0 in `joint`, which does not."""
+    recipe, parameters = fit.recipe, fit.moved
     if recipe.step == "sam":
         pairs = fit.scores(fit.pairs[chosen])
         direction = measure_direction(bradley_terry_loss(pairs[:, 0], pairs[:, 1]), parameters)
-        size = recipe.strength / max(direction.norm, 1e-12)
-    else:
-        direction = measure_direction(fit.difference(groups), parameters)
-        size = SIGNS.get(recipe.step, 1.0) * recipe.strength * fit.strength
+        return direction, recipe.strength / max(direction.norm, 1e-12)
+    direction = measure_direction(fit.difference(groups), parameters)
+    if recipe.step == "joint":
+        return direction, 0.0
     if recipe.step == "random":
         direction = _random_direction(direction, fit.noise)
-    if recipe.step == "joint":
-        yield
-        weight = recipe.strength
-        if recipe.reward_fraction is not None:
-            gradients = [p.grad for p in parameters]
-            bound = fit.units.joint_weight(parameters, direction, gradients, recipe.reward_fraction)
-            weight = min(weight, bound)
-        add_gradients(parameters, direction.gradients, -weight * fit.strength)
-        return
-    if recipe.reward_fraction is not None:
-        size = (
-            SIGNS.get(recipe.step, 1.0)
-            * fit.strength
-            * fit.units.look_ahead_step(parameters, direction, recipe.reward_fraction)
-        )
-    with look_ahead(parameters, direction.gradients, size):
-        yield
+    sign = SIGNS.get(recipe.step, 1.0)
+    if recipe.reward_fraction is None:
+        return direction, sign * recipe.strength * fit.strength
+    step = fit.units.look_ahead_step(parameters, direction, recipe.reward_fraction)
+    return direction, sign * fit.strength * step
+
+
+def _joint_weight(fit: _Fit, direction: Direction) -> float:
+    """The weight of J beside the preference gradient that is in `.grad`."""
+    weight = fit.recipe.strength
+    if fit.recipe.reward_fraction is not None:
+        gradients = [p.grad for p in fit.moved]
+        fraction = fit.recipe.reward_fraction
+        weight = min(weight, fit.units.joint_weight(fit.moved, direction, gradients, fraction))
+    return weight * fit.strength
 
 
 def _random_direction(direction: Direction, draw: torch.Generator) -> Direction:
@@ -296,7 +342,7 @@ def _measure(fit: _Fit) -> Tensor:
     context = nullcontext()
     if fit.recipe.deploys_look_ahead:
         size = SIGNS.get(fit.recipe.step, 0.0) * fit.recipe.strength
-        context = look_ahead(network.trainable(), _whole_direction(fit), size)  # type: ignore[assignment]
+        context = look_ahead(fit.moved, _whole_direction(fit), size)  # type: ignore[assignment]
     scores = torch.full((problem.num_texts,), torch.nan)
     with context:
         scores[rows] = network.measure(rows)
@@ -305,7 +351,7 @@ def _measure(fit: _Fit) -> Tensor:
 
 def _whole_direction(fit: _Fit) -> list[Tensor | None]:
     """The gradient of J over all groups, a few at a time."""
-    parameters, groups = fit.network.trainable(), fit.problem.groups
+    parameters, groups = fit.moved, fit.problem.groups
     total: list[Tensor | None] = [None] * len(parameters)
     for part in groups.split(GROUPS_AT_ONCE):
         share = len(part) / len(groups)

@@ -99,9 +99,7 @@ def _train_member(
     if recipe.least_rank_correlation is None:
         return train_network(problem, recipe, settings, seed, member=member)
     # All but the step: labels of the same recipe stay in what it is compared with.
-    without = replace(
-        recipe, step="off", strength=0.0, reward_fraction=None, least_rank_correlation=None
-    )
+    without = recipe.without_step
     if plain is None or without != Recipe():
         plain = train_network(problem, without, settings, seed, member=member)
     found = train_network(problem, recipe, settings, seed, member=member, plain=plain)

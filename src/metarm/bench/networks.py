@@ -54,6 +54,10 @@ class Network(nn.Module, abc.ABC):
         """The weights that training moves."""
         return [p for p in self.parameters() if p.requires_grad]
 
+    def head(self) -> list[Tensor]:
+        """Those of them that stand on the pretrained model, whose gradients need no way into it."""
+        return self.trainable()
+
 
 class FeatureHead(Network):
     """Features -> hidden layers with ReLU -> one score."""
@@ -156,6 +160,10 @@ class TransformerScore(Network):
         """See `Network`."""
         scores: Tensor = self.score(self.hidden(rows)).squeeze(-1).float().cpu()
         return scores
+
+    def head(self) -> list[Tensor]:
+        """See `Network`."""
+        return list(self.score.parameters())
 
     @torch.no_grad()
     def measure(self, rows: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 """Methods by name: each a recipe, a small set of choices; names joined by + are combined.
 
 `descent+ensemble-mean+100-labels` is a look-ahead in each member of an ensemble that also sees 100
-labels, `joint@0.1` is joint with another strength; `module:function` is the user's own.
+labels, `joint@0.1` is joint with another strength, `joint+stored-4` measures J's gradient at each
+fourth step; `module:function` is the user's own.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -31,6 +32,16 @@ class Recipe:
     """
     least_rank_correlation: float | None = None
     """Guard: `strength.StrengthGuard` on watched groups, against the plain network at that step."""
+    every: int = 1
+    """Steps from one meta step to the next."""
+    between: Literal["plain", "stored"] = "plain"
+    """What those between are: plain, or with J's gradient of the last meta step."""
+    group_share: float = 1.0
+    """Share of a step's groups that J is measured on."""
+    moves: Literal["all", "head"] = "all"
+    """What J moves: all that is trained, or only what stands on the pretrained model."""
+    order: Literal["first", "exact", "finite-difference"] = "first"
+    """Whether the gradient flows through the look-ahead: see `metarm.meta_step`."""
     centring: float = 0.0
     """Weight of the squared sum of a pair's scores: TRL's reward centring."""
     batch_sum: float = 0.0
@@ -64,6 +75,11 @@ class Recipe:
         return self.is_oracle or self.num_labels > 0
 
     @property
+    def without_step(self) -> "Recipe":
+        """The same, trained without the meta step: a guard compares with it."""
+        return replace(self, **{name: getattr(PLAIN, name) for name in STEP_CHOICES})
+
+    @property
     def num_heads(self) -> int:
         """Networks it trains, those that teach or guard among them."""
         teachers = int(self.pseudo_confidence is not None)
@@ -71,6 +87,19 @@ class Recipe:
         return self.members * tries + teachers
 
 
+PLAIN: Final = Recipe()
+STEP_CHOICES: Final = (
+    "step",
+    "strength",
+    "reward_fraction",
+    "least_rank_correlation",
+    "every",
+    "between",
+    "group_share",
+    "moves",
+    "order",
+)
+"""What a recipe chooses about the meta step."""
 AUTO: Final = {"least_rank_correlation": LEAST_RANK_CORRELATION}
 
 METHODS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
@@ -84,6 +113,10 @@ METHODS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "ascent-auto": AUTO | {"step": "ascent", "reward_fraction": FULL_FRACTION["ascent"]},
         "joint-auto": AUTO
         | {"step": "joint", "strength": FULL_WEIGHT, "reward_fraction": FULL_FRACTION["joint"]},
+        "quarter-groups": {"group_share": 0.25},
+        "head-only": {"moves": "head"},
+        "exact": {"order": "exact"},
+        "finite-difference": {"order": "finite-difference"},
         "even-sources": {"source_floor": 1.0},
         "lost-sources": {"source_floor": 0.25},
         "random-direction": {"step": "random", "strength": 3.0},
@@ -100,9 +133,16 @@ METHODS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "oracle": {"is_oracle": True},
     }
 )
-"""Name -> what it changes in a recipe. `N-labels` stands for any number of labels."""
+"""Name -> what it changes in a recipe; those of `COUNTED` stand for any number."""
 
-_LABELS = re.compile(r"([1-9]\d*)-labels")
+COUNTED: Final[Mapping[str, Callable[[int], dict[str, Any]]]] = MappingProxyType(
+    {
+        r"([1-9]\d*)-labels": lambda count: {"num_labels": count},
+        r"every-([1-9]\d*)": lambda count: {"every": count, "between": "plain"},
+        r"stored-([1-9]\d*)": lambda count: {"every": count, "between": "stored"},
+    }
+)
+"""Pattern of a name with a number in it -> what it changes in a recipe."""
 
 
 def read_recipe(name: str) -> Recipe:
@@ -114,14 +154,7 @@ def read_recipe(name: str) -> Recipe:
     changes: dict[str, Any] = {}
     for whole in name.split("+"):
         part, at, strength = whole.partition("@")
-        labels = _LABELS.fullmatch(part)
-        if labels is None and part not in METHODS:
-            known = [*METHODS, "100-labels"]
-            raise ConfigError(
-                f"unknown method {part!r}: {nearest_names(part, known)}; or give your own as "
-                "module:function"
-            )
-        wanted: dict[str, Any] = {"num_labels": int(labels[1])} if labels else {**METHODS[part]}
+        wanted = _look_up(part)
         if at:
             wanted["strength"] = _read_strength(whole, strength, wanted)
         for key, value in wanted.items():
@@ -138,7 +171,38 @@ def read_recipe(name: str) -> Recipe:
         )
     if recipe.is_oracle and recipe.num_labels:
         raise ConfigError(f"method {name!r}: the oracle has all labels already; leave one out")
+    _check_order(name, recipe)
     return recipe
+
+
+def _look_up(part: str) -> dict[str, Any]:
+    """What one part of a name changes."""
+    for pattern, change in COUNTED.items():
+        if found := re.fullmatch(pattern, part):
+            return change(int(found[1]))
+    if part not in METHODS:
+        known = [*METHODS, "100-labels", "every-4", "stored-4"]
+        raise ConfigError(
+            f"unknown method {part!r}: {nearest_names(part, known)}; or give your own as "
+            "module:function"
+        )
+    return {**METHODS[part]}
+
+
+def _check_order(name: str, recipe: Recipe) -> None:
+    """Refuse an order of the look-ahead where there is none, or where it would be a wrong one."""
+    if recipe.order == "first":
+        return
+    if recipe.step not in ("off", "ascent", "descent"):
+        raise ConfigError(
+            f"method {name!r}: {recipe.order} is about a look-ahead, and {recipe.step} has none; "
+            "combine it with ascent or descent"
+        )
+    if recipe.between == "stored" or recipe.moves == "head":
+        raise ConfigError(
+            f"method {name!r}: {recipe.order} needs J's whole gradient of that very step; leave "
+            "stored-N and head-only out"
+        )
 
 
 def _read_strength(whole: str, text: str, wanted: Mapping[str, Any]) -> float:

@@ -102,6 +102,21 @@ def test_every_method_trains_it(model: str, trained: str) -> None:
         assert found.steps == (2, 4)
 
 
+def test_only_the_score_layer_moves_along_j(model: str) -> None:
+    given = problem(model, "all")
+    plain, whole, head = (
+        train_network(given, read_recipe(name), SETTINGS, 0)
+        for name in ("plain", "joint", "joint+head-only")
+    )
+    rows = given.measured
+    assert not torch.equal(head.scores[:, rows], plain.scores[:, rows])
+    assert not torch.equal(head.scores[:, rows], whole.scores[:, rows])
+    assert head.cost.forward == whole.cost.forward > plain.cost.forward
+    assert head.cost.backward == plain.cost.backward < whole.cost.backward
+    network = build_network(given, SETTINGS, 0)
+    assert sum(p.numel() for p in network.head()) == network.width + 1
+
+
 def test_no_strength_is_plain_training(model: str) -> None:
     given = problem(model, "all")
     plain = train_network(given, Recipe(), SETTINGS, 0)
