@@ -5,7 +5,6 @@ import os
 import shlex
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metarm.cli.options import (
@@ -60,7 +59,7 @@ def bench(
     found = measure_speed(settings, progress=choose_progress())
     document = {
         "made": time.strftime("%Y-%m-%d"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["metarm", *sys.argv[1:]]),
         "load_per_core": round(load, 2),
         "settings": settings.model_dump(mode="json"),
         **found,
