@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from metarm.models import shared_prompts
+from metarm.models import agreement, shared_prompts
 from metarm.training import trainer as trainer_module
 from unit.live_bytes import LiveBytes
 from unit.reward_problem import make_trainer
@@ -27,7 +27,7 @@ META = {"meta_mode": "descent", "meta_step_length": 0.1, "logging_steps": 100}
 def _any_size(monkeypatch):
     monkeypatch.setattr(shared_prompts, "LEAST_WORK", 0)
     # As of a large model, of which the check compares few gradients.
-    monkeypatch.setattr(shared_prompts, "MAX_CHECKED_NUMBERS", 64)
+    monkeypatch.setattr(agreement, "MAX_CHECKED_NUMBERS", 64)
 
 
 def make_rows(count, k):
