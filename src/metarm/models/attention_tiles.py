@@ -16,18 +16,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from metarm.errors import ModelError
 from metarm.models.prompt_layout import PackedLayout
 
 __all__ = ["Tile", "TileAttention", "attend_in_tiles"]
 
 MAX_TILE_WASTE: Final = 1.5
 """Work of a padded tile over that of its texts, before another tile is begun."""
-KNOWN_OPTIONS: Final = {
-    *("scaling", "dropout", "is_causal", "position_ids", "use_cache"),
-    "sliding_window",  # longer than every text, else nothing is shared
-}
-
 _Span = tuple[Sequence[int], Sequence[int]]
 """Tokens that ask, and tokens that are asked."""
 
@@ -122,14 +116,7 @@ class TileAttention:
     def __call__(
         self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
     ) -> Tensor:
-        """Tile by tile.
-
-        Raises:
-            ModelError: When the attention is asked for what tiles do not know.
-        """
-        unknown = {n for n, v in options.items() if v is not None} - KNOWN_OPTIONS
-        if unknown or options.get("dropout"):
-            raise ModelError(f"tiles do not know {sorted(unknown) or ['dropout']}")
+        """Tile by tile."""
         scale = options.get("scaling") or query.shape[-1] ** -0.5
         flat = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         answer: Tensor = _Tiled.apply(*flat, self.tiles, scale)  # type: ignore[no-untyped-call]

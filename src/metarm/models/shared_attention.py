@@ -22,6 +22,12 @@ __all__ = ["PACKED_ATTENTION", "Attends", "attend_packed", "attention", "block_m
 
 PACKED_ATTENTION: Final = "metarm_packed"
 
+KNOWN_OPTIONS: Final = {
+    *("scaling", "dropout", "is_causal", "position_ids", "use_cache"),
+    "sliding_window",  # longer than every text, else nothing is shared
+}
+"""What a packed row takes from a module; softcaps, sinks and biases it would leave out."""
+
 
 class Attends(Protocol):
     """How the tokens of a packed row attend to each other in a layer."""
@@ -74,10 +80,14 @@ def attend_packed(
         Shape (1, tokens, heads, width), and no weights.
 
     Raises:
-        ModelError: When the model does not hand `attends` down to its attention.
+        ModelError: When the model does not hand `attends` down to its attention, or asks for more
+            than `KNOWN_OPTIONS`.
     """
     if attends is None:
         raise ModelError(f"{type(module).__name__} is not told who sees whom in a packed row")
+    unknown = {name for name, value in options.items() if value is not None} - KNOWN_OPTIONS
+    if unknown or options.get("dropout"):
+        raise ModelError(f"a packed row does not know {sorted(unknown) or ['dropout']}")
     return attends(module, query, key, value, **options), None
 
 

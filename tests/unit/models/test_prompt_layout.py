@@ -16,6 +16,7 @@ from metarm.models.prompt_layout import (
     lay_out_packed,
     shared_length,
 )
+from metarm.models.shared_attention import attend_packed
 
 tokens = st.lists(st.integers(1, 3), min_size=1, max_size=7)
 grouped = st.lists(
@@ -104,13 +105,13 @@ def test_tiles_and_their_gradients_are_those_of_a_dense_mask(groups, seed, heads
             torch.testing.assert_close(one, other)
 
 
-def test_tiles_refuse_what_they_do_not_know():
-    attends, _ = attend_in_tiles(lay_out_packed(find_shared_rows([[1, 2], [1, 3]], [0, 0])))
+@pytest.mark.parametrize("attend", [attend_in_blocks, attend_in_tiles])
+def test_a_packed_row_refuses_what_it_does_not_know(attend):
+    attends, _ = attend(lay_out_packed(find_shared_rows([[1, 2], [1, 3]], [0, 0])))
     states = torch.zeros(1, 1, 3, 4)
-    with pytest.raises(ModelError, match="softcap"):
-        attends(torch.nn.Module(), states, states, states, softcap=30.0)
-    with pytest.raises(ModelError, match="dropout"):
-        attends(torch.nn.Module(), states, states, states, dropout=0.1)
+    for wrong in ({"softcap": 30.0}, {"s_aux": states}, {"dropout": 0.1}):
+        with pytest.raises(ModelError, match=next(iter(wrong))):
+            attend_packed(torch.nn.Module(), states, states, states, None, attends=attends, **wrong)
 
 
 @settings(max_examples=60, deadline=None)
