@@ -46,6 +46,7 @@ __all__ = [
     "measure_direction",
     "meta_step",
     "place_ahead",
+    "read_sum",
     "signed_step",
     "standing_at",
     "through_look_ahead",
@@ -174,7 +175,7 @@ def place_ahead(
     moved = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
     check_precision(p for p, _ in moved)
     places: list[Tensor | None] = []
-    squared = along = intended = 0.0
+    squared, along, intended = [], [], []
     with torch.no_grad():
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is None:
@@ -182,13 +183,14 @@ def place_ahead(
                 continue
             place = torch.add(parameter, gradient, alpha=step)
             change = place - parameter
-            squared += inner_product(change, change)
-            along += step * inner_product(change, gradient)
-            intended += step**2 * inner_product(gradient, gradient)
+            squared.append(inner_product(change, change))
+            along.append(inner_product(change, gradient))
+            intended.append(inner_product(gradient, gradient))
             if spend:
                 gradient.data = place
             places.append(place)
-    return places, Move(math.sqrt(squared), along / intended if intended > 0 else 1.0)
+    whole = step * read_sum(intended)
+    return places, Move(math.sqrt(read_sum(squared)), read_sum(along) / whole if whole else 1.0)
 
 
 @contextmanager
@@ -261,13 +263,14 @@ def add_curvature_by_difference(
 
     H g ~ (grad J(theta + e g) - grad J(theta)) / e,   e |g| = 1e-3 |theta|
 
-    Any attention will do, and gradient checkpointing; no dropout. Where |s_i - s_j| passes 0 on the
-    way, J has a kink that the difference sees and autograd does not: among nearly equal scores, as
-    those of a fresh head, the two are far apart.
+    Any attention will do, and gradient checkpointing; no dropout. J has kinks where two scores
+    are equal, which autograd does not see and a difference across them does, times 1 / e: hold the
+    order of the scores at theta (`ranking` of `difference_loss`) in `measure`.
 
     Args:
         parameters: The trainable parameters, at theta, fp32 or better.
-        measure: J's direction at the weights as they are; called once.
+        measure: J's direction at the weights as they are, in the order that scores have at theta;
+            called once, at the end of the move.
         direction: J's direction at theta.
         step: As in `look_ahead`.
     """
@@ -401,7 +404,7 @@ def _hessian_vector_products(
 
 def gradient_norm(gradients: Iterable[Tensor | None]) -> float:
     """Euclidean length of a whole gradient; None counts as 0."""
-    return math.sqrt(sum(inner_product(g, g) for g in gradients if g is not None))
+    return math.sqrt(read_sum([inner_product(g, g) for g in gradients if g is not None]))
 
 
 def weights_norm(parameters: Iterable[Tensor]) -> float:
@@ -409,9 +412,17 @@ def weights_norm(parameters: Iterable[Tensor]) -> float:
     return gradient_norm(parameter.detach() for parameter in parameters)
 
 
-def inner_product(one: Tensor, other: Tensor) -> float:
-    """The inner product of two tensors of one shape; sums over tensors go on in fp64."""
-    return torch.dot(one.flatten(), other.flatten().to(one.dtype)).item()
+def inner_product(one: Tensor, other: Tensor) -> Tensor:
+    """The inner product of two tensors of one shape, left on their device."""
+    return torch.dot(one.flatten(), other.flatten().to(one.dtype))
+
+
+def read_sum(products: Sequence[Tensor]) -> float:
+    """Their sum in fp64, read from the device at one go; 0 for none."""
+    if not products:
+        return 0.0
+    home = products[0].device
+    return float(sum(torch.stack([widest(product).to(home) for product in products]).tolist()))
 
 
 def widest(tensor: Tensor) -> Tensor:

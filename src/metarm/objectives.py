@@ -14,7 +14,9 @@ from metarm.errors import ShapeError
 __all__ = ["bradley_terry_loss", "difference_gradient", "difference_loss"]
 
 
-def difference_loss(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+def difference_loss(
+    scores: Tensor, mask: Tensor | None = None, *, ranking: Tensor | None = None
+) -> Tensor:
     """How far apart the scores within a group are, averaged over groups; needs no label.
 
     J = mean over groups of (2 / k^2) * sum_{i<j} sigmoid(|s_i - s_j|)
@@ -26,6 +28,8 @@ def difference_loss(scores: Tensor, mask: Tensor | None = None) -> Tensor:
         scores: Shape (groups, k), in logits.
         mask: Shape (groups, k), True where there is a response; None means everywhere. A group's
             k is its count of True; what stands in masked places does not matter.
+        ranking: Scores whose order is held to, shape (groups, k), where it is not that of `scores`:
+            |s_i - s_j| becomes sign(r_i - r_j) (s_i - s_j), J's smooth continuation past ties.
 
     Returns:
         Scalar in [(k-1)/(2k), (k-1)/k) for groups of k: for k = 5, 0.4 when all scores are equal
@@ -44,15 +48,18 @@ def difference_loss(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     mask = _check_groups(scores, mask)
     # Masked scores become 0 before the subtraction: an inf or nan there would poison gradients.
     filled = scores.masked_fill(~mask, 0.0)
-    differences = filled.unsqueeze(2) - filled.unsqueeze(1)
+    gaps = filled.unsqueeze(2) - filled.unsqueeze(1)
+    sizes = gaps.abs() if ranking is None else gaps * _signs(ranking, filled, mask)
     is_pair = (mask.unsqueeze(2) & mask.unsqueeze(1)).triu(diagonal=1)
-    apart = torch.sigmoid(differences.abs()).masked_fill(~is_pair, 0.0).sum(dim=(1, 2))
+    apart = torch.sigmoid(sizes).masked_fill(~is_pair, 0.0).sum(dim=(1, 2))
     k = mask.sum(dim=1).clamp(min=1).to(scores.dtype)
     return (2.0 / k.square() * apart).mean()
 
 
 @torch.no_grad()
-def difference_gradient(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+def difference_gradient(
+    scores: Tensor, mask: Tensor | None = None, *, ranking: Tensor | None = None
+) -> Tensor:
     """The gradient of `difference_loss` by the scores, in closed form.
 
     c_i = (2 / (m k^2)) * sum_{j != i} sign(s_i - s_j) * sigmoid'(|s_i - s_j|)   for m groups
@@ -64,6 +71,7 @@ def difference_gradient(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     Args:
         scores: Shape (groups, k), in logits; computed in fp32 or better.
         mask: As in `difference_loss`.
+        ranking: As in `difference_loss`: the signs are those of its gaps.
 
     Returns:
         Shape (groups, k), 0 in masked places and at exact ties; a group's sum is 0, and each entry
@@ -84,7 +92,8 @@ def difference_gradient(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     gaps = wide.unsqueeze(2) - wide.unsqueeze(1)
     slope = torch.exp(functional.logsigmoid(gaps) + functional.logsigmoid(-gaps))
     is_pair = is_there.unsqueeze(2) & is_there.unsqueeze(1)
-    sums = (gaps.sign() * slope).masked_fill(~is_pair, 0.0).sum(dim=2)
+    signs = gaps.sign() if ranking is None else _signs(ranking, wide, is_there)
+    sums = (signs * slope).masked_fill(~is_pair, 0.0).sum(dim=2)
     k = is_there.sum(dim=1, keepdim=True).clamp(min=1).to(wide.dtype)
     return 2.0 / (len(scores) * k.square()) * sums
 
@@ -134,6 +143,17 @@ def bradley_terry_loss(
     if label is None:
         return -functional.logsigmoid(gap).mean()
     return -(label * functional.logsigmoid(gap) + (1 - label) * functional.logsigmoid(-gap)).mean()
+
+
+def _signs(ranking: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+    """Signs of the ranking's gaps within each group, shape (groups, k, k)."""
+    if ranking.shape != scores.shape:
+        raise ShapeError(
+            f"ranking must have the shape of scores {tuple(scores.shape)}, got "
+            f"{tuple(ranking.shape)}"
+        )
+    known = ranking.detach().masked_fill(~mask, 0.0)
+    return (known.unsqueeze(2) - known.unsqueeze(1)).sign().to(scores.dtype)
 
 
 def _check_groups(scores: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The difference loss J in float64: closed forms, derivatives, invariances, extremes."""
 
+import itertools
 import math
 
 import pytest
@@ -226,3 +227,32 @@ def test_the_gradient_is_in_fp32_for_bfloat16_scores():
     assert torch.equal(difference_gradient(scores), difference_gradient(scores.float()))
     with pytest.raises(ShapeError, match=r"\(groups, k\)"):
         difference_gradient(torch.zeros(3))
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(ragged, st.randoms(use_true_random=False), st.sampled_from([0.0, math.inf, math.nan]))
+def test_a_held_order_continues_j_past_ties(groups, draw, filler):
+    """sigmoid(sign(r_i - r_j) (s_i - s_j)): J itself where the order is that of the scores."""
+    scores, mask = padded(groups, filler)
+    own = difference_loss(scores, mask, ranking=scores)
+    apart = difference_loss(scores, mask)
+    assert own.item() == pytest.approx(apart.item(), abs=1e-15)
+    others = [draw.sample(group, len(group)) for group in groups]
+    ranking = padded(others, filler)[0].detach()
+    difference_loss(scores, mask, ranking=ranking).backward()
+    found = difference_gradient(scores.detach(), mask, ranking=ranking)
+    torch.testing.assert_close(found, scores.grad, rtol=0.0, atol=1e-15)
+    expected = 0.0
+    for group, order in zip(groups, others, strict=True):
+        k = len(group)
+        for i, j in itertools.combinations(range(k), 2):
+            sign = (order[i] > order[j]) - (order[i] < order[j])
+            expected += 2 / (len(groups) * k * k) * sigmoid(sign * (group[i] - group[j]))
+    found_loss = difference_loss(scores.detach(), mask, ranking=ranking).item()
+    assert found_loss == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_ranking_of_another_shape_is_refused():
+    for function in (difference_loss, difference_gradient):
+        with pytest.raises(ShapeError, match="ranking must have the shape"):
+            function(torch.zeros(2, 3), ranking=torch.zeros(2, 1))

@@ -2,6 +2,7 @@
 """Which gradient the meta step leaves behind: closed forms, first against exact, joint."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch.func import functional_call
 from metarm.errors import ConfigError
 from metarm.meta_step import (
     Direction,
+    add_curvature,
+    add_curvature_by_difference,
     add_gradients,
     check_mode,
     look_ahead,
@@ -158,6 +161,44 @@ def test_a_finite_difference_is_near_the_exact_gradient(make_problem, mode, seed
     correction = sum((a - b).square().sum() for a, b in zip(exact, first, strict=True)).sqrt()
     error = sum((a - b).square().sum() for a, b in zip(exact, near, strict=True)).sqrt()
     assert error < 0.01 * correction
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_finite_difference_with_a_held_order_does_not_see_ties(make_problem, seed):
+    """Texts of nearly one score: the probe turns their order round, where J has a kink."""
+    problem = make_problem(seed, groups=2000, k=5, hidden=7)
+    with torch.no_grad():
+        texts = problem.groups.flatten(0, 1)
+        nearest = problem.model(texts).squeeze(-1).abs().argsort()[:15]
+    problem = replace(problem, groups=texts[nearest].view(3, 5, -1))
+    step, parameters = -0.8, problem.parameters
+
+    def scores():
+        return problem.model(problem.groups).squeeze(-1)
+
+    def measure(ranking=None):
+        return measure_direction(difference_loss(scores(), ranking=ranking), parameters)
+
+    def corrected(add):
+        problem.model.zero_grad()
+        problem.preference().backward()
+        before = problem.gradients()
+        add()
+        return [new - old for new, old in zip(problem.gradients(), before, strict=True)]
+
+    ranking, direction = scores().detach(), measure()
+    exact = corrected(lambda: add_curvature(parameters, problem.difference, step))
+    held, free = (
+        corrected(
+            lambda order=order: add_curvature_by_difference(
+                parameters, lambda: measure(order), direction, step
+            )
+        )
+        for order in (ranking, None)
+    )
+    size = max(c.abs().max().item() for c in exact)
+    assert largest_error(held, exact) < 0.05 * size
+    assert largest_error(free, exact) > 10 * size
 
 
 @pytest.mark.parametrize(("mode", "seed"), itertools.product(SIGN, range(3)))

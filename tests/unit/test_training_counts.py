@@ -239,7 +239,7 @@ def test_the_peak_above_plain_is_one_copy_of_the_weights(
         reward_model_dir, tmp_path, meta_mode="off", gradient_accumulation_steps=accumulation
     )
     meta, _ = peak(reward_model_dir, tmp_path, **(META | options))
-    assert (meta - plain) / size == pytest.approx(copies, abs=0.5 if copies > 2 else 0.01)
+    assert (meta - plain) / size == pytest.approx(copies, abs=0.5 if copies > 2 else 0.03)
 
 
 def peak(folder, output, **options):

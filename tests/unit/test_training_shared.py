@@ -173,7 +173,7 @@ def test_steps_between_are_plain_or_use_the_stored_direction(reward_model_dir, t
     )
     lengths = [move.norm().item() for move in trainer.moves]
     cosines = [
-        inner_product(trainer.moves[step], trainer.moves[step - step % 3]) / lengths[0] ** 2
+        inner_product(trainer.moves[step], trainer.moves[step - step % 3]).item() / lengths[0] ** 2
         for step in range(6)
     ]
     stands = 1.0 if between == "stored" else 0.0

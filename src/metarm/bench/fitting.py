@@ -73,6 +73,8 @@ class _Fit:
     """The weights that J moves."""
     stored: tuple[Direction, float] | None = None
     """J's gradient of the last meta step, and the multiple of it that a look-ahead moves by."""
+    group_scores: Tensor | None = None
+    """Of the groups that J was evaluated on last."""
 
     def __post_init__(self) -> None:
         self.units = RewardUnits(lambda: _reference_scores(self))
@@ -103,12 +105,15 @@ class _Fit:
         flat: Tensor = self.network(rows[is_text])
         return flat.new_zeros(rows.shape).masked_scatter(is_text, flat)
 
-    def difference(self, groups: Tensor, *, backwards: int = 1) -> Tensor:
-        """J of some groups."""
+    def difference(
+        self, groups: Tensor, *, backwards: int = 1, ranking: Tensor | None = None
+    ) -> Tensor:
+        """J of some groups; `ranking` as in `difference_loss`."""
         # A score layer's gradient needs no way back through the model under it.
         is_whole = len(self.moved) == len(self.network.trainable())
         scores = self.scores(groups, backwards=backwards if is_whole else 0)
-        return difference_loss(scores, groups >= 0)
+        self.group_scores = scores.detach()
+        return difference_loss(scores, groups >= 0, ranking=ranking)
 
 
 def train_network(
@@ -275,9 +280,10 @@ def _around(fit: _Fit, chosen: Tensor, groups: Tensor, *, is_meta: bool) -> Iter
     if recipe.order == "exact":
         add_curvature(fit.moved, lambda: fit.difference(groups, backwards=EXACT_BACKWARDS), size)
     elif recipe.order == "finite-difference":
+        ranking = fit.group_scores
         add_curvature_by_difference(
             fit.moved,
-            lambda: measure_direction(fit.difference(groups), fit.moved),
+            lambda: measure_direction(fit.difference(groups, ranking=ranking), fit.moved),
             direction,
             size,
         )

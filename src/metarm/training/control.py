@@ -13,7 +13,7 @@ from torch import Tensor
 from metarm.data.encoding import EncodedGroup, PaddedBatch, pad_batch
 from metarm.data.meta_batches import MetaBatch, collate_groups
 from metarm.errors import ConfigError
-from metarm.meta_step import SIGNS, Direction, inner_product, signed_step
+from metarm.meta_step import SIGNS, Direction, inner_product, read_sum, signed_step
 from metarm.meta_strength import FULL_FRACTION, FULL_WEIGHT
 from metarm.strength import (
     NUM_REFERENCE_PAIRS,
@@ -79,16 +79,16 @@ def gradient_cosine(parameters: Sequence[Tensor], others: Iterable[Tensor | None
         parameters: Whose `.grad` it is.
         others: One a parameter; taken one at a time, so that they may be made on the way.
     """
-    product = squared = length = 0.0
+    products, squares, lengths = [], [], []
     for parameter, other in zip(parameters, others, strict=True):
         if parameter.grad is not None:
-            squared += inner_product(parameter.grad, parameter.grad)
+            squares.append(inner_product(parameter.grad, parameter.grad))
         if other is not None:
-            length += inner_product(other, other)
+            lengths.append(inner_product(other, other))
             if parameter.grad is not None:
-                product += inner_product(parameter.grad, other)
-    scale = math.sqrt(squared * length)
-    return product / scale if scale > 0 else None
+                products.append(inner_product(parameter.grad, other))
+    scale = math.sqrt(read_sum(squares) * read_sum(lengths))
+    return read_sum(products) / scale if scale > 0 else None
 
 
 class StrengthControl:

@@ -7,7 +7,7 @@ parts; of a group that is too large itself, the scores come first and the gradie
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from metarm.meta_step import Direction, gather_direction
 from metarm.objectives import difference_gradient, difference_loss
 from metarm.training.plain_training import noise_put_back
 
-__all__ = ["MetaPass", "Part", "ScoreResponses", "split_groups"]
+__all__ = ["MetaPass", "Part", "ScoreResponses", "StepState", "split_groups"]
 
 ScoreResponses = Callable[[MetaBatch], AbstractContextManager[Tensor]]
 """Scores of a batch, shape (responses,), fp32 or better, in a block that covers the way back."""
@@ -94,9 +94,14 @@ class MetaPass:
             )
             self.parts.append(Part(batches, torch.tensor(part, device=device)))
 
-    def measure(self, parameters: Sequence[Tensor]) -> Direction:
-        """J times its share, and its gradient; `scores` are those that it is of."""
-        return gather_direction(parameters, lambda: self._accumulate(parameters))
+    def measure(self, parameters: Sequence[Tensor], ranking: Tensor | None = None) -> Direction:
+        """J times its share, and its gradient; `scores` are those that it is of.
+
+        Args:
+            parameters: The trainable parameters.
+            ranking: As in `difference_loss`, (groups, k).
+        """
+        return gather_direction(parameters, lambda: self._accumulate(parameters, ranking))
 
     def difference(self) -> Tensor:
         """J with the graph of all groups, to be differentiated twice."""
@@ -117,7 +122,7 @@ class MetaPass:
             table[self._places(part)] = self._scores_of(part).to(table.dtype)
         return table
 
-    def _accumulate(self, parameters: Sequence[Tensor]) -> float:
+    def _accumulate(self, parameters: Sequence[Tensor], ranking: Tensor | None) -> float:
         """Leave the gradient of J in `.grad`, part by part; returns J."""
         table = torch.zeros_like(self.scores)
         total = 0.0
@@ -126,14 +131,14 @@ class MetaPass:
             if len(part.batches) == 1:
                 with self._score(part.batches[0]) as scores:
                     table = self._noted(table, part, scores)
-                    loss, slopes = self._slopes(table, part)
+                    loss, slopes = self._slopes(table, part, ranking)
                     scores.backward(weight * slopes.to(scores.dtype), inputs=list(parameters))
             else:
                 # The second pass draws the first one's dropout.
                 with torch.no_grad(), noise_put_back(table.device):
                     found = self._scores_of(part)
                 table = self._noted(table, part, found)
-                loss, slopes = self._slopes(table, part)
+                loss, slopes = self._slopes(table, part, ranking)
                 pieces = slopes.split([len(batch.input_ids) for batch in part.batches])
                 for batch, piece in zip(part.batches, pieces, strict=True):
                     with self._score(batch) as scores:
@@ -155,11 +160,12 @@ class MetaPass:
         table[self._places(part)] = scores.detach()
         return table
 
-    def _slopes(self, table: Tensor, part: Part) -> tuple[float, Tensor]:
+    def _slopes(self, table: Tensor, part: Part, ranking: Tensor | None) -> tuple[float, Tensor]:
         """J of a part's groups, and its gradient by their scores, flat."""
         scores, mask = table[part.groups], self.mask[part.groups]
-        loss = difference_loss(scores, mask).item()
-        return loss, difference_gradient(scores, mask)[mask]
+        order = None if ranking is None else ranking[part.groups]
+        loss = difference_loss(scores, mask, ranking=order).item()
+        return loss, difference_gradient(scores, mask, ranking=order)[mask]
 
     def _places(self, part: Part) -> tuple[Tensor, Tensor]:
         """Rows and columns of a part's responses in the table."""
@@ -177,3 +183,19 @@ def _fitting(groups: list[EncodedGroup], most_responses: int) -> list[list[Encod
         [groups[0]._replace(response_ids=responses[start : start + most_responses])]
         for start in starts
     ]
+
+
+@dataclass(slots=True, eq=False)
+class StepState:
+    """The meta step of one optimiser step, over all its micro-batches."""
+
+    direction: Direction
+    """J's gradient; once it is spent, its tensors are theta'."""
+    step: float
+    """The signed multiple of the gradient to look ahead by; 0 in `joint`."""
+    measured: MetaPass
+    """What the direction was measured on."""
+    is_fresh: bool = True
+    """Whether it was measured at this optimiser step, or is an earlier one's."""
+    places: list[Tensor | None] = field(default_factory=list)
+    """theta', found before the first micro-batch; empty before and after."""

@@ -49,7 +49,7 @@ from metarm.training.control import (
     keep_watched,
     read_reference_pairs,
 )
-from metarm.training.meta_pass import MetaPass
+from metarm.training.meta_pass import MetaPass, StepState
 from metarm.training.plain_training import (
     PLAIN_FILE,
     PlainTraining,
@@ -129,10 +129,9 @@ class MetaRewardTrainer(SharedPromptTrainer):
             peft_config=peft_config,
             **options,
         )
-        self._direction: Direction | None = None
+        self._now: StepState | None = None
         self._control: StrengthControl | None = None
-        self._there: list[Tensor | None] = []
-        self._is_ahead = self._is_fresh = False
+        self._is_ahead = False
         self._plain_callbacks = plain_callbacks
         self._keeps_plain = keep_plain
         self._options = options
@@ -295,38 +294,38 @@ class MetaRewardTrainer(SharedPromptTrainer):
 
     def _measure_direction(self, step: int) -> None:
         """J and its gradient at the kept weights, for all micro-batches of this optimiser step."""
-        self._there = []
-        stored = self._direction if self.args.meta_between == "stored" else None
-        is_off = self._strength.factor == 0.0
-        self._is_fresh = step % self.args.meta_every == 0
-        if stored is not None and not self._is_fresh and not is_off:
-            # The guard may have weakened it.
-            self._step = self._strength.signed_step(stored, self._moved())
-            return
-        # A resumed training has stored none.
-        self._is_fresh |= self.args.meta_between == "stored" and stored is None
-        self._direction = None
-        if not self._is_fresh or is_off:
-            return  # a plain step, or the guard has turned the meta step off
+        held, self._now = self._now, None
+        if self._strength.factor == 0.0:
+            return  # the guard has turned the meta step off
+        is_stored = self.args.meta_between == "stored"
+        if step % self.args.meta_every:
+            if is_stored and held is not None:
+                # The guard may have weakened it.
+                length = self._strength.signed_step(held.direction, self._moved())
+                self._now = StepState(held.direction, length, held.measured, is_fresh=False)
+                return
+            # A resumed training has stored none.
+            if not is_stored:
+                return
         self.model.train()
-        self._pass = self._meta_pass(step)
-        with noise_put_back(
-            self.accelerator.device
-        ):  # the preference loss draws its own dropout, as without J
-            self._direction = self._over_processes(self._pass.measure(self._moved()))
-        is_own = self._pass.mask & (self._pass.share > 0)
-        self._mixture.see_groups(self._pass.scores, is_own, self._pass.sources)
+        measured = self._meta_pass(step)
+        # The preference loss draws its own dropout, as without J.
+        with noise_put_back(self.accelerator.device):
+            direction = self._over_processes(measured.measure(self._moved()))
+        is_own = measured.mask & (measured.share > 0)
+        self._mixture.see_groups(measured.scores, is_own, measured.sources)
         metrics = self._metrics["train"]
-        metrics["meta/J"].append(self._direction.difference)
-        metrics["meta/grad_norm"].append(self._direction.norm)
-        if not math.isfinite(self._direction.norm):
+        metrics["meta/J"].append(direction.difference)
+        metrics["meta/grad_norm"].append(direction.norm)
+        if not math.isfinite(direction.norm):
             raise ModelError(
                 f"the gradient of the difference loss is not finite at step {step}: training "
                 "diverged. Lower learning_rate, or meta_step_length / meta_weight."
             )
-        self._step = self._strength.signed_step(self._direction, self._moved())
+        length = self._strength.signed_step(direction, self._moved())
+        self._now = StepState(direction, length, measured)
         if self.args.meta_mode in SIGNS:
-            metrics["meta/step_size"].append(abs(self._step))
+            metrics["meta/step_size"].append(abs(length))
 
     def _end_step(self, step: int, num_steps: int) -> None:
         """After an optimiser step: what the mixture and the guard have seen, into the log."""
@@ -337,7 +336,7 @@ class MetaRewardTrainer(SharedPromptTrainer):
     def compute_loss(self, *arguments: Any, return_outputs: bool = False, **options: Any) -> Any:
         """The parent's, whose scores are looked at on the way where they are those of theta."""
         loss, outputs = super().compute_loss(*arguments, return_outputs=True, **options)
-        if self._direction is not None and self.model.training and not self._is_ahead:
+        if self._now is not None and self.model.training and not self._is_ahead:
             self._mixture.see_pairs(*outputs.logits.squeeze(-1).chunk(2))
         return (loss, outputs) if return_outputs else loss
 
@@ -384,84 +383,83 @@ class MetaRewardTrainer(SharedPromptTrainer):
     def training_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Tensor:
         """The parent's step, at theta' where the mode looks ahead."""
         inputs = self._prepare_inputs(inputs)
-        looks_ahead = self._direction is not None and self.args.meta_mode in SIGNS
-        if looks_ahead and not self._there:
-            self._place_ahead(inputs)
+        now = self._now if self.args.meta_mode in SIGNS else None
+        if now is not None and not now.places:
+            self._place_ahead(now, inputs)
         try:
-            with standing_at(self._moved(), self._there) if looks_ahead else nullcontext():
-                self._is_ahead = looks_ahead
+            with standing_at(self._moved(), now.places) if now is not None else nullcontext():
+                self._is_ahead = now is not None
                 loss = super().training_step(model, inputs, *arguments, **options)
         finally:
             self._is_ahead = False
-        if self.accelerator.sync_gradients:
-            self._end_micro_batches()
+        if self._now is not None and self.accelerator.sync_gradients:
+            self._end_micro_batches(self._now)
         return loss
 
-    def _place_ahead(self, inputs: Any) -> None:
+    def _place_ahead(self, now: StepState, inputs: Any) -> None:
         """Find theta', before the first micro-batch of an optimiser step."""
-        if self._direction is None:
-            return
         if self._mixture.is_mixed:
             # The groups' gaps are those of theta, not of theta'.
             with noise_put_back(self.accelerator.device):
                 self._mixture.see_pairs(*self._score_pairs(inputs).chunk(2))
         moved = self._moved()
-        self._there, move = place_ahead(
-            moved, self._direction.gradients, self._step, spend=self._spends
-        )
-        with standing_at(moved, self._there):
-            self._log_move(move)
+        now.places, move = place_ahead(moved, now.direction.gradients, now.step, spend=self._spends)
+        with standing_at(moved, now.places):
+            self._log_move(now, move)
 
     @property
     def _spends(self) -> bool:
         """Whether J's gradient is needed no more once theta' is found."""
         return self.args.meta_order != "finite-difference" and self.args.meta_between == "plain"
 
-    def _end_micro_batches(self) -> None:
+    def _end_micro_batches(self, now: StepState) -> None:
         """After the last micro-batch: the preference gradient is complete."""
-        if self._direction is None:
-            return
-        moved, gradients = self._moved(), self._direction.gradients
+        moved = self._moved()
         if self.args.meta_mode == "joint":
-            self._log_cosine(moved, gradients)
-            weight = self._strength.joint_weight(self._direction, moved)
+            self._log_cosine(moved, now.direction.gradients)
+            weight = self._strength.joint_weight(now.direction, moved)
             self._metrics["train"]["meta/weight"].append(weight)
-            add_gradients(moved, gradients, -weight)
-            return
-        # A gradient that is spent is told by the move that was made along it.
-        sign = math.copysign(1.0, self._step)
-        self._log_cosine(
-            moved,
-            (
-                None if there is None else sign * (there - home.detach())
-                for home, there in zip(moved, self._there, strict=True)
-            ),
-        )
-        self._there = []
-        curvatures: Mapping[str, Callable[[Direction], None]] = {
-            "first": lambda direction: None,
-            "exact": lambda direction: add_curvature(moved, self._pass.difference, self._step),
-            "finite-difference": lambda direction: add_curvature_by_difference(
+            add_gradients(moved, now.direction.gradients, -weight)
+        else:
+            # A gradient that is spent is told by the move that was made along it.
+            sign = math.copysign(1.0, now.step)
+            self._log_cosine(
                 moved,
-                lambda: self._over_processes(self._pass.measure(moved)),
-                direction,
-                self._step,
+                (
+                    None if there is None else sign * (there - home.detach())
+                    for home, there in zip(moved, now.places, strict=True)
+                ),
+            )
+            now.places = []
+            self._add_curvature(now, moved)
+        if self.args.meta_between == "plain":
+            self._now = None
+
+    def _add_curvature(self, now: StepState, moved: Sequence[Tensor]) -> None:
+        """What the gradient is given for flowing through the look-ahead, by `meta_order`."""
+        measured = now.measured
+        curvatures: Mapping[str, Callable[[], None]] = {
+            "first": lambda: None,
+            "exact": lambda: add_curvature(moved, measured.difference, now.step),
+            "finite-difference": lambda: add_curvature_by_difference(
+                moved,
+                lambda: self._over_processes(measured.measure(moved, measured.scores)),
+                now.direction,
+                now.step,
             ),
         }
-        curvatures[self.args.meta_order](self._direction)
-        if self._spends:
-            self._direction = None
+        curvatures[self.args.meta_order]()
 
-    def _log_move(self, move: Move) -> None:
+    def _log_move(self, now: StepState, move: Move) -> None:
         """Once per optimiser step."""
         metrics = self._metrics["train"]
         metrics["meta/move_length"].append(move.length)
         metrics["meta/move_realised_fraction"].append(move.realised_fraction)
-        if not (self._is_fresh and self._is_last_before_log()):
+        if not (now.is_fresh and self._is_last_before_log()):
             return
         with noise_put_back(self.accelerator.device):
-            after = self._pass.table()
-        mask, share, before = self._pass.mask, self._pass.share, self._pass.scores
+            after = now.measured.table()
+        mask, share, before = now.measured.mask, now.measured.share, now.measured.scores
         local = difference_loss(after, mask) - difference_loss(before, mask)
         change = self._mean(share * local.item())
         metrics["meta/J_change"].append(change)
