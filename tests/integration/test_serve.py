@@ -41,7 +41,8 @@ def serve(launch: Callable[..., Command]) -> Iterator[Callable[..., tuple[Comman
         out = command.folder / f"{command.process.name}.out"
         end = time.monotonic() + 120
         while not (found := re.search(r"http://\S+", out.read_text() if out.exists() else "")):
-            assert command.process.is_alive() and time.monotonic() < end, command.finish()
+            assert command.process.is_alive(), command.finish()
+            assert time.monotonic() < end
             time.sleep(0.02)
         return command, found.group().rstrip('",')
 

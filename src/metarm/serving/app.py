@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from metarm.config import ServeSettings
 from metarm.serving.batching import Answer, ScoreQueue
 from metarm.serving.counters import Counters, resident_bytes
-from metarm.serving.guard import Guard, Token
+from metarm.serving.guard import REASON, Guard, Token
 from metarm.serving.model_slot import ModelSlot
 from metarm.serving.refusals import STATUSES, RefusedError
 from metarm.serving.served_model import ScoreItem
@@ -95,7 +95,7 @@ def build_server(
         redirect_slashes=False,
     )
     _add_routes(app, queue, slot, counters, settings)
-    _add_errors(app, counters)
+    _add_errors(app)
     counters.read_with("process_resident_memory_bytes", lambda: {(): resident_bytes()})
     counters.read_with("metarm_rows_total", lambda: _rows(slot))
     counters.read_with("metarm_model_info", lambda: _model_info(slot))
@@ -178,31 +178,35 @@ def _add_routes(
         return PlainTextResponse(counters.text(), media_type=PROMETHEUS)
 
 
-def _add_errors(app: FastAPI, counters: Counters) -> None:
+def _add_errors(app: FastAPI) -> None:
     """All errors in one form, and no text of a request in any."""
 
-    def respond(refusal: RefusedError, status: int | None = None) -> JSONResponse:
-        counters.add("metarm_refusals_total", reason=refusal.reason)
+    def respond(request: Request, refusal: RefusedError, status: int | None = None) -> JSONResponse:
+        request.scope[REASON] = refusal.reason
         return JSONResponse(
             refusal.to_json(), status_code=status or refusal.status, headers=refusal.headers()
         )
 
-    async def refused(_: Request, refusal: Exception) -> JSONResponse:
+    async def refused(request: Request, refusal: Exception) -> JSONResponse:
         assert isinstance(refusal, RefusedError)
-        return respond(refusal)
+        return respond(request, refusal)
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return respond(_validation_refusal(error))
+        return respond(request, _validation_refusal(error))
 
-    async def http_error(_: Request, error: Exception) -> JSONResponse:
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         reason, message = _FRAMEWORK_ERRORS.get(error.status_code, ("invalid", "a wrong request"))
-        return respond(RefusedError(reason, message), error.status_code)
+        return respond(request, RefusedError(reason, message), error.status_code)
+
+    async def mistake(request: Request, error: Exception) -> JSONResponse:
+        return respond(request, RefusedError("failed", "a mistake of the server: see its log"))
 
     app.add_exception_handler(RefusedError, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, mistake)
 
 
 def _validation_refusal(error: RequestValidationError) -> RefusedError:

@@ -21,7 +21,7 @@ from metarm.serving.counters import Counters
 from metarm.serving.refusals import RefusedError
 from metarm.serving.wire import ModelFacts
 
-__all__ = ["OPEN_ROUTES", "SCORING_ROUTES", "Guard", "Token"]
+__all__ = ["KNOWN_ROUTES", "OPEN_ROUTES", "REASON", "SCORING_ROUTES", "Guard", "Token"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ OPEN_ROUTES: Final = frozenset({"/health"})
 """The only routes that ask for no token."""
 SCORING_ROUTES: Final = frozenset({"/get_reward", "/v1/score"})
 KNOWN_ROUTES: Final = OPEN_ROUTES | SCORING_ROUTES | {"/metrics"}
+REASON: Final = "metarm.reason"
+"""Key of the ASGI scope under which a refusal's reason is left, to be counted."""
 MOST_BODIES: Final = 16
 """How many bodies of the largest size may be in memory together."""
 
@@ -184,10 +186,8 @@ class Guard:
         self._counters.add("metarm_requests_total", route=route, code=str(status))
         if status == 200 and route in SCORING_ROUTES:
             self._counters.observe("metarm_request_seconds", seconds, route=route)
-
-    def count_refusal(self, reason: str) -> None:
-        """Count one answer without scores."""
-        self._counters.add("metarm_refusals_total", reason=reason)
+        if status != 200 and REASON in scope:
+            self._counters.add("metarm_refusals_total", reason=scope[REASON])
 
 
 class _Exchange:
@@ -198,6 +198,7 @@ class _Exchange:
         self._started = time.monotonic()
         self._num_bytes = 0
         self._is_whole = False
+        self._is_answered = False
         self._status: int | None = None
         self._refusal: RefusedError | None = None
 
@@ -214,13 +215,13 @@ class _Exchange:
             await self._refuse(refusal)
         except Exception as error:  # noqa: BLE001 - it is answered, and no text of it is logged
             logger.error("no answer: %s", _where(error))
-            await self._refuse(
-                RefusedError("failed", "the server made a mistake; its log says where")
-            )
+            if not self._is_answered:
+                await self._refuse(RefusedError("failed", "a mistake of the server: see its log"))
         finally:
             self._guard.hold(-self._num_bytes)
             if self._status is not None:
-                self._guard.count(self._scope, self._status, time.monotonic() - self._started)
+                seconds = time.monotonic() - self._started
+                self._guard.count(self._scope, self._status, seconds)
 
     async def _limited_receive(self) -> Message:
         """The next part of the body; where it is refused, the application sees the client go."""
@@ -256,25 +257,23 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             message["headers"] = [*message.get("headers", []), *self._guard.signed()]
+        else:
+            self._is_answered = not message.get("more_body", False)
         await self._outer_send(message)
 
     async def _refuse(self, refusal: RefusedError) -> None:
-        self._guard.count_refusal(refusal.reason)
+        self._scope[REASON] = refusal.reason
         if self._status is not None:
             # Half an answer is out: cut the line, so that nobody takes it for a whole one.
-            raise ConnectionAbortedError
+            raise ConnectionAbortedError from None
         body = json.dumps(refusal.to_json()).encode()
         headers = {
             "content-type": "application/json",
             "content-length": str(len(body)),
             **{name.lower(): value for name, value in refusal.headers().items()},
         }
-        # What is left of a body that was not read would be taken for the next request's.
-        if (
-            self._scope["method"] == "POST"
-            and not self._is_whole
-            and refusal.reason != "overloaded"
-        ):
+        # The rest of other bodies is read and dropped; of these it may never end.
+        if refusal.reason in ("body_too_large", "body_too_slow"):
             headers["connection"] = "close"
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
         await self._pass_on(

@@ -37,6 +37,7 @@ class ModelSlot:
         )
         self.last_error: str | None = None
         self._seen: Signature | None = None
+        self._failed: Signature | None = None
 
     def refresh(self, *, waits_for_quiet: bool = False) -> bool:
         """Serve what is at the place now, if it is another model; whether it was.
@@ -54,6 +55,9 @@ class ModelSlot:
             if waits_for_quiet and signature != self._seen:
                 self._seen = signature
                 return False
+            if waits_for_quiet and signature == self._failed:
+                return False
+            self._failed = signature
             version = self.current.facts.version + 1
             model = load_served_model(folder, version=version, max_tokens=self._max_tokens)
         # Files of others may be broken in any way; the old model serves on, whatever it is.
@@ -72,7 +76,7 @@ class ModelSlot:
                 self._counters.add("metarm_swaps_total", outcome="failed")
             self.last_error = message
             return False
-        self.last_error = None
+        self.last_error = self._failed = None
         if model.facts.sha256 == self.current.facts.sha256:
             # The same bytes under new names or times: no other model, no other version.
             self.current.signature, self._folder = signature, folder
