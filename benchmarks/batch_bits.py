@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/batch_bits.py MODEL PAIRS.jsonl.gz \
         --output benchmarks/results/batch_bits.json
 
-Each way's scores are compared bit for bit with those of each text alone: `padded`, a local call with
-all texts (batches of like lengths, padded, prompts shared); `widths`, texts of one length side by
+Each way's scores are compared bit for bit with those of each text alone: `padded`, a local call on
+all (batches of like lengths, padded, prompts shared); `widths`, texts of one length side by
 side without padding, by how many there were. MODEL is a language model, which gets a score head;
 Llamas of random weights stand beside it.
 """
@@ -25,12 +25,12 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from metarm.models.loading import load_encoder, load_reward_model
 from metarm.models.reward_model import RewardModelScore
-from metarm.serving.exact_rows import WIDTHS
 from metarm.storage import read_json_lines, write_json
 
 MOST_TOKENS = 320
 NUM_TEXTS = 256
 LENGTHS = (7, 16, 33, 64, 100, 129, 200, 256)
+WIDTHS = (2, 8, 32)
 
 
 def changed(found: list[float], alone: list[float]) -> int:
@@ -42,26 +42,25 @@ def measure(score: RewardModelScore, sides: list[tuple[str, str]], seed: int) ->
     """Counts for one model."""
     prompts, responses = zip(*sides, strict=True)
     alone = [score([p], [r])[0] for p, r in sides]
-    together = score(prompts, responses)
+    batched = score(prompts, responses)
     generator = torch.Generator().manual_seed(seed)
-    widths: dict[int, list[int]] = {}
+    widths: dict[int, dict[int, int]] = {}
     vocabulary = score.model.config.get_text_config().vocab_size
     for width in WIDTHS:
-        moved = []
+        widths[width] = {}
         for length in LENGTHS:
             rows = torch.randint(3, vocabulary, (width, length), generator=generator).tolist()
             each = [score.score_tokens([row], [0])[0] for row in rows]
-            moved.append(changed(score.score_tokens(rows, range(width)), each))
-        widths[width] = moved
+            together = score.score_tokens(rows, range(width))
+            widths[width][length] = changed(together, each)
     return {
         "texts": len(sides),
-        "padded_changed": changed(together, alone),
-        "padded_largest_difference": max(abs(a - b) for a, b in zip(together, alone, strict=True)),
-        "widths_changed_of": {
-            str(width): f"{sum(moved)} of {width * len(LENGTHS)}" for width, moved in widths.items()
+        "padded_changed": changed(batched, alone),
+        "padded_largest_difference": max(abs(a - b) for a, b in zip(batched, alone, strict=True)),
+        "changed_by_width_and_length": {
+            str(width): {str(length): count for length, count in own.items()}
+            for width, own in widths.items()
         },
-        "shapes_that_hold": sum(n == 0 for moved in widths.values() for n in moved),
-        "shapes": len(WIDTHS) * len(LENGTHS),
     }
 
 

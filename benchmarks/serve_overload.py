@@ -8,7 +8,7 @@ MODEL is a language model, which gets a score head; PAIRS holds `prompt` and `ch
 of the queue a server is started as a process (`metarm serve`), warmed up, measured one request at a
 time (unloaded), by 16 clients that wait for each other's answers (capacity), and then for a minute
 by clients that send ten times the capacity whether or not they are answered (overload). Each score
-is compared bit for bit with that of a local call, made before. Server and clients share the machine.
+is compared bit for bit with that of a local call, made before. Server and clients share a machine.
 """
 
 import argparse

@@ -95,7 +95,7 @@ def live_server(place: Path, *, token: str | None = None, **settings: Any) -> It
     """A server of the model at `place`, until the block ends."""
     own = ServeSettings(**settings)
     counters = Counters()
-    slot = ModelSlot(place, counters, max_tokens=own.max_tokens)
+    slot = ModelSlot(place, counters, own)
     hosts = frozenset({"127.0.0.1", "localhost"})
     server = build_server(
         slot, counters, own, token=None if token is None else Token(token), hosts=hosts

@@ -672,6 +672,9 @@ class BenchSettings(_Settings):
 class ServeSettings(_Settings):
     """Sizes and times of a reward server: what it takes, what it refuses."""
 
+    exact: bool = True
+    """Score each text by itself, so that its score is that of a local call bit for bit; false: side
+    by side, faster, and equal up to rounding."""
     max_items: Count = 256
     """Items of one request."""
     max_tokens: Count | None = None
@@ -683,7 +686,7 @@ class ServeSettings(_Settings):
     max_waiting_items: Count = 512
     """Items that wait for the model; a request that would make them more is refused with 429."""
     max_batch_items: Count = 64
-    """Items that are scored together, of several requests."""
+    """Items of one batch, of several requests."""
     max_connections: Count = 1024
     """Open connections; beyond them the answer is 503."""
     timeout_seconds: Positive = 60.0

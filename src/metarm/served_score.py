@@ -181,7 +181,7 @@ class ServedScore:
         data = response.read(MOST_ANSWER_BYTES + 1)
         if len(data) > MOST_ANSWER_BYTES:
             raise http.client.HTTPException(f"an answer of more than {MOST_ANSWER_BYTES} bytes")
-        return response.status, response.headers, data
+        return response.status, dict(response.getheaders()), data
 
     def _close(self) -> None:
         connection: http.client.HTTPConnection | None = getattr(self._own, "connection", None)
@@ -200,13 +200,13 @@ class ServedScore:
                 int(model["version"]),
                 str(model["sha256"]),
             )
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
             raise ServingError(
                 f"{self.url}: expected the scores of `metarm serve`, got something else "
                 f"({type(error).__name__}). Is this its address?"
             ) from error
-        counts = {len(answer.scores), len(answer.uncertainty or answer.scores)}
-        if counts != {num_items}:
+        doubted = answer.scores if answer.uncertainty is None else answer.uncertainty
+        if {len(answer.scores), len(doubted)} != {num_items}:
             raise ServingError(
                 f"{self.url}: expected {num_items} scores, got {len(answer.scores)}: none is used"
             )
@@ -256,7 +256,8 @@ def _message(data: bytes) -> str:
 
 def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that the server asks to wait: a number, or until a date."""
-    text = headers.get("Retry-After", "").strip()
+    named = {name.lower(): value for name, value in headers.items()}
+    text = named.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
     try:

@@ -140,6 +140,7 @@ def _add_routes(
             uncertainty=uncertainty or None,
             truncated=[item.is_truncated for item in answer.items],
             num_tokens=[item.num_tokens for item in answer.items],
+            exact=settings.exact,
             model=answer.model,
         )
 

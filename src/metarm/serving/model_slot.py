@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from metarm.config import ServeSettings
 from metarm.errors import MetarmError
 from metarm.serving.counters import Counters
 from metarm.serving.model_files import Signature, file_signature, find_model
@@ -24,17 +25,15 @@ logger = logging.getLogger(__name__)
 class ModelSlot:
     """Holds the served model. `current` is read by any thread; `refresh` is called by one."""
 
-    def __init__(self, place: Path, counters: Counters, *, max_tokens: int | None = None) -> None:
-        """Load the first model.
+    def __init__(self, place: Path, counters: Counters, settings: ServeSettings) -> None:
+        """Load the first model, to be served as `settings` say.
 
         Raises:
             ModelError: When there is none at `place`.
         """
-        self._place, self._counters, self._max_tokens = place, counters, max_tokens
+        self._place, self._counters, self._settings = place, counters, settings
         self._folder = find_model(place)
-        self.current: ServedModel = load_served_model(
-            self._folder, version=1, max_tokens=max_tokens
-        )
+        self.current: ServedModel = self._load(self._folder, version=1)
         self.last_error: str | None = None
         self._seen: Signature | None = None
         self._failed: Signature | None = None
@@ -59,7 +58,7 @@ class ModelSlot:
                 return False
             self._failed = signature
             version = self.current.facts.version + 1
-            model = load_served_model(folder, version=version, max_tokens=self._max_tokens)
+            model = self._load(folder, version=version)
         # Files of others may be broken in any way; the old model serves on, whatever it is.
         except (
             MetarmError,
@@ -86,6 +85,12 @@ class ModelSlot:
         facts = model.facts
         logger.info("version %d: %s, sha256 %s", facts.version, facts.name, facts.sha256)
         return True
+
+    def _load(self, folder: Path, *, version: int) -> ServedModel:
+        settings = self._settings
+        return load_served_model(
+            folder, version=version, is_exact=settings.exact, max_tokens=settings.max_tokens
+        )
 
 
 class Watcher:

@@ -80,7 +80,7 @@ def serve_model(
     listener = _listen(host, port, has_token=token is not None)
     with listener:
         counters = Counters()
-        slot = ModelSlot(model, counters, max_tokens=settings.max_tokens)
+        slot = ModelSlot(model, counters, settings)
         bound, bound_port = listener.getsockname()[:2]
         server = build_server(
             slot,
@@ -115,6 +115,9 @@ def web_server(server: Server, settings: ServeSettings) -> uvicorn.Server:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.timeout_seconds) + MORE_SECONDS,
     )
+    # `access_log=False` alone leaves it to whoever handles the root logger's records.
+    access = logging.getLogger("uvicorn.access")
+    access.handlers, access.propagate = [], False
     return uvicorn.Server(config)
 
 

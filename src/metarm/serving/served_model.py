@@ -12,9 +12,9 @@ from metarm.models.ensemble import EnsembleScore, load_reward
 from metarm.models.loading import context_length
 from metarm.models.reward_model import RewardModelScore
 from metarm.schema import Prompt
-from metarm.serving.exact_rows import ExactRows
 from metarm.serving.model_files import Signature, file_signature, model_sha256
 from metarm.serving.refusals import RefusedError
+from metarm.serving.row_scores import RowScores
 from metarm.serving.wire import ModelFacts
 
 __all__ = ["EncodedItem", "ItemScore", "ScoreItem", "ServedModel", "load_served_model"]
@@ -39,6 +39,8 @@ class EncodedItem:
 
     rows: tuple[tuple[int, ...], ...]
     is_truncated: bool
+    prompt: Prompt | None = None
+    """Items of one prompt begin alike; None: nothing is known of its beginning."""
 
     @property
     def num_tokens(self) -> int:
@@ -57,7 +59,8 @@ class ItemScore:
 class ServedModel:
     """Scores of items, each bit for bit what a local call with that pair alone gives.
 
-    A local call: `load_reward(folder)([prompt], [response])`. Only one thread may use it.
+    A local call: `load_reward(folder)([prompt], [response])`. Not `is_exact`: equal to it up to
+    rounding. Only one thread may use it.
     """
 
     def __init__(
@@ -66,12 +69,13 @@ class ServedModel:
         facts: ModelFacts,
         signature: Signature,
         *,
+        is_exact: bool = True,
         max_tokens: int | None = None,
     ) -> None:
         self.facts, self.signature = facts, signature
         self._ensemble = score if isinstance(score, EnsembleScore) else None
         self._members = score.members if isinstance(score, EnsembleScore) else (score,)
-        self._exact = [ExactRows(member) for member in self._members]
+        self._rows = [RowScores(member, is_exact=is_exact) for member in self._members]
         contexts = [context_length(member.model) for member in self._members]
         self.max_tokens = min([*contexts, *([] if max_tokens is None else [max_tokens])])
 
@@ -108,7 +112,8 @@ class ServedModel:
                 'ask for "truncate": true',
             )
         cut = tuple(tuple(row[-self.max_tokens :]) for row in rows)
-        return EncodedItem(cut, is_truncated=longest > self.max_tokens)
+        prompt = None if item.is_query else item.prompt
+        return EncodedItem(cut, longest > self.max_tokens, prompt)
 
     def score(self, items: Sequence[EncodedItem]) -> list[ItemScore]:
         """One finite score an item, in order.
@@ -116,8 +121,14 @@ class ServedModel:
         Raises:
             ModelError: When a score is not finite.
         """
+        numbers: dict[Prompt | int, int] = {}
+        groups = [
+            numbers.setdefault(place if item.prompt is None else item.prompt, len(numbers))
+            for place, item in enumerate(items)
+        ]
         by_member = [
-            exact([item.rows[number] for item in items]) for number, exact in enumerate(self._exact)
+            scores([item.rows[number] for item in items], groups)
+            for number, scores in enumerate(self._rows)
         ]
         if self._ensemble is None:
             found = [ItemScore(score, None) for score in by_member[0]]
@@ -134,15 +145,17 @@ class ServedModel:
     @property
     def num_together(self) -> int:
         """Rows that were scored side by side with others."""
-        return sum(exact.num_together for exact in self._exact)
+        return sum(scores.num_together for scores in self._rows)
 
     @property
     def num_alone(self) -> int:
         """Rows that were scored by themselves."""
-        return sum(exact.num_alone for exact in self._exact)
+        return sum(scores.num_alone for scores in self._rows)
 
 
-def load_served_model(folder: Path, *, version: int, max_tokens: int | None = None) -> ServedModel:
+def load_served_model(
+    folder: Path, *, version: int, is_exact: bool = True, max_tokens: int | None = None
+) -> ServedModel:
     """The model in a folder, tried on one text.
 
     Raises:
@@ -151,7 +164,9 @@ def load_served_model(folder: Path, *, version: int, max_tokens: int | None = No
     """
     signature = file_signature(folder)
     facts = ModelFacts(name=folder.name, version=version, sha256=model_sha256(folder))
-    model = ServedModel(load_reward(folder), facts, signature, max_tokens=max_tokens)
+    model = ServedModel(
+        load_reward(folder), facts, signature, is_exact=is_exact, max_tokens=max_tokens
+    )
     prompt, response = PROBE
     model.score([model.encode(ScoreItem(prompt, response), truncate=True)])
     if file_signature(folder) != signature:

@@ -95,6 +95,8 @@ class ScoreAnswer(_Wire):
     truncated: list[bool]
     num_tokens: list[int]
     """Tokens that were read, end of sequence included."""
+    exact: bool
+    """Whether each score is that of a local call bit for bit, or equal to it up to rounding."""
     model: ModelFacts
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from metarm.config import ServeSettings
 from metarm.serving.counters import Counters
 from metarm.serving.model_slot import ModelSlot, Watcher
 from metarm.storage import write_json
@@ -24,7 +25,7 @@ def models(tmp_path: Path) -> Path:
 
 def test_a_pointer_that_is_written_anew_swaps_the_model(models: Path) -> None:
     counters = Counters()
-    slot = ModelSlot(models / "champion.json", counters)
+    slot = ModelSlot(models / "champion.json", counters, ServeSettings())
     first = slot.current
     assert not slot.refresh()
     assert slot.current is first
@@ -38,7 +39,7 @@ def test_a_pointer_that_is_written_anew_swaps_the_model(models: Path) -> None:
 def test_a_link_that_is_moved_swaps_the_model(models: Path) -> None:
     link = models / "champion"
     link.symlink_to(models / "model_1")
-    slot = ModelSlot(link, Counters())
+    slot = ModelSlot(link, Counters(), ServeSettings())
     (models / "new").symlink_to(models / "model_2")
     os.replace(models / "new", link)
     assert slot.refresh()
@@ -48,7 +49,7 @@ def test_a_link_that_is_moved_swaps_the_model(models: Path) -> None:
 @pytest.mark.parametrize("what", ["no pointer", "no folder", "no model", "cut weights"])
 def test_what_cannot_be_loaded_changes_nothing(models: Path, what: str) -> None:
     counters = Counters()
-    slot = ModelSlot(models / "champion.json", counters)
+    slot = ModelSlot(models / "champion.json", counters, ServeSettings())
     first = slot.current
     if what == "no pointer":
         (models / "champion.json").unlink()
@@ -73,7 +74,7 @@ def test_what_cannot_be_loaded_changes_nothing(models: Path, what: str) -> None:
 
 
 def test_the_same_bytes_are_the_same_model(models: Path) -> None:
-    slot = ModelSlot(models / "champion.json", Counters())
+    slot = ModelSlot(models / "champion.json", Counters(), ServeSettings())
     shutil.copytree(models / "model_1", models / "copy")
     write_json(models / "champion.json", {"model": "copy"})
     assert not slot.refresh()
@@ -81,7 +82,7 @@ def test_the_same_bytes_are_the_same_model(models: Path) -> None:
 
 
 def test_files_that_are_being_written_are_left_alone(models: Path) -> None:
-    slot = ModelSlot(models / "champion.json", Counters())
+    slot = ModelSlot(models / "champion.json", Counters(), ServeSettings())
     save_reward_model(models / "model_1", seed=7)
     assert not slot.refresh(waits_for_quiet=True), "seen for the first time"
     (models / "model_1" / "more.txt").write_text("still writing")

@@ -63,7 +63,7 @@ def test_a_query_is_read_as_its_prompt_and_response(reward_model_dir: Path, text
     """What OpenRLHF sends is decoded from tokens, special ones and padding included."""
     model = load_served_model(reward_model_dir, version=1)
     query = model.encode(ScoreItem("", text, is_query=True), truncate=False)
-    assert query == model.encode(ScoreItem("a", " b"), truncate=False)
+    assert query.rows == model.encode(ScoreItem("a", " b"), truncate=False).rows
 
 
 def test_too_long_is_refused_or_cut_at_its_beginning(reward_model_dir: Path) -> None:

@@ -298,6 +298,7 @@ def test_a_request_that_fails_takes_no_other_with_it(
     assert "secret" not in bad.result().body.decode() + caplog.text
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_without_its_thread_the_server_says_so_and_gives_no_numbers(gated) -> None:
     running, gate = gated
 
