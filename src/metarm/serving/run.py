@@ -115,9 +115,8 @@ def web_server(server: Server, settings: ServeSettings) -> uvicorn.Server:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.timeout_seconds) + MORE_SECONDS,
     )
-    # `access_log=False` alone leaves it to whoever handles the root logger's records.
-    access = logging.getLogger("uvicorn.access")
-    access.handlers, access.propagate = [], False
+    # `access_log=False` takes its handlers away; whoever gives it one would log paths again.
+    logging.getLogger("uvicorn.access").disabled = True
     return uvicorn.Server(config)
 
 
