@@ -28,7 +28,7 @@ from metarm.models.reward_model import RewardModelScore
 from metarm.storage import read_json_lines, write_json
 
 MOST_TOKENS = 320
-NUM_TEXTS = 256
+NUM_TEXTS = 128
 LENGTHS = (7, 16, 33, 64, 100, 129, 200, 256)
 WIDTHS = (2, 8, 32)
 
@@ -81,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         load_reward_model(arguments.model, encoder, seed=0).save_pretrained(folder / "real")
-        for width, layers in ((256, 4), (768, 6)):
+        for width, layers in ((256, 4), (512, 4)):
             torch.manual_seed(0)
             LlamaForSequenceClassification(
                 LlamaConfig(

@@ -13,6 +13,7 @@ is compared bit for bit with that of a local call, made before. Server and clien
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ from metarm.storage import read_json_lines, write_json
 MOST_TOKENS = 320
 NUM_PAIRS = 400
 NUM_REQUESTS = 200
-WARM_SECONDS = 15.0
+WARM_SECONDS = 5.0
 CAPACITY_SECONDS = 10.0
 NUM_UNLOADED = 300
 NUM_CONNECTIONS = 192
@@ -216,11 +218,11 @@ def make_calls(folder: Path, pairs: Path, items_per_request: int) -> list[Call]:
     return calls
 
 
-def measure(folder: Path, calls: list[Call], waiting: int, arguments: Any) -> dict[str, Any]:
-    """One server from start to end."""
+@contextlib.contextmanager
+def running(folder: Path, *settings: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """A server as a process: its port, and itself; it has ended when the block has."""
     words = [sys.executable, "-m", "metarm", "serve", str(folder), "--port", "0", "--json"]
-    words += [f"max_waiting_items={waiting}", f"max_items={arguments.items}"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen([*words, *settings], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         text = ""
         while not text.endswith("}\n}\n"):
@@ -228,21 +230,35 @@ def measure(folder: Path, calls: list[Call], waiting: int, arguments: Any) -> di
             if not line:
                 raise SystemExit(f"the server did not start: {text}")
             text += line
-        port = int(json.loads(text)["url"].rpartition(":")[2])
         try:
-            asyncio.run(closed_loop(port, calls, 16, WARM_SECONDS))
-            before = resident(server.pid)
-            unloaded = asyncio.run(one_by_one(port, calls, NUM_UNLOADED))
-            capacity = asyncio.run(closed_loop(port, calls, 16, CAPACITY_SECONDS))
-            per_second = capacity.codes["200"] / CAPACITY_SECONDS
-            rate = arguments.factor * per_second
-            overload, memory, real_rate = asyncio.run(
-                open_loop(port, calls, rate, arguments.seconds, server.pid)
-            )
-            after = resident(server.pid)
+            yield int(json.loads(text)["url"].rpartition(":")[2]), server
         finally:
             server.send_signal(signal.SIGTERM)
-        code = server.wait(120)
+            server.wait(120)
+
+
+def items_per_second(folder: Path, calls: list[Call], arguments: Any) -> float:
+    """Capacity where texts are scored side by side, whose last bits are not compared."""
+    with running(folder, "exact=false", f"max_items={arguments.items}") as (port, _):
+        asyncio.run(closed_loop(port, calls, 16, WARM_SECONDS))
+        found = asyncio.run(closed_loop(port, calls, 16, CAPACITY_SECONDS))
+    return round(found.codes["200"] * arguments.items / CAPACITY_SECONDS, 1)
+
+
+def measure(folder: Path, calls: list[Call], waiting: int, arguments: Any) -> dict[str, Any]:
+    """One server from start to end."""
+    settings = [f"max_waiting_items={waiting}", f"max_items={arguments.items}"]
+    with running(folder, *settings) as (port, server):
+        asyncio.run(closed_loop(port, calls, 16, WARM_SECONDS))
+        before = resident(server.pid)
+        unloaded = asyncio.run(one_by_one(port, calls, NUM_UNLOADED))
+        capacity = asyncio.run(closed_loop(port, calls, 16, CAPACITY_SECONDS))
+        per_second = capacity.codes["200"] / CAPACITY_SECONDS
+        rate = arguments.factor * per_second
+        overload, memory, real_rate = asyncio.run(
+            open_loop(port, calls, rate, arguments.seconds, server.pid)
+        )
+        after = resident(server.pid)
     mib = [round(number / 2**20, 1) for number in memory]
     return {
         "max_waiting_items": waiting,
@@ -262,8 +278,30 @@ def measure(folder: Path, calls: list[Call], waiting: int, arguments: Any) -> di
             "last_10_seconds_max": max(mib[-10:]),
             "after": round(after / 2**20, 1),
         },
-        "exit_code": code,
+        "exit_code": server.returncode,
     }
+
+
+def table(runs: list[dict[str, Any]]) -> Iterator[str]:
+    """The table of docs/serving.md, whose test holds it against the file."""
+    over = [run["overload"] for run in runs]
+    rows = {
+        "items that may wait": [run["max_waiting_items"] for run in runs],
+        "capacity, requests a second": [run["capacity_requests_per_second"] for run in runs],
+        "sent a second": [found["sent_requests_per_second"] for found in over],
+        "accepted in all": [found["by_code"]["200"] for found in over],
+        "refused in all (429)": [found["by_code"]["429"] for found in over],
+        "wrong or misordered scores": [found["wrong_scores"] for found in over],
+        "lost": [found["lost"] for found in over],
+        "unloaded, p50 in ms": [run["unloaded"]["accepted_ms"]["p50"] for run in runs],
+        "unloaded, p99 in ms": [run["unloaded"]["accepted_ms"]["p99"] for run in runs],
+        "accepted, p50 in ms": [found["accepted_ms"]["p50"] for found in over],
+        "accepted, p99 in ms": [found["accepted_ms"]["p99"] for found in over],
+        "memory after 10 s, MiB": [run["resident_mib"]["first_10_seconds_max"] for run in runs],
+        "memory at the end, MiB": [run["resident_mib"]["last_10_seconds_max"] for run in runs],
+    }
+    for name, numbers in rows.items():
+        yield f"| {name} | " + " | ".join(map(str, numbers)) + " |"
 
 
 def main() -> None:
@@ -276,6 +314,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=4)
     parser.add_argument("--waiting", type=int, nargs="+", default=[512, 16])
     arguments = parser.parse_args()
+    load = os.getloadavg()[0] / len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "reward"
         encoder = load_encoder(arguments.model)
@@ -283,6 +322,7 @@ def main() -> None:
         encoder.tokenizer.save_pretrained(folder)
         calls = make_calls(folder, arguments.pairs, arguments.items)
         runs = [measure(folder, calls, waiting, arguments) for waiting in arguments.waiting]
+        side_by_side = items_per_second(folder, calls, arguments)
     document = {
         "made": time.strftime("%Y-%m-%d"),
         "command": shlex.join(["python", *sys.argv]),
@@ -291,11 +331,13 @@ def main() -> None:
         "most_tokens": MOST_TOKENS,
         "torch": torch.__version__,
         "cores": len(os.sched_getaffinity(0)),
+        "load_per_core_before": round(load, 2),
         "threads": torch.get_num_threads(),
+        "side_by_side_items_per_second": side_by_side,
         "runs": runs,
     }
     write_json(arguments.output, document)
-    print(json.dumps(document, indent=2))
+    print("\n".join(table(runs)))
     for run in runs:
         found = run["overload"]
         if found["wrong_scores"] or found["lost"]:
