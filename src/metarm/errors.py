@@ -10,6 +10,7 @@
     +-- ModelError (ValueError)         a model or tokenizer cannot do what is asked of it
     |   +-- CacheError                  rows of its cache cannot be copied and removed
     +-- PrecisionError (ModelError)     trainable parameters that would swallow the meta step
+    +-- ServingError (RuntimeError)     a served reward model gave no scores
     +-- RunError (RuntimeError)         a run folder cannot be used as it is
         +-- FingerprintError            a finished stage was made with other settings
 
@@ -30,6 +31,7 @@ __all__ = [
     "ModelError",
     "PrecisionError",
     "RunError",
+    "ServingError",
     "ShapeError",
     "nearest_names",
 ]
@@ -69,6 +71,10 @@ class CacheError(ModelError):
 
 class PrecisionError(ModelError):
     """Trainable parameters are stored in a type that would swallow the meta step."""
+
+
+class ServingError(MetarmError, RuntimeError):
+    """A served reward model gave no scores; there is never a number in their place."""
 
 
 class RunError(MetarmError, RuntimeError):

@@ -12,6 +12,7 @@ from typing import Any
 from metarm.errors import ConfigError, DataError, nearest_names
 from metarm.protocols import ScoreFunction
 from metarm.schema import Prompt, prompt_text
+from metarm.served_score import ServedScore, is_served_url
 
 __all__ = ["load_gold", "resolve_name"]
 
@@ -58,9 +59,13 @@ def resolve_name(
 def load_gold(name: str, *, what: str) -> ScoreFunction:
     """The user's own score function called `module:function`, with every answer checked.
 
+    The address of a served reward model, `http://HOST:PORT`, is one too.
+
     Raises:
         ConfigError: When there is none; `what` names the setting in the message.
     """
+    if is_served_url(name):
+        return ServedScore(name)
     return _CheckedScore(name, resolve_name(name, {}, what=what))
 
 

@@ -21,6 +21,7 @@ VIOLATIONS = [
     ("The paper is plain torch", "objectives.py", "import transformers"),
     ("Only training knows trl", "storage.py", "import trl"),
     ("Only the search knows optuna", "bench/tune.py", "import optuna"),
+    ("Only the server knows fastapi", "served_score.py", "import fastapi"),
     ("Reading a run needs no torch", "storage.py", "import torch"),
     ("No cycles inside packages", "data/files.py", "import metarm.data.meta_sets"),
 ]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every score function keeps the laws of `ScoreFunction`; every way to a score gives the same."""
 
+import contextlib
 import math
 
 import datasets
@@ -9,9 +10,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
+from live_server import live_server
 from metarm.config import WorldSettings
 from metarm.models.reward_model import RewardModelScore, load_score_function
 from metarm.protocols import ScoreFunction
+from metarm.served_score import ServedScore
 from metarm.training import MetaRewardConfig, MetaRewardTrainer
 from metarm.world.language import GoldReward, build_language
 from tiny_models import save_reward_model
@@ -42,12 +45,23 @@ def _gold_function(folder):
     return GoldReward(build_language(WorldSettings()))
 
 
-SCORES = [_reward_model, _reward_model_in_small_batches, _gold_function]
+@contextlib.contextmanager
+def _served(folder):
+    with live_server(save_reward_model(folder)) as live:
+        yield ServedScore(live.url, batch_items=3)
+
+
+SCORES = [_reward_model, _reward_model_in_small_batches, _gold_function, _served]
 
 
 @pytest.fixture(params=SCORES, ids=lambda make: make.__name__.strip("_"))
 def score(request, tmp_path):
-    return request.param(tmp_path)
+    made = request.param(tmp_path)
+    if not hasattr(made, "__enter__"):
+        yield made
+        return
+    with made as opened:
+        yield opened
 
 
 def test_there_is_one_finite_float_a_response(score):
@@ -68,6 +82,13 @@ def test_a_score_is_its_own_pairs_alone(score):
     turned = score(PROMPTS[::-1], RESPONSES[::-1])[::-1]
     assert together == pytest.approx(alone, abs=1e-5)
     assert together == pytest.approx(turned, abs=1e-5)
+
+
+def test_a_served_score_is_the_local_one_to_the_last_bit(tmp_path):
+    local = _reward_model(tmp_path / "model")
+    with live_server(tmp_path / "model") as live:
+        found = ServedScore(live.url)(PROMPTS, RESPONSES)
+    assert found == [local([p], [r])[0] for p, r in zip(PROMPTS, RESPONSES, strict=True)]
 
 
 def _scores_of(model, batch):

@@ -21,6 +21,7 @@ from metarm.cli.doctor import doctor
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
 from metarm.cli.runs import report, run
+from metarm.cli.serve import serve
 from metarm.cli.settings_help import settings_of
 from metarm.cli.train import optimize, reward, sft
 from metarm.cli.tune import tune
@@ -36,6 +37,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "optimize": (optimize, "OptimizeSettings"),
     "evaluate": (evaluate, None),
     "score": (score, None),
+    "serve": (serve, "ServeSettings"),
     "report": (report, None),
     "compare": (compare, "CompareSettings"),
     "tune": (tune, "TuneSettings"),
@@ -59,6 +61,7 @@ _QUIET: Final = {
 }
 
 _KEPT: Final = {
+    "serve": "no request had been accepted",
     "run": "finished stages are kept; the same command goes on from there",
     "compare": "finished cells are kept; the same command goes on from there",
     "advise": "finished splits are kept; the same command goes on from there",

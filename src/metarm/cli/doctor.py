@@ -53,6 +53,8 @@ PACKAGES: Final[Mapping[str, Supported]] = {
     "datasets": Supported("4.0"),
     "peft": Supported("0.18", needed_for="use_peft"),
     "optuna": Supported("5", "6", needed_for="metarm tune"),
+    "fastapi": Supported("0.120", needed_for="metarm serve"),
+    "uvicorn": Supported("0.34", needed_for="metarm serve"),
 }
 """As in pyproject.toml; a test holds the two together."""
 

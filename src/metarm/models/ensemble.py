@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,15 @@ from metarm.protocols import StageProgress
 from metarm.schema import PreferencePair, Prompt
 from metarm.storage import read_json, write_json
 
-__all__ = ["ENSEMBLE_FILE", "EnsembleScore", "first_member", "load_reward", "save_ensemble"]
+__all__ = [
+    "ENSEMBLE_FILE",
+    "Combined",
+    "EnsembleScore",
+    "first_member",
+    "load_reward",
+    "member_folders",
+    "save_ensemble",
+]
 
 ENSEMBLE_FILE: Final = "ensemble.json"
 TINY_SPREAD: Final = 1e-12
@@ -28,6 +36,14 @@ class _Member:
     """Relative to the ensemble's own folder."""
     mean: float
     spread: float
+
+
+class Combined(NamedTuple):
+    """What members say together of each response."""
+
+    scores: list[float]
+    spreads: list[float]
+    """Standard deviation over members of their standardised scores: 0 where they agree."""
 
 
 class EnsembleScore:
@@ -75,10 +91,14 @@ class EnsembleScore:
             DataError: When a prompt and its response are longer than the members' context.
             ModelError: When a score is not finite.
         """
-        raw = np.array([member(prompts, responses) for member in self.members])
-        scores = (raw - np.array(self.means)[:, None]) / np.array(self.spreads)[:, None]
-        combined: list[float] = (scores.mean(axis=0) - self.pessimism * scores.std(axis=0)).tolist()
-        return combined
+        return self.combine([member(prompts, responses) for member in self.members]).scores
+
+    def combine(self, raw: Sequence[Sequence[float]]) -> Combined:
+        """Scores and disagreement of responses, from one list of logits a member."""
+        logits = np.array(raw, dtype=np.float64)
+        scores = (logits - np.array(self.means)[:, None]) / np.array(self.spreads)[:, None]
+        spreads = scores.std(axis=0)
+        return Combined((scores.mean(axis=0) - self.pessimism * spreads).tolist(), spreads.tolist())
 
 
 def save_ensemble(
@@ -128,8 +148,13 @@ def load_reward(model: str | Path) -> RewardModelScore | EnsembleScore:
 
 def first_member(model: str | Path) -> str | Path:
     """The reward model itself; of an ensemble, its first member."""
+    return member_folders(model)[0]
+
+
+def member_folders(model: str | Path) -> list[str | Path]:
+    """The reward model itself; of an ensemble, all its members."""
     members, _ = _read(model)
-    return Path(model) / members[0].folder if members else model
+    return [Path(model) / member.folder for member in members] or [model]
 
 
 def _read(model: str | Path) -> tuple[list[_Member], float]:

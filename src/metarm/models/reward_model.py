@@ -88,15 +88,22 @@ class RewardModelScore:
         scores = [0.0] * len(rows)
         for start in range(0, len(order), self.batch_size):
             indices, group_of_row = zip(*order[start : start + self.batch_size], strict=True)
-            found = self._score([rows[index] for index in indices], group_of_row)
+            found = self.score_tokens([rows[index] for index in indices], group_of_row)
             for index, score in zip(indices, found, strict=True):
                 scores[index] = score
             if self.bar is not None:
                 self.bar.advance(len(indices))
         return scores
 
-    def _score(self, rows: Sequence[list[int]], group_of_row: Sequence[int]) -> list[float]:
-        """Scores of one batch of token ids."""
+    @torch.no_grad()
+    def score_tokens(
+        self, rows: Sequence[Sequence[int]], group_of_row: Sequence[int]
+    ) -> list[float]:
+        """Scores of one batch of token ids, in logits; rows of equal number begin alike.
+
+        Raises:
+            ModelError: When a score is not finite.
+        """
         batch = pad_batch(rows, self.encoder.pad_token_id, side="right")
         ids = batch.input_ids.to(self.model.device)
         mask = batch.attention_mask.to(self.model.device)

@@ -13,13 +13,13 @@ from metarm.cli.doctor import PACKAGES, check_package, examine
 def test_ranges_are_those_of_the_project(repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["peft"], *extras["tune"]]
+    wanted = [*project["dependencies"], *extras["peft"], *extras["tune"], *extras["serve"]]
     ranges = dict(re.fullmatch(r"([\w.-]+)(.*)", line).groups() for line in wanted)  # type: ignore[union-attr]
     assert {name: str(supported) for name, supported in PACKAGES.items()} == {
         name: ranges[name] for name in PACKAGES
     }
     optional = {name for name, supported in PACKAGES.items() if supported.needed_for}
-    assert optional == {"peft", "optuna"}
+    assert optional == {"peft", "optuna", "fastapi", "uvicorn"}
 
 
 @pytest.mark.parametrize(
