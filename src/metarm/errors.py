@@ -12,6 +12,7 @@
     +-- PrecisionError (ModelError)     trainable parameters that would swallow the meta step
     +-- RunError (RuntimeError)         a run folder cannot be used as it is
         +-- FingerprintError            a finished stage was made with other settings
+        +-- CheckpointError             a checkpoint is damaged, or cannot be made
 
 A message says what was expected, what came, and what to do.
 """
@@ -21,6 +22,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "CacheError",
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "EmptySetError",
@@ -77,6 +79,10 @@ class RunError(MetarmError, RuntimeError):
 
 class FingerprintError(RunError):
     """A finished stage was made with other settings."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint is damaged, or a state cannot be kept in one."""
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:
