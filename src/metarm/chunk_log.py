@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Work done in parts: each part is kept as soon as it is done, and found again after any end."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -71,7 +72,8 @@ class ChunkLog:
         if not self._parts:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab", buffering=0) as stream:
-            stream.write(line)
+            if stream.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         self._parts[key] = value
 
 
