@@ -64,6 +64,8 @@ class SafeCheckpoints:
     _tr_loss: Any
 
     _pace: Pace | None = None
+    _place: CheckpointPlace | None = None
+    _whole: str | None = None
     _progress: Any = None
 
     def keep_checkpoints(self, place: CheckpointPlace) -> None:
@@ -77,7 +79,7 @@ class SafeCheckpoints:
         if place.every is None and self.accelerator.num_processes > 1:
             raise CheckpointError("several processes need checkpoints every so many steps")
         self.args.output_dir = str(place.folder)
-        self._pace = Pace(place.every)
+        self._pace, self._place = Pace(place.every), place
         self.add_callback(_PaceCallback(self._pace))  # type: ignore[attr-defined]
 
     def own_state(self) -> dict[str, Any]:
@@ -98,13 +100,17 @@ class SafeCheckpoints:
         """
         if not asked:
             return None
+        if asked == self._whole:
+            return self._whole
         folder = Path(self.args.output_dir)
         if asked is not True and asked != NEWEST:
             check_folder(Path(asked))
-            return str(asked)
+            self._whole = str(asked)
+            return self._whole
         found = newest_whole(_checkpoints(folder))
         if found is not None:
-            return str(found[0])
+            self._whole = str(found[0])
+            return self._whole
         if asked is True:
             raise CheckpointError(
                 f"{folder}: expected a whole checkpoint to go on from, got none. Leave "
@@ -118,7 +124,7 @@ class SafeCheckpoints:
     def train(self, resume_from_checkpoint: Any = None, *arguments: Any, **options: Any) -> Any:
         """The parent's, from a checkpoint that is whole, and with one where a stop is asked for."""
         found = self.find_checkpoint(resume_from_checkpoint)
-        self._progress = None
+        self._progress = self._whole = None
         callback = _TakeUp(self._take_up)
         self.add_callback(callback)  # type: ignore[attr-defined]
         block: AbstractContextManager[None] = at_boundaries() if self._pace else nullcontext()

@@ -120,7 +120,7 @@ class _SteadyRows(SteadySteps):
     def split_rows(
         self, inputs: Mapping[str, Any], most: int
     ) -> Iterator[tuple[dict[str, Any], float]]:
-        """Rows in their order; a loss that is a sum over all tokens of the step adds up by itself."""
+        """Rows in their order; a loss that is a sum over the step's tokens adds up by itself."""
         total = int((inputs["labels"] != IGNORED).sum())
         for start in range(0, self.count_rows(inputs), most):
             part = {name: value[start : start + most] for name, value in inputs.items()}

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from metarm.checkpoints import CheckpointPlace
 from metarm.data.encoding import (
     EncodedGroup,
     Encoder,
@@ -28,7 +29,7 @@ from metarm.data.encoding import (
 )
 from metarm.data.meta_batches import MetaBatch, read_meta_dataset, thin_group
 from metarm.data.meta_mixture import GroupMixture
-from metarm.errors import ConfigError, DataError, ModelError
+from metarm.errors import CheckpointError, ConfigError, DataError, ModelError
 from metarm.meta_step import (
     SIGNS,
     Direction,
@@ -41,7 +42,10 @@ from metarm.meta_step import (
     standing_at,
 )
 from metarm.models.meta_callback import Kept, MetaCallback
+from metarm.models.safe_checkpoints import NEWEST
+from metarm.models.steady_steps import is_out_of_memory
 from metarm.objectives import difference_loss
+from metarm.storage import remove_folder
 from metarm.strength import StrengthGuard
 from metarm.training.control import (
     StrengthControl,
@@ -52,6 +56,7 @@ from metarm.training.control import (
 from metarm.training.meta_pass import MetaPass
 from metarm.training.plain_training import (
     PLAIN_FILE,
+    PLAIN_FOLDER,
     PlainTraining,
     copy_weights,
     noise_put_back,
@@ -59,7 +64,7 @@ from metarm.training.plain_training import (
 )
 from metarm.training.processes import direction_over_processes, mean_over_processes
 from metarm.training.settings import MetaRewardConfig
-from metarm.training.shared_trainer import SharedPromptTrainer
+from metarm.training.steady_trainer import SteadyTrainer
 from metarm.training.support import refuse_unsupported
 
 __all__ = ["MetaRewardTrainer"]
@@ -67,7 +72,7 @@ __all__ = ["MetaRewardTrainer"]
 logger = logging.getLogger(__name__)
 
 
-class MetaRewardTrainer(SharedPromptTrainer):
+class MetaRewardTrainer(SteadyTrainer):
     """TRL's `RewardTrainer` whose preference gradients are taken where the MetaRM step looks ahead.
 
     Give it a `meta_dataset` with the columns `prompt` and `responses` (a list of texts, or of
@@ -132,7 +137,8 @@ class MetaRewardTrainer(SharedPromptTrainer):
         self._direction: Direction | None = None
         self._control: StrengthControl | None = None
         self._there: list[Tensor | None] = []
-        self._is_ahead = self._is_fresh = False
+        self._is_ahead = self._is_fresh = self._is_meta_step = False
+        self._most_responses: int | None = None
         self._plain_callbacks = plain_callbacks
         self._keeps_plain = keep_plain
         self._options = options
@@ -169,6 +175,10 @@ class MetaRewardTrainer(SharedPromptTrainer):
             "metarm.GroupMixture": self._mixture,
             "metarm.StrengthGuard": self._control,
         }
+        if self._control.units is not None:
+            kept["metarm.RewardUnits"] = self._control.units
+        if self._control.units is not None:
+            kept["metarm.RewardUnits"] = self._control.units
         callback = MetaCallback(self._measure_direction, self._end_step, kept)
         self.callback_handler.callbacks.insert(0, callback)
 
@@ -182,16 +192,16 @@ class MetaRewardTrainer(SharedPromptTrainer):
 
     def train(self, resume_from_checkpoint: Any = None, *arguments: Any, **options: Any) -> Any:
         """The parent's; with a guard, after a plain training from the same weights."""
+        goes_on = resume_from_checkpoint == NEWEST
+        checkpoint = self.find_checkpoint(resume_from_checkpoint)
         control = self._control if self._is_guarded() else None
         plain_file = Path(self.args.output_dir) / PLAIN_FILE
-        resumes_guard = bool(resume_from_checkpoint) and self._mean(plain_file.is_file()) == 1.0
+        has_plain = bool(checkpoint or goes_on) and self._mean(plain_file.is_file()) == 1.0
         too_few = "the meta set has fewer than 50 groups, too few to keep some for it"
         why_not = {
             too_few: control is not None and not control.can_guard,
-            f"training goes on from a checkpoint, and {plain_file} is not there": bool(
-                resume_from_checkpoint
-            )
-            and not resumes_guard,
+            f"training goes on from a checkpoint, and {plain_file} is not there": bool(checkpoint)
+            and not has_plain,
             "there is an optimiser already": self.optimizer is not None,
             "a model_init makes the model": self.model_init is not None,
         }
@@ -204,9 +214,12 @@ class MetaRewardTrainer(SharedPromptTrainer):
         self.plain_weights = None
         if self._control is not None:
             self._control.end_guard()
-        if control is not None and (not reasons or (self._keeps_plain and reasons == [too_few])):
-            (self._resume_plain if resumes_guard else self._train_plain)(plain_file)
-        result = super().train(resume_from_checkpoint, *arguments, **options)
+        needs_plain = not reasons or (self._keeps_plain and reasons == [too_few])
+        if control is not None and needs_plain:
+            has_plain = has_plain and self._resume_plain(plain_file, is_begun=bool(checkpoint))
+            if not has_plain:
+                self._train_plain(plain_file, goes_on=goes_on)
+        result = super().train(checkpoint, *arguments, **options)
         if self.plain_weights is not None:
             self._end_guarded(plain_file, self.plain_weights)
         return result
@@ -225,7 +238,7 @@ class MetaRewardTrainer(SharedPromptTrainer):
         if self.is_world_process_zero():
             plain_file.unlink(missing_ok=True)
 
-    def _train_plain(self, file: Path) -> None:
+    def _train_plain(self, file: Path, *, goes_on: bool = False) -> None:
         """Train without the meta step, keep what came out, and go back to the first weights."""
         first = copy_weights(self.model)
         args = copy.copy(self.args)
@@ -249,9 +262,14 @@ class MetaRewardTrainer(SharedPromptTrainer):
                     **options,
                 )
             plain.remove_callback(PrinterCallback)
-            for callback in (*self._plain_callbacks, MetaCallback(end=self._record)):
+            kept = {"metarm.PlainScores": self._strength.plain_scores}
+            record = MetaCallback(end=self._record, kept=kept)
+            for callback in (*self._plain_callbacks, record):
                 plain.add_callback(callback)
-            plain.train()
+            if self._place is not None:
+                folder = self._place.folder / PLAIN_FOLDER
+                plain.keep_checkpoints(CheckpointPlace(folder, self._place.every))
+            plain.train(NEWEST if goes_on and self._place is not None else None)
         self.plain_weights = copy_weights(self.model)
         # Its autocast goes with it; this one's own is put on when training begins.
         plain.accelerator.unwrap_model(plain.model, keep_fp32_wrapper=False)
@@ -263,14 +281,23 @@ class MetaRewardTrainer(SharedPromptTrainer):
         put_weights(self.model, first)
         self.model.zero_grad(set_to_none=True)
         self._strength.begin_guard()
-        if self.args.save_strategy != SaveStrategy.NO and self.is_world_process_zero():
+        keeps = self._place is not None or self.args.save_strategy != SaveStrategy.NO
+        if keeps and self.is_world_process_zero():
             PlainTraining(self.plain_weights, *self._strength.recorded).save(file)
+            remove_folder(file.parent / PLAIN_FOLDER)
 
-    def _resume_plain(self, file: Path) -> None:
-        """What `_train_plain` left, in place of training again."""
-        plain = PlainTraining.read(file)
+    def _resume_plain(self, file: Path, *, is_begun: bool) -> bool:
+        """What `_train_plain` left, in place of training again; False where that is what to do."""
+        try:
+            plain = PlainTraining.read(file)
+        except CheckpointError as error:
+            if is_begun:
+                raise
+            logger.warning("plain training is done again: %s", error)
+            return False
         self.plain_weights = dict(plain.weights)
-        self._strength.resume_guard(plain.scores, plain.num_steps)
+        self._strength.resume_guard(plain.scores, plain.num_steps, is_begun=is_begun)
+        return True
 
     def _record(self, step: int, num_steps: int) -> None:
         self._strength.record(step, num_steps)
@@ -296,12 +323,14 @@ class MetaRewardTrainer(SharedPromptTrainer):
     def _measure_direction(self, step: int) -> None:
         """J and its gradient at the kept weights, for all micro-batches of this optimiser step."""
         self._there = []
+        self._is_meta_step = False
         stored = self._direction if self.args.meta_between == "stored" else None
         is_off = self._strength.factor == 0.0
         self._is_fresh = step % self.args.meta_every == 0
         if stored is not None and not self._is_fresh and not is_off:
             # The guard may have weakened it.
             self._step = self._strength.signed_step(stored, self._moved())
+            self._is_meta_step = True
             return
         # A resumed training has stored none.
         self._is_fresh |= self.args.meta_between == "stored" and stored is None
@@ -309,21 +338,16 @@ class MetaRewardTrainer(SharedPromptTrainer):
         if not self._is_fresh or is_off:
             return  # a plain step, or the guard has turned the meta step off
         self.model.train()
-        self._pass = self._meta_pass(step)
-        with noise_put_back(
-            self.accelerator.device
-        ):  # the preference loss draws its own dropout, as without J
-            self._direction = self._over_processes(self._pass.measure(self._moved()))
+        self._direction = self._measure_groups(*self._draw_groups(step))
+        if not math.isfinite(self._direction.norm):
+            self._leave_out(step)
+            return
+        self._is_meta_step = True
         is_own = self._pass.mask & (self._pass.share > 0)
         self._mixture.see_groups(self._pass.scores, is_own, self._pass.sources)
         metrics = self._metrics["train"]
         metrics["meta/J"].append(self._direction.difference)
         metrics["meta/grad_norm"].append(self._direction.norm)
-        if not math.isfinite(self._direction.norm):
-            raise ModelError(
-                f"the gradient of the difference loss is not finite at step {step}: training "
-                "diverged. Lower learning_rate, or meta_step_length / meta_weight."
-            )
         self._step = self._strength.signed_step(self._direction, self._moved())
         if self.args.meta_mode in SIGNS:
             metrics["meta/step_size"].append(abs(self._step))
@@ -347,7 +371,7 @@ class MetaRewardTrainer(SharedPromptTrainer):
     def _mean(self, value: float) -> float:
         return mean_over_processes(self.accelerator, value)
 
-    def _meta_pass(self, step: int) -> MetaPass:
+    def _draw_groups(self, step: int) -> tuple[list[EncodedGroup], float]:
         """This process's groups, and what their mean weighs in the mean over processes."""
         indices = self._mixture.draw(self.args.meta_batch_size, step)
         num_processes = self.accelerator.num_processes
@@ -357,17 +381,95 @@ class MetaRewardTrainer(SharedPromptTrainer):
             thin_group(self._groups[i], self.args.meta_group_size, seed=self.args.seed + step)
             for i in own or indices[:1]
         ]
+        return groups, len(own) * num_processes / len(indices)
+
+    def _measure_groups(self, groups: list[EncodedGroup], share: float) -> Direction:
+        """J of groups and its gradient, fewer responses at a time where memory is short."""
+        while True:
+            self._pass = self._meta_pass(groups, share)
+            try:
+                # The preference loss draws its own dropout, as without J.
+                with noise_put_back(self.accelerator.device):
+                    return self._over_processes(self._pass.measure(self._moved()))
+            except (MemoryError, RuntimeError) as error:
+                can_split = self._most_at_once() > 1 and self.accelerator.num_processes == 1
+                if not (is_out_of_memory(error) and can_split):
+                    raise
+            self._most_responses = -(-self._most_at_once() // 2)
+            logger.warning(
+                "out of memory: from here on %d responses of the meta batch at once, with the "
+                "same updates",
+                self._most_responses,
+            )
+
+    def _most_at_once(self) -> int:
+        """Responses of the meta batch in memory together."""
         # Whole groups, as few as have the responses of a batch of pairs.
         k, num_sides = self.args.meta_group_size, 2 * self.args.per_device_train_batch_size
-        most = self.args.meta_micro_batch_size or k * math.ceil(num_sides / k)
+        asked = self.args.meta_micro_batch_size or k * math.ceil(num_sides / k)
+        return self._most_responses or asked
+
+    def _meta_pass(self, groups: list[EncodedGroup], share: float) -> MetaPass:
         return MetaPass(
             groups,
             self._score_responses,
-            most_responses=most,
+            most_responses=self._most_at_once(),
             pad_token_id=self._encoder.pad_token_id,
             device=self.accelerator.device,
-            share=len(own) * num_processes / len(indices),
+            share=share,
         )
+
+    def _leave_out(self, step: int) -> None:
+        """A step whose J is not finite is done without it, once in a training.
+
+        Raises:
+            ModelError: The second time.
+        """
+        self._direction = None
+        bundle = self.write_bundle("the gradient of J is not finite", of_pairs=False)
+        if not self._retries_left:
+            raise ModelError(
+                f"the gradient of the difference loss is not finite at step {step}: training "
+                f"diverged; what led to it is in {bundle}. Lower learning_rate, or "
+                "meta_step_length / meta_weight."
+            )
+        self._retries_left -= 1
+        logger.warning(
+            "step %d: the gradient of the difference loss is not finite: the step is done without "
+            "it, once; what led to it is in %s",
+            step,
+            bundle,
+        )
+
+    def prepare_plainer(self) -> bool:
+        """Without the meta step, where there is one."""
+        is_meta_step, self._is_meta_step = self._is_meta_step, False
+        if is_meta_step:
+            self._direction, self._there = None, []
+        return is_meta_step
+
+    def describe_step(self) -> dict[str, Any]:
+        """The meta batch."""
+        if self._control is None:
+            return {"meta_mode": "off"}
+        batches = [batch.input_ids.tolist() for part in self._pass.parts for batch in part.batches]
+        return {"meta_mode": self.args.meta_mode, "meta_batches": batches}
+
+    def own_state(self) -> dict[str, Any]:
+        """Also J's gradient of the last meta step, where the next steps use it."""
+        stored = self._direction if self.args.meta_between == "stored" else None
+        kept = stored and (stored.difference, stored.gradients, stored.norm)
+        return {**super().own_state(), "responses": self._most_responses, "direction": kept}
+
+    def take_own_state(self, state: Mapping[str, Any]) -> None:
+        """The reverse."""
+        super().take_own_state(state)
+        self._most_responses = state["responses"]
+        if state["direction"] is not None:
+            difference, gradients, norm = state["direction"]
+            device = self.accelerator.device
+            gradients = tuple(None if g is None else g.to(device) for g in gradients)
+            self._direction = Direction(difference, gradients, norm)
 
     @contextmanager
     def _score_responses(self, batch: MetaBatch) -> Iterator[Tensor]:
