@@ -4,6 +4,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -143,7 +144,7 @@ def build_output(
         **facts,
     }
     was_there = (output / STAGE_FILE).exists()
-    with hold_output(output):
+    with nullcontext() if was_there else hold_output(output):
         stage = build_stage(output, record, [], build, goes_on=goes_on)
     if was_there:
         note(f"{output} is finished; nothing is done again")
