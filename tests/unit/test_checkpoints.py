@@ -129,7 +129,7 @@ def test_the_last_ones_are_kept(tmp_path: Path) -> None:
 
 def test_what_belongs_to_other_settings_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, {}, fingerprint="a")
-    with pytest.raises(CheckpointError, match="other settings or inputs .fingerprint a, now b"):
+    with pytest.raises(CheckpointError, match=r"other settings or inputs \(fingerprint a, now b\)"):
         newest_checkpoint(tmp_path, fingerprint="b")
 
 

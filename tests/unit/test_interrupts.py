@@ -28,9 +28,13 @@ def send(number: int) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_outside_of_boundaries_it_is_at_once(number: int) -> None:
-    with pytest.raises(Stopped) as stopped, stop_on_signals():
-        send(number)
-        pytest.fail("it went on")
+    def work() -> None:
+        with stop_on_signals():
+            send(number)
+            pytest.fail("it went on")
+
+    with pytest.raises(Stopped) as stopped:
+        work()
     assert stopped.value.exit_code == 128 + number
     assert isinstance(stopped.value, KeyboardInterrupt)
 
@@ -38,37 +42,55 @@ def test_outside_of_boundaries_it_is_at_once(number: int) -> None:
 @pytest.mark.parametrize("number", SIGNALS)
 def test_work_is_told_and_ends_at_its_boundary(number: int) -> None:
     done = []
-    with pytest.raises(Stopped), stop_on_signals(), at_boundaries():
-        for step in range(5):
-            if step == 2:
-                send(number)
-                assert stop_is_asked()
-            done.append(step)
-            stop_if_asked()
+
+    def work() -> None:
+        with stop_on_signals(), at_boundaries():
+            for step in range(5):
+                if step == 2:
+                    send(number)
+                    assert stop_is_asked()
+                done.append(step)
+                stop_if_asked()
+
+    with pytest.raises(Stopped):
+        work()
     assert done == [0, 1, 2]
     assert not stop_is_asked()
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_a_request_that_came_after_the_last_boundary_ends_the_block() -> None:
-    with pytest.raises(Stopped), stop_on_signals(), at_boundaries():
-        with at_boundaries():
-            send(signal.SIGTERM)
-        assert stop_is_asked(), "the inner block is not the work's end"
+    def work() -> None:
+        with stop_on_signals(), at_boundaries():
+            with at_boundaries():
+                send(signal.SIGTERM)
+            assert stop_is_asked(), "the inner block is not the work's end"
+
+    with pytest.raises(Stopped):
+        work()
 
 
 def test_the_second_one_is_at_once() -> None:
-    with pytest.raises(Stopped), stop_on_signals(), at_boundaries():
-        send(signal.SIGTERM)
-        send(signal.SIGTERM)
-        pytest.fail("it went on")
+    def work() -> None:
+        with stop_on_signals(), at_boundaries():
+            send(signal.SIGTERM)
+            send(signal.SIGTERM)
+            pytest.fail("it went on")
+
+    with pytest.raises(Stopped):
+        work()
 
 
 def test_a_step_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interrupts, "GRACE_SECONDS", 0.05)
-    with pytest.raises(Stopped), stop_on_signals(), at_boundaries():
-        send(signal.SIGTERM)
-        threading.Event().wait(60)
+
+    def work() -> None:
+        with stop_on_signals(), at_boundaries():
+            send(signal.SIGTERM)
+            threading.Event().wait(60)
+
+    with pytest.raises(Stopped):
+        work()
 
 
 def test_handlers_are_put_back() -> None:
