@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trainer that was stopped at any step ends bit for bit as one that was not, in log and weights."""
+"""A training stopped at any step ends bit for bit as one that was not, in log and weights."""
 
 import random
 from pathlib import Path
