@@ -46,7 +46,7 @@ SHARES: Final = {"settings": 0.4, "preferences": 0.4, "checkpoints": 0.15, "weig
 PATIENCE_SECONDS = 20
 
 
-class Hang(Exception):
+class HangError(Exception):
     """A case that does not come to an end."""
 
 
@@ -55,7 +55,7 @@ def patience() -> Iterator[None]:
     """A block that may take so long."""
 
     def give_up(*_: Any) -> None:
-        raise Hang
+        raise HangError
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
@@ -284,6 +284,16 @@ PICKLES: Final = (
 )
 
 
+WEIGHT_FILES: Final = (
+    "pytorch_model.bin",
+    "model.safetensors",
+    "model.pt",
+    "weights.pth",
+    "m.ckpt",
+    "adapter_model.bin",
+)
+
+
 def check_weights(folder: Path, draw: random.Random) -> str:
     """A model folder whose weights are a pickle under any name: always refused."""
     name = draw.choice(
@@ -323,7 +333,7 @@ def outcome_of(kind: str, seed: int, folder: Path) -> tuple[str, str]:
             return "UNCLEAR ERROR", said
         has_line = re.search(r"\.(yaml|jsonl):\d+", said) is not None
         return "refused, with file and line" if has_line else "refused, with the file", said
-    except Hang:
+    except HangError:
         return "HANG", ""
     except Exception as error:  # noqa: BLE001 - this is what is counted
         return "TRACEBACK", f"{type(error).__name__}: {error}"

@@ -5,8 +5,6 @@ The mathematics is in `meta_step.py`, `strength.py` and `objectives.py`; this fi
 into the hooks of the installed trainer (verified on trl 1.16, transformers 5.23).
 """
 
-import copy
-import gc
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,10 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import IntervalStrategy
 
-from metarm.checkpoints import CheckpointPlace
 from metarm.data.encoding import (
     EncodedGroup,
     Encoder,
@@ -29,7 +25,7 @@ from metarm.data.encoding import (
 )
 from metarm.data.meta_batches import MetaBatch, read_meta_dataset, thin_group
 from metarm.data.meta_mixture import GroupMixture
-from metarm.errors import CheckpointError, ConfigError, DataError, ModelError
+from metarm.errors import ConfigError, DataError, ModelError
 from metarm.meta_step import (
     SIGNS,
     Direction,
@@ -42,29 +38,19 @@ from metarm.meta_step import (
     standing_at,
 )
 from metarm.models.meta_callback import Kept, MetaCallback
-from metarm.models.safe_checkpoints import NEWEST
 from metarm.models.steady_steps import is_out_of_memory
 from metarm.objectives import difference_loss
-from metarm.storage import remove_folder
-from metarm.strength import StrengthGuard
 from metarm.training.control import (
     StrengthControl,
     gradient_cosine,
     keep_watched,
     read_reference_pairs,
 )
+from metarm.training.guarded_trainer import GuardedTrainer
 from metarm.training.meta_pass import MetaPass
-from metarm.training.plain_training import (
-    PLAIN_FILE,
-    PLAIN_FOLDER,
-    PlainTraining,
-    copy_weights,
-    noise_put_back,
-    put_weights,
-)
-from metarm.training.processes import direction_over_processes, mean_over_processes
+from metarm.training.plain_training import noise_put_back
+from metarm.training.processes import direction_over_processes
 from metarm.training.settings import MetaRewardConfig
-from metarm.training.steady_trainer import SteadyTrainer
 from metarm.training.support import refuse_unsupported
 
 __all__ = ["MetaRewardTrainer"]
@@ -72,7 +58,7 @@ __all__ = ["MetaRewardTrainer"]
 logger = logging.getLogger(__name__)
 
 
-class MetaRewardTrainer(SteadyTrainer):
+class MetaRewardTrainer(GuardedTrainer):
     """TRL's `RewardTrainer` whose preference gradients are taken where the MetaRM step looks ahead.
 
     Give it a `meta_dataset` with the columns `prompt` and `responses` (a list of texts, or of
@@ -144,7 +130,6 @@ class MetaRewardTrainer(SteadyTrainer):
         self._options = options
         self.meta_report: EncodingReport | None = None
         self.plain_weights: dict[str, Tensor] | None = None
-        """After a guarded training: the trainable weights that plain training gave, on the CPU."""
         if args.meta_mode == "off" or meta_dataset is None:
             return
         refuse_unsupported(args, self.accelerator, self.model)
@@ -177,135 +162,18 @@ class MetaRewardTrainer(SteadyTrainer):
         }
         if self._control.units is not None:
             kept["metarm.RewardUnits"] = self._control.units
-        if self._control.units is not None:
-            kept["metarm.RewardUnits"] = self._control.units
         callback = MetaCallback(self._measure_direction, self._end_step, kept)
         self.callback_handler.callbacks.insert(0, callback)
 
-    @property
-    def guard(self) -> StrengthGuard | None:
-        """What the guard has seen; None where nothing is guarded."""
-        return self._control.guard if self._control is not None else None
-
-    def _is_guarded(self) -> bool:
-        return self.args.meta_strength == "auto" and self.args.meta_guard
-
-    def train(self, resume_from_checkpoint: Any = None, *arguments: Any, **options: Any) -> Any:
-        """The parent's; with a guard, after a plain training from the same weights."""
-        goes_on = resume_from_checkpoint == NEWEST
-        checkpoint = self.find_checkpoint(resume_from_checkpoint)
-        control = self._control if self._is_guarded() else None
-        plain_file = Path(self.args.output_dir) / PLAIN_FILE
-        has_plain = bool(checkpoint or goes_on) and self._mean(plain_file.is_file()) == 1.0
-        too_few = "the meta set has fewer than 50 groups, too few to keep some for it"
-        why_not = {
-            too_few: control is not None and not control.can_guard,
-            f"training goes on from a checkpoint, and {plain_file} is not there": bool(checkpoint)
-            and not has_plain,
-            "there is an optimiser already": self.optimizer is not None,
-            "a model_init makes the model": self.model_init is not None,
-        }
-        reasons = [reason for reason, holds in why_not.items() if holds]
-        if control is not None and reasons:
-            logger.warning(
-                "the meta step is bounded in reward units, but not guarded: %s", reasons[0]
-            )
-        # Of an earlier call: its plain training is not this one's.
-        self.plain_weights = None
-        if self._control is not None:
-            self._control.end_guard()
-        needs_plain = not reasons or (self._keeps_plain and reasons == [too_few])
-        if control is not None and needs_plain:
-            has_plain = has_plain and self._resume_plain(plain_file, is_begun=bool(checkpoint))
-            if not has_plain:
-                self._train_plain(plain_file, goes_on=goes_on)
-        result = super().train(checkpoint, *arguments, **options)
-        if self.plain_weights is not None:
-            self._end_guarded(plain_file, self.plain_weights)
-        return result
-
-    def _end_guarded(self, plain_file: Path, plain_weights: Mapping[str, Tensor]) -> None:
-        """Keep the plain weights where those that training ended with are too far from them."""
-        step = self.state.global_step
-        if self.args.load_best_model_at_end and self.state.best_global_step:
-            step = self.state.best_global_step
-        if not self._strength.judge(step):
-            logger.warning(
-                "the plain weights are kept: with the meta step rewards ended too far from them; "
-                "checkpoints of this training hold the others"
-            )
-            put_weights(self.model, plain_weights)
-        if self.is_world_process_zero():
-            plain_file.unlink(missing_ok=True)
-
-    def _train_plain(self, file: Path, *, goes_on: bool = False) -> None:
-        """Train without the meta step, keep what came out, and go back to the first weights."""
-        first = copy_weights(self.model)
-        args = copy.copy(self.args)
-        args.meta_mode = "off"
-        args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
-        args.load_best_model_at_end, args.push_to_hub, args.report_to = False, False, []
-        # Not what belongs to this one's run alone.
-        options = {
-            key: value
-            for key, value in self._options.items()
-            if key not in ("callbacks", "compute_metrics", "optimizers")
-        }
-        # Both trainings draw the same dropout; a trainer seeds anew where it is made.
-        with noise_put_back(self.accelerator.device):
-            with noise_put_back(self.accelerator.device):
-                plain = MetaRewardTrainer(
-                    self.model,
-                    args,
-                    train_dataset=self.train_dataset,
-                    processing_class=self.processing_class,
-                    **options,
-                )
-            plain.remove_callback(PrinterCallback)
-            kept = {"metarm.PlainScores": self._strength.plain_scores}
-            record = MetaCallback(end=self._record, kept=kept)
-            for callback in (*self._plain_callbacks, record):
-                plain.add_callback(callback)
-            if self._place is not None:
-                folder = self._place.folder / PLAIN_FOLDER
-                plain.keep_checkpoints(CheckpointPlace(folder, self._place.every))
-            plain.train(NEWEST if goes_on and self._place is not None else None)
-        self.plain_weights = copy_weights(self.model)
-        # Its autocast goes with it; this one's own is put on when training begins.
-        plain.accelerator.unwrap_model(plain.model, keep_fp32_wrapper=False)
-        # It and its callbacks point at each other: its optimiser's moments would stay.
-        plain.optimizer = plain.lr_scheduler = None
-        plain.accelerator.free_memory()
-        del plain
-        gc.collect()
-        put_weights(self.model, first)
-        self.model.zero_grad(set_to_none=True)
-        self._strength.begin_guard()
-        keeps = self._place is not None or self.args.save_strategy != SaveStrategy.NO
-        if keeps and self.is_world_process_zero():
-            PlainTraining(self.plain_weights, *self._strength.recorded).save(file)
-            remove_folder(file.parent / PLAIN_FOLDER)
-
-    def _resume_plain(self, file: Path, *, is_begun: bool) -> bool:
-        """What `_train_plain` left, in place of training again; False where that is what to do."""
-        try:
-            plain = PlainTraining.read(file)
-        except CheckpointError as error:
-            if is_begun:
-                raise
-            logger.warning("plain training is done again: %s", error)
-            return False
-        self.plain_weights = dict(plain.weights)
-        self._strength.resume_guard(plain.scores, plain.num_steps, is_begun=is_begun)
-        return True
-
-    def _record(self, step: int, num_steps: int) -> None:
-        self._strength.record(step, num_steps)
-
-    @property
-    def _strength(self) -> StrengthControl:
-        assert self._control is not None, "only with a meta step"
-        return self._control
+    def make_plain(self, args: Any, **options: Any) -> GuardedTrainer:
+        """Without a meta set."""
+        return MetaRewardTrainer(
+            self.model,
+            args,
+            train_dataset=self.train_dataset,
+            processing_class=self.processing_class,
+            **options,
+        )
 
     def _trainable(self) -> list[Tensor]:
         return [
@@ -367,9 +235,6 @@ class MetaRewardTrainer(SteadyTrainer):
 
     def _over_processes(self, local: Direction) -> Direction:
         return direction_over_processes(self.accelerator, local)
-
-    def _mean(self, value: float) -> float:
-        return mean_over_processes(self.accelerator, value)
 
     def _draw_groups(self, step: int) -> tuple[list[EncodedGroup], float]:
         """This process's groups, and what their mean weighs in the mean over processes."""
