@@ -407,7 +407,10 @@ def verify_stage(stage: Stage) -> None:
     key = (stage.folder.resolve(), stage.fingerprint)
     if key in _verified or not (stage.folder / STAGE_FILE).is_file():
         return
-    for name, (_, sha256) in _read_record(stage.folder)[1].items():
+    record, files = _read_record(stage.folder)
+    if record["fingerprint"] != stage.fingerprint:
+        return  # a model from elsewhere, which its owner may have changed
+    for name, (_, sha256) in files.items():
         path = stage.folder / name
         try:
             is_same = sha256 is None or file_digest(path) == sha256

@@ -97,13 +97,17 @@ class Dies(TrainerCallback):
             raise SystemExit
 
 
+STEPS = {"off": [5], "ascent": range(1, 9), "stored": [1, 2, 4, 8], "units": [5], "guarded": [3, 8]}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_it_is_exact_from_every_step(reward_model_dir: Path, tmp_path: Path, mode: str) -> None:
     """Epochs of three steps, the last one a remainder; logs every four."""
     steps = 8
     whole = make(reward_model_dir, tmp_path / "whole", mode, steps=steps)
     whole.train(NEWEST)
-    for step in range(1, steps + 1):
+    for step in STEPS[mode]:
         stopped = make(reward_model_dir, tmp_path / str(step), mode, steps=steps)
         stopped.add_callback(Dies(step))
         with pytest.raises(SystemExit):

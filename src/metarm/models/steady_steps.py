@@ -59,6 +59,7 @@ class SteadySteps:
     _step_seen: int | None = None
     _of_step: list[tuple[dict[str, Any], tuple[Any, ...], dict[str, Any]]]
     _lengths: dict[str, int]
+    _tokens_before: int | None
     _loss: Tensor
 
     def split_rows(
@@ -99,6 +100,7 @@ class SteadySteps:
             self._step_seen = self.state.global_step
             self._of_step = []
             self._lengths = {k: len(v) for k, v in self._open_numbers().items()}
+            self._tokens_before = getattr(self, "_total_train_tokens", None)
         self._of_step.append((dict(inputs), arguments, options))
         error: str | None = None
         try:
@@ -174,6 +176,8 @@ class SteadySteps:
         for name, values in self._open_numbers().items():
             if name != "num_tokens":
                 del values[self._lengths.get(name, 0) :]
+        if self._tokens_before is not None:
+            self._total_train_tokens = self._tokens_before
 
     def compute_loss(self, *arguments: Any, **options: Any) -> Any:
         """The parent's, times the share of the rows that it is of."""
