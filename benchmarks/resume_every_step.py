@@ -180,7 +180,8 @@ def main() -> None:
             **resume_from_every_step(arguments.steps, Path(folder)),
             **find_damage(Path(folder) / "damage"),
             **time_checkpoints(Path(folder)),
-            "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+            "machine": f"{platform.system()} {platform.machine()}",
+            "threads": torch.get_num_threads(),
         }
     write_json(arguments.output, result)
     print(json.dumps(result, indent=2))

@@ -58,6 +58,7 @@ def is_same(first: Any, second: Any) -> bool:
     return repr(first) == repr(second)
 
 
+@pytest.mark.slow
 def test_the_newest_is_whole_wherever_the_writer_dies(tmp_path: Path) -> None:
     """Four saves of which two are kept; death at each call, half-way through a write."""
 
