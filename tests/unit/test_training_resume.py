@@ -16,7 +16,7 @@ from metarm.interrupts import Stopped
 from metarm.models.safe_checkpoints import NEWEST
 from metarm.training.plain_training import PLAIN_FILE, PLAIN_FOLDER
 from tiny_models import CONTEXT, SPECIAL, WORDS
-from unit.reward_problem import distance, is_same, make_trainer, weights
+from unit.reward_problem import distance, is_same, make_double_model, make_trainer, weights
 
 ADAM = {"optim": "adamw_torch", "learning_rate": 0.01, "lr_scheduler_type": "cosine"}
 MODES: dict[str, dict[str, Any]] = {
@@ -258,14 +258,18 @@ def test_want_of_memory_halves_what_is_there_at_once_and_changes_nothing(
         "center_rewards_coefficient": 0.1,
         "max_steps": 3,
     }
-    whole = make_trainer(reward_model_dir, tmp_path / "whole", **options)
+    whole = make_trainer(
+        reward_model_dir, tmp_path / "whole", model=make_double_model(), **options
+    )
     whole.train()
-    short = make_trainer(reward_model_dir, tmp_path / "short", **options)
+    short = make_trainer(
+        reward_model_dir, tmp_path / "short", model=make_double_model(), **options
+    )
     memory = _Memory(short, 4)
     short.train()
     assert short._most_rows == 2
     assert max(memory.sizes) == 4
-    assert distance(weights(short.model), weights(whole.model)) < 1e-6
+    assert distance(weights(short.model), weights(whole.model)) < 1e-9
     assert caplog.text.count("out of memory") == (4 if mode != "off" else 2)
     for first, second in zip(log_of(whole), log_of(short), strict=True):
         for name in ("loss", "meta/J", "grad_norm"):
