@@ -4,7 +4,7 @@
     python benchmarks/kill_and_resume.py --kills 200 --output results.json
 
 Each life of a run is a fork of this process, which has its imports behind it: a start takes no
-time. A life ends by SIGKILL after a random time, up to eight times a run; then the run goes on to
+time. A life ends by SIGKILL after a random time, up to sixteen times a run; then the run goes on to
 its end, and every file of it is compared with that of the unbroken run, without what a clock wrote.
 """
 
@@ -36,7 +36,7 @@ HEAVY = (
     "transformers.models.llama.modeling_llama",
     "transformers.models.llama.tokenization_llama",
 )
-MOST_LIVES = 8
+MOST_LIVES = 16
 CLOCKS = {
     "seconds",
     "train_runtime",
@@ -151,7 +151,7 @@ def kill_and_resume(kills: int, seed: int, folder: Path) -> dict[str, Any]:
         run = folder / f"run_{runs}"
         lives = 0
         while lives < MOST_LIVES and killed < kills:
-            code = live(words_of(run), log, draw.uniform(0.02, whole_seconds / 3))
+            code = live(words_of(run), log, draw.uniform(0.02, whole_seconds / 6))
             if code is not None:
                 break
             killed, lives = killed + 1, lives + 1

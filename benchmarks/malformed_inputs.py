@@ -33,6 +33,7 @@ from metarm.data.preferences import load_preferences
 from metarm.errors import MetarmError
 from metarm.manifest import check_folder
 from metarm.models.safe_files import refuse_pickles
+from metarm.schema import PreferencePair
 from metarm.storage import write_json
 from metarm.yaml_document import parse_yaml
 
@@ -206,6 +207,27 @@ def texts_of(value: Any) -> Iterator[str]:
             yield from texts_of(item)
 
 
+def says(row: Any, pair: PreferencePair) -> bool:
+    """Whether a row, as the json module reads it, says what a pair does: sides, prompt, margin."""
+    if not isinstance(row, dict) or pair.chosen == pair.rejected:
+        return False
+    if "summaries" in row:
+        texts = [summary["text"] for summary in row["summaries"]]
+        post = row["info"].get("post") or row["info"].get("article")
+        sides = [texts[row["choice"]], texts[1 - row["choice"]]]
+        return sides == [pair.chosen, pair.rejected] and post in str(pair.prompt)
+    is_text = isinstance(pair.prompt, str)
+    prompts = [pair.prompt] if is_text else [turn.content for turn in pair.prompt]
+    everything = "\n".join(texts_of(row))
+    told = (row.get("chosen", row), row.get("rejected", row))
+    sides = zip((pair.chosen, pair.rejected), told, strict=True)
+    return (
+        all(text.strip() in everything for text in prompts)
+        and all(ours.strip() in "\n".join(texts_of(theirs)) for ours, theirs in sides)
+        and pair.margin == row.get("margin")
+    )
+
+
 def check_preferences(folder: Path, draw: random.Random) -> str:
     """A preference file: refused, or each pair is made of texts of one row, margins of numbers."""
     source = draw.choice(preference_files())
@@ -213,22 +235,13 @@ def check_preferences(folder: Path, draw: random.Random) -> str:
     path.write_bytes(edit(source.read_bytes(), draw))
     loaded = load_preferences(path)
     rows = []
-    for line in path.read_bytes().decode("utf-8-sig").splitlines():
+    for line in path.read_bytes().decode("utf-8-sig").split("\n"):
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     if path.read_bytes().lstrip()[:1] == b"[":
         rows = json.loads(path.read_bytes())
-    all_texts = ["\n".join(texts_of(row)) for row in rows]
-    for pair in loaded.pairs:
-        prompts = (
-            [pair.prompt] if isinstance(pair.prompt, str) else [m.content for m in pair.prompt]
-        )
-        parts = [part.strip() for part in (*prompts, pair.chosen, pair.rejected)]
-        if not any(all(part in texts for part in parts) for texts in all_texts):
-            return "WRONG VALUE"
-        if pair.chosen == pair.rejected:
-            return "WRONG VALUE"
-    return "read as it stands"
+    is_said = all(any(says(row, pair) for row in rows) for pair in loaded.pairs)
+    return "read as it stands" if is_said else "WRONG VALUE"
 
 
 def state_of_checkpoint() -> dict[str, Any]:

@@ -258,13 +258,9 @@ def test_want_of_memory_halves_what_is_there_at_once_and_changes_nothing(
         "center_rewards_coefficient": 0.1,
         "max_steps": 3,
     }
-    whole = make_trainer(
-        reward_model_dir, tmp_path / "whole", model=make_double_model(), **options
-    )
+    whole = make_trainer(reward_model_dir, tmp_path / "whole", model=make_double_model(), **options)
     whole.train()
-    short = make_trainer(
-        reward_model_dir, tmp_path / "short", model=make_double_model(), **options
-    )
+    short = make_trainer(reward_model_dir, tmp_path / "short", model=make_double_model(), **options)
     memory = _Memory(short, 4)
     short.train()
     assert short._most_rows == 2
