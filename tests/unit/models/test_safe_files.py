@@ -61,7 +61,7 @@ def test_a_copy_that_nobody_reads_is_let_be(model: Path, tmp_path: Path) -> None
 def test_no_header_of_safetensors_is_taken_for_one(tmp_path: Path) -> None:
     """A header of 640 bytes begins with 0x80 0x02, as pickles of protocol 2 do."""
     seen = set()
-    for count in range(1, 400):
+    for count in range(500, 700):
         save_file({"w" * count: torch.zeros(1)}, tmp_path / "model.safetensors")
         with (tmp_path / "model.safetensors").open("rb") as stream:
             seen.add(stream.read(2))
