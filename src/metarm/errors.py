@@ -13,6 +13,7 @@
     +-- ServingError (RuntimeError)     a served reward model gave no scores
     +-- RunError (RuntimeError)         a run folder cannot be used as it is
         +-- FingerprintError            a finished stage was made with other settings
+        +-- CheckpointError             a checkpoint is damaged, or cannot be made
 
 A message says what was expected, what came, and what to do.
 """
@@ -22,6 +23,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "CacheError",
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "EmptySetError",
@@ -83,6 +85,10 @@ class RunError(MetarmError, RuntimeError):
 
 class FingerprintError(RunError):
     """A finished stage was made with other settings."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint is damaged, or a state cannot be kept in one."""
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ folder that is finished or absent: the same command goes on where a stopped one 
 """
 
 import gc
+import inspect
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 
+from metarm.checkpoints import CheckpointPlace
+from metarm.chunk_log import ChunkLog
 from metarm.config import ArmSettings, RewardSettings, RunSettings
 from metarm.data.meta_sets import load_groups, save_groups
 from metarm.data.preferences import load_preferences, save_preferences
@@ -33,7 +36,14 @@ from metarm.protocols import ProgressReporter
 from metarm.run_folder import open_run_folder
 from metarm.schema import PreferencePair, ResponseGroup
 from metarm.sources import Sources, label_groups, prepare_sources, relabel_pairs
-from metarm.storage import Stage, build_stage, fingerprint, write_json, write_json_lines
+from metarm.storage import (
+    Stage,
+    build_stage,
+    checkpoints_of,
+    fingerprint,
+    write_json,
+    write_json_lines,
+)
 from metarm.training import train_reward_model
 from metarm.workers import run_in_processes
 
@@ -196,6 +206,10 @@ class _SeedRun:
         )
         return _Position(policy, reward, members, evaluation, labels, past)
 
+    def _checkpoints(self, folder: Path) -> CheckpointPlace:
+        """Where a stage that is built in `folder` keeps what it goes on from."""
+        return CheckpointPlace(checkpoints_of(folder), self.settings.checkpoint_steps)
+
     def _needs_samples(self, arm: str) -> bool:
         meta_mode = self.settings.for_arm(arm).reward.meta_mode
         return meta_mode != "off" or bool(self.settings.arm(arm).num_gold_labels)
@@ -227,6 +241,7 @@ class _SeedRun:
                 sampling,
                 seed=seed,
                 progress=self.progress,
+                log=_log(folder),
             )
             save_groups(folder / "groups.jsonl", groups)
             labels: list[PreferencePair] = []
@@ -236,7 +251,7 @@ class _SeedRun:
                 save_preferences(folder / "labels.jsonl", labels)
             return {"num_groups": len(groups), "num_labels": len(labels)}
 
-        return build_stage(place, record, [start.policy, self.sources.data], build)
+        return build_stage(place, record, [start.policy, self.sources.data], build, goes_on=True)
 
     def _retrain(
         self,
@@ -341,6 +356,7 @@ class _SeedRun:
                 output_dir=folder,
                 seed=seed,
                 progress=self.progress,
+                checkpoints=self._checkpoints(folder),
             )
             # The trainer and its callbacks point at each other: with them goes the model's memory.
             gc.collect()
@@ -360,7 +376,8 @@ class _SeedRun:
             **({"relabelled": True, "gold": self.settings.evaluation.gold} if relabelled else {}),
             **({"meta_reservoir": num_kept} if num_kept else {}),
         }
-        return build_stage(place, record, [self.sources.data, backbone, *inputs], build)
+        made_from = [self.sources.data, backbone, *inputs]
+        return build_stage(place, record, made_from, build, goes_on=True)
 
     def _policy_stage(
         self, place: Path, arm: str, start: _Position, reward: Stage, round_number: int
@@ -369,6 +386,7 @@ class _SeedRun:
         policy = start.policy if own.policy_start == "previous" else self.sources.policy
         seed = self._draw_seed("policy", round_number)
         optimize = build_optimizer(own.optimize)
+        keeps = "checkpoints" in inspect.signature(optimize).parameters
 
         def build(folder: Path) -> dict[str, Any]:
             return dict(
@@ -382,11 +400,13 @@ class _SeedRun:
                     seed=seed,
                     monitor=self.sources.gold,
                     progress=self.progress,
+                    **({"checkpoints": self._checkpoints(folder)} if keeps else {}),
                 )
             )
 
         record = {"optimize": own.optimize.model_dump(), "seed": seed}
-        return build_stage(place, record, [policy, self.sources.policy, reward], build)
+        made_from = [policy, self.sources.policy, reward]
+        return build_stage(place, record, made_from, build, goes_on=keeps)
 
     def _evaluation_stage(
         self,
@@ -414,6 +434,7 @@ class _SeedRun:
                 batch_size=self.settings.sampling.batch_size,
                 seed=self.seed,
                 progress=self.progress,
+                log=_log(folder),
             )
             save_groups(folder / "groups.jsonl", samples.groups)
             score = load_reward(reward.folder)
@@ -455,7 +476,12 @@ class _SeedRun:
             "seed": self.seed,
         }
         inputs = [policy, reward, first_reward, *([previous] if previous else [])]
-        return build_stage(place, record, inputs, build)
+        return build_stage(place, record, inputs, build, goes_on=True)
+
+
+def _log(folder: Path) -> ChunkLog:
+    """The parts that a stage which is built in `folder` has done."""
+    return ChunkLog(checkpoints_of(folder) / "parts.jsonl")
 
 
 def _effective(settings: RewardSettings, num_kept: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import metarm
 from metarm.config import RunSettings
@@ -19,7 +19,7 @@ from metarm.config_file import write_settings
 from metarm.errors import FingerprintError, FormatError, RunError
 from metarm.storage import check_writable, read_json, write_json, write_text
 
-__all__ = ["hold_folder", "open_run_folder"]
+__all__ = ["hold_folder", "hold_output", "open_run_folder"]
 
 PACKAGES: Final = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy")
 
@@ -65,20 +65,52 @@ def hold_folder(folder: Path) -> Iterator[bool]:
         `.lock` in it.
     """
     with open(folder / ".lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(
-                f"{folder} is in use by another process: wait for it, stop it, or choose another "
-                "output_dir"
-            ) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            is_held = False
-        else:
-            is_held = True
-        yield is_held
+        yield _lock(lock, folder, "output_dir")
+
+
+@contextmanager
+def hold_output(output: Path) -> Iterator[None]:
+    """Hold a folder or file that is still to be made, against every other process.
+
+    Raises:
+        RunError: When another process makes it.
+
+    Writes:
+        `.NAME.lock` beside it, for as long as the block lasts.
+    """
+    path = output.with_name(f".{output.name}.lock")
+    check_writable(output.parent)
+    while True:
+        with open(path, "w", encoding="utf-8") as lock:
+            _lock(lock, output, "--output")
+            # Whoever held it before may have removed the file that was opened here.
+            if not path.exists() or os.fstat(lock.fileno()).st_ino != path.stat().st_ino:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _lock(lock: TextIO, place: Path, setting: str) -> bool:
+    """Lock a file; False where the file system has no locks.
+
+    Raises:
+        RunError: When another process has it.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunError(
+            f"{place} is in use by another process: wait for it, stop it, or choose another "
+            f"{setting}"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        return False
+    return True
 
 
 def _add_start(path: Path) -> None:

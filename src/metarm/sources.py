@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metarm.checkpoints import CheckpointPlace
+from metarm.chunk_log import ChunkLog
 from metarm.config import RunSettings, SamplingSettings, SftSettings
 from metarm.data.meta_sets import load_demonstrations, load_prompts
 from metarm.data.preferences import (
@@ -24,7 +26,13 @@ from metarm.policy.sft import train_sft
 from metarm.protocols import ProgressReporter, ScoreFunction
 from metarm.resolve import load_gold
 from metarm.schema import PreferencePair, Prompt, ResponseGroup, prompt_to_json
-from metarm.storage import Stage, build_stage, content_digest, write_json_lines
+from metarm.storage import (
+    Stage,
+    build_stage,
+    checkpoints_of,
+    content_digest,
+    write_json_lines,
+)
 from metarm.world.build import build_world
 from metarm.world.language import GoldReward, build_language
 
@@ -170,7 +178,9 @@ def _sft_stage(
             output_dir=place,
             seed=seed,
             progress=progress,
+            checkpoints=CheckpointPlace(checkpoints_of(place), settings.checkpoint_steps),
         ),
+        goes_on=True,
     )
 
 
@@ -225,7 +235,8 @@ def _data_stage(
             pairs, summary = list(loaded.pairs), loaded.report.summary()
         else:
             assert gold is not None  # RunSettings has checked it
-            pairs = _gold_pairs(settings, policy, gold, seed, progress)
+            log = ChunkLog(checkpoints_of(place) / "parts.jsonl")
+            pairs = _gold_pairs(settings, policy, gold, seed, progress, log)
             summary = (
                 f"{len(pairs)} pairs of the SFT policy's responses labelled by gold, "
                 f"{data.num_gold_pairs} asked for"
@@ -254,7 +265,7 @@ def _data_stage(
             "num_sharing_test_prompt": len(pairs) - len(train) if data.preferences_test else 0,
         }
 
-    return build_stage(folder / "data", record, [policy], build)
+    return build_stage(folder / "data", record, [policy], build, goes_on=True)
 
 
 def _room(settings: RunSettings) -> int:
@@ -302,6 +313,7 @@ def _gold_pairs(
     gold: ScoreFunction,
     seed: int,
     progress: ProgressReporter,
+    log: ChunkLog,
 ) -> list[PreferencePair]:
     """Pairs of the SFT policy's own responses, labelled by the gold function."""
     assert settings.data.prompts is not None  # RunSettings has checked it
@@ -315,7 +327,7 @@ def _gold_pairs(
     # Twice as many as wanted: some pairs tie in gold.
     for number in range(2 * rounds):
         groups = sample_groups(
-            policy.folder, prompts, sampling, seed=seed * 1009 + number, progress=progress
+            policy.folder, prompts, sampling, seed=seed * 1009 + number, progress=progress, log=log
         )
         labelled = label_groups(groups, gold, wanted - len(pairs), seed=seed + number)
         pairs = list(dict.fromkeys([*pairs, *labelled]))

@@ -2,7 +2,8 @@
 """Run folder: atomic writes, fingerprints, and stages that are done once.
 
 A stage is a folder. It is built under a temporary name and renamed when it is whole, with a
-`stage.json` inside; so a folder that exists is finished, and a stopped run goes on from there.
+`stage.json` inside; so a folder that exists is finished, and a stopped run goes on from there. What
+a stage keeps while it is being built lies beside it, and goes when it is finished.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from metarm import __version__
 from metarm.errors import DataError, FingerprintError, FormatError, RunError
 
 __all__ = [
@@ -30,16 +32,24 @@ __all__ = [
     "append_json_line",
     "build_stage",
     "check_writable",
+    "checkpoints_of",
     "content_digest",
+    "file_digest",
     "fingerprint",
     "read_json",
     "read_json_lines",
+    "remove_folder",
+    "sync",
+    "verify_stage",
+    "write_bytes",
     "write_json",
     "write_json_lines",
     "write_text",
 ]
 
 STAGE_FILE = "stage.json"
+BEGUN_FILE = "begun.json"
+"""In the folder of a stage's checkpoints: which stage they are of."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -49,28 +59,42 @@ def write_text(path: Path, text: str) -> None:
         RunError: When the place is read-only or full; what stood there before is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = memoryview(text.encode())
+    data = text.encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-            try:
-                while data:
-                    data = data[os.write(descriptor, data) :]
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            write_bytes(temporary, [data])
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}. {_remedy(error)}") from error
 
 
-def _sync(path: Path) -> None:
+def write_bytes(path: Path, parts: Iterable[bytes | memoryview]) -> str:
+    """Write parts one after the other and sync them: for a file that nobody looks for yet.
+
+    Returns:
+        The SHA-256 of what was written, in hex.
+    """
+    digest = hashlib.sha256()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        for part in parts:
+            digest.update(part)
+            left = memoryview(part)
+            while left:
+                left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
     """Make a file's bytes, or a folder's list of names, survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -207,12 +231,17 @@ def content_digest(source: str | Path) -> str:
     if not path.is_file():
         return str(source)
     status = path.stat()
-    return _file_digest(path, status.st_size, status.st_mtime_ns)
+    return _known_digest(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
-def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
+def _known_digest(path: Path, size: int, mtime_ns: int) -> str:
     """Read once for all seeds: `size` and `mtime_ns` tell another content apart."""
+    return file_digest(path)
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes as they are now, in hex: a second reads about a gigabyte."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -232,15 +261,19 @@ def build_stage(
     settings: Any,
     inputs: Iterable[Stage],
     build: Callable[[Path], Mapping[str, Any] | None],
+    *,
+    goes_on: bool = False,
 ) -> Stage:
     """Return the finished stage in `folder`, building it first where it is not there.
 
     Args:
         folder: Where the stage lives; its parent is made.
         settings: Whatever decides the result, as JSON values.
-        inputs: The finished stages it reads.
-        build: Fills the folder it is given and returns metrics for `stage.json`, where numbers
-            that are not finite become null.
+        inputs: The finished stages it reads; before anything is built their bytes are verified.
+        build: Fills the empty folder it is given and returns metrics for `stage.json`, where
+            numbers that are not finite become null.
+        goes_on: Whether `build` keeps checkpoints in `checkpoints_of` the folder it is given, and
+            goes on from those that an earlier try of the same stage has left there.
 
     Raises:
         FingerprintError: When the folder was finished with other settings or inputs.
@@ -249,20 +282,25 @@ def build_stage(
     Writes:
         `folder` with everything `build` wrote and `stage.json`, all at once.
     """
+    inputs = tuple(inputs)
     expected = fingerprint(settings, [stage.fingerprint for stage in inputs])
+    partial = folder.with_name(f".{folder.name}.partial")
     if (folder / STAGE_FILE).exists():
-        return _finished_stage(folder, expected)
+        stage = _finished_stage(folder, expected)
+        remove_folder(checkpoints_of(partial))
+        return stage
     # Now, not after hours of work: a rename replaces nothing but an empty folder.
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(
             f"{folder} exists but has no {STAGE_FILE}: it is not a finished stage. "
             "Move it away and run the same command again."
         )
-    partial = folder.with_name(f".{folder.name}.partial")
+    for stage in inputs:
+        verify_stage(stage)
     try:
-        if partial.exists():
-            shutil.rmtree(partial)
+        remove_folder(partial)
         partial.mkdir(parents=True)
+        _begin_checkpoints(checkpoints_of(partial), expected if goes_on else None)
     except OSError as error:
         raise RunError(f"cannot write {partial}: {error.strerror}. {_remedy(error)}") from error
     with _stage_errors(folder):
@@ -271,31 +309,50 @@ def build_stage(
         seconds = time.monotonic() - started
         files = _sync_tree(partial)
         record = {"fingerprint": expected, "seconds": seconds, "metrics": metrics, "files": files}
-        write_json(partial / STAGE_FILE, {**record, "settings": settings})
+        record = json.loads(json.dumps({**record, "settings": settings}, allow_nan=False))
+        write_json(partial / STAGE_FILE, {**record, "digest": fingerprint(record)})
         os.replace(partial, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
+        remove_folder(checkpoints_of(partial))
+    _verified.add((folder.resolve(), expected))
     return Stage(folder, expected, seconds, metrics)
+
+
+def checkpoints_of(partial: Path) -> Path:
+    """Where a stage that is built in `partial` keeps what it goes on from; gone with the stage."""
+    return partial.with_name(f"{partial.name.removesuffix('.partial')}.checkpoints")
+
+
+def _begin_checkpoints(folder: Path, expected: str | None) -> None:
+    """Leave an earlier try's checkpoints of the same stage and version, and nothing else."""
+    mark = {"fingerprint": expected, "version": __version__}
+    try:
+        is_ours = expected is not None and json.loads((folder / BEGUN_FILE).read_bytes()) == mark
+    except (OSError, ValueError):
+        is_ours = False
+    if not is_ours:
+        remove_folder(folder)
+    if expected is not None and not is_ours:
+        write_json(folder / BEGUN_FILE, mark)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder where there is one."""
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _finished_stage(folder: Path, expected: str) -> Stage:
     """The stage in a finished folder, checked against what is wanted and what was written."""
-    record = read_json(folder / STAGE_FILE)
-    try:
-        found = record["fingerprint"]
-        stage = Stage(folder, found, record["seconds"], record["metrics"])
-        files = dict(record["files"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{folder / STAGE_FILE}: expected the record of a finished stage, got something else "
-            f"({error!r}). Remove {folder} to do the stage again."
-        ) from error
-    if found != expected:
+    record, files = _read_record(folder)
+    stage = Stage(folder, record["fingerprint"], record["seconds"], record["metrics"])
+    if stage.fingerprint != expected:
         raise FingerprintError(
-            f"{folder} was finished with other settings or inputs (fingerprint {found}, now "
-            f"{expected}). Use another output folder, put the old settings back, or remove this "
-            "folder and those made from it to redo them."
+            f"{folder} was finished with other settings or inputs (fingerprint "
+            f"{stage.fingerprint}, now {expected}). Use another output folder, put the old "
+            "settings back, or remove this folder and those made from it to redo them."
         )
-    for name, size in files.items():
+    for name, (size, _) in files.items():
         path = folder / name
         now = path.stat().st_size if path.is_file() else None
         if now != size:
@@ -304,6 +361,71 @@ def _finished_stage(folder: Path, expected: str) -> Stage:
                 f"{'no file' if now is None else now}. Remove {folder} to do the stage again."
             )
     return stage
+
+
+def _read_record(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, str | None]]]:
+    """A finished stage's record, and the size and SHA-256 of each of its files.
+
+    Records of earlier versions have sizes alone.
+    """
+    path = folder / STAGE_FILE
+    record = read_json(path)
+    try:
+        digest = record.pop("digest", None)
+        for key in ("fingerprint", "seconds", "metrics"):
+            record[key]
+        files = {
+            name: (told["size"], told["sha256"]) if isinstance(told, dict) else (told, None)
+            for name, told in dict(record["files"]).items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{path}: expected the record of a finished stage, got something else "
+            f"({error!r}). Remove {folder} to do the stage again."
+        ) from error
+    is_of_earlier_version = digest is None and not any(sha256 for _, sha256 in files.values())
+    if not is_of_earlier_version and digest != fingerprint(record):
+        raise RunError(
+            f"{path}: expected the record as it was written, got other values: the file was "
+            f"changed or is damaged. Remove {folder} to do the stage again."
+        )
+    return record, files
+
+
+_verified: Final[set[tuple[Path, str]]] = set()
+"""Stages whose bytes this process has verified or written."""
+
+
+def verify_stage(stage: Stage) -> None:
+    """Refuse a stage whose files are not byte for byte what it was finished with.
+
+    Each stage is read once a process. What no stage made, and records of earlier versions, have
+    no hashes and pass.
+
+    Raises:
+        RunError: Names the first damaged file, and what to remove.
+    """
+    key = (stage.folder.resolve(), stage.fingerprint)
+    if key in _verified or not (stage.folder / STAGE_FILE).is_file():
+        return
+    record, files = _read_record(stage.folder)
+    if record["fingerprint"] != stage.fingerprint:
+        return  # a model from elsewhere, which its owner may have changed
+    for name, (_, sha256) in files.items():
+        path = stage.folder / name
+        try:
+            is_same = sha256 is None or file_digest(path) == sha256
+        except OSError as error:
+            raise RunError(
+                f"{path}: cannot be read: {error.strerror}. Remove {stage.folder} to do the stage "
+                "again."
+            ) from error
+        if not is_same:
+            raise RunError(
+                f"{path}: expected the bytes that the stage was finished with, got others: the "
+                f"file was changed or is damaged. Remove {stage.folder} to do the stage again."
+            )
+    _verified.add(key)
 
 
 @contextlib.contextmanager
@@ -323,15 +445,16 @@ def _stage_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _sync_tree(folder: Path) -> dict[str, int]:
-    """Sync everything below a folder; each file's size by its path inside."""
-    sizes = {}
+def _sync_tree(folder: Path) -> dict[str, dict[str, Any]]:
+    """Sync everything below a folder; size and SHA-256 of each file by its path inside."""
+    files = {}
     for parent, _, names in os.walk(folder):
         for name in names:
             path = Path(parent, name)
             if not path.is_file():
                 continue
-            _sync(path)
-            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
-        _sync(Path(parent))
-    return dict(sorted(sizes.items()))
+            sync(path)
+            told = {"size": path.stat().st_size, "sha256": file_digest(path)}
+            files[path.relative_to(folder).as_posix()] = told
+        sync(Path(parent))
+    return dict(sorted(files.items()))

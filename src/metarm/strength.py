@@ -8,9 +8,9 @@ plain training gives them, it is halved, then left out.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from scipy.optimize import minimize_scalar
 from torch import Tensor
@@ -208,6 +208,16 @@ class RewardUnits:
         if of_difference == 0.0:
             return 0.0
         return fraction * of_preferences * norm / (of_difference * direction.norm)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as JSON values."""
+        return {"calls": self._calls, "spread": self._spread, "speeds": self._speeds}
+
+    def restore(self, saved: Mapping[str, Any] | None) -> None:
+        """At the begin of a training: take up what a checkpoint has kept; None begins anew."""
+        told = saved or {"calls": 0, "spread": 0.0, "speeds": []}
+        self._calls, self._spread = told["calls"], told["spread"]
+        self._speeds = list(told["speeds"])
 
     def _measure(
         self,

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -14,6 +15,7 @@ from multiprocessing.managers import SyncManager
 from typing import Any, Protocol
 
 from metarm.errors import MetarmError, RunError
+from metarm.interrupts import GRACE_SECONDS, Stopped, stop_on_signals
 from metarm.progress import QueueProgress, forward
 from metarm.protocols import ProgressReporter
 
@@ -31,7 +33,7 @@ class Job(Protocol):
 def run_in_processes(jobs: Mapping[str, Job], *, workers: int, progress: ProgressReporter) -> None:
     """Run each job in a new process, at most `workers` at the same time, in their order.
 
-    No process outlives this one, however it ends.
+    No process outlives this one, however it ends; those that are ended keep what they have first.
 
     Args:
         jobs: Work by its name, which stands before the names of its progress bars.
@@ -45,7 +47,7 @@ def run_in_processes(jobs: Mapping[str, Job], *, workers: int, progress: Progres
     context = multiprocessing.get_context("spawn")
     manager = SyncManager(ctx=context)
     with _deaf_to_interrupts():
-        manager.start(initializer=_end_with_parent)
+        manager.start(initializer=_serve_to_the_end)
     waiting = list(jobs.items())
     running: dict[Connection, Any] = {}
     with manager:
@@ -69,7 +71,12 @@ def run_in_processes(jobs: Mapping[str, Job], *, workers: int, progress: Progres
         finally:
             for process in running.values():
                 process.terminate()
+            # They keep what they have at their next step boundary; then nothing may outlive this.
+            end = time.monotonic() + GRACE_SECONDS + 5
             for process in running.values():
+                process.join(max(0.0, end - time.monotonic()))
+            for process in running.values():
+                process.kill()
                 process.join()
 
 
@@ -89,6 +96,12 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _serve_to_the_end() -> None:
+    """For the queue's process: SIGTERM goes to a whole job, and workers have last words."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end_with_parent()
+
+
 def _end_with_parent() -> None:
     """End this process when its parent dies: an orphan would go on writing into the folder."""
     parent = multiprocessing.parent_process()
@@ -106,8 +119,10 @@ def _work(job: Job, progress: ProgressReporter, sender: Connection) -> None:
     _end_with_parent()
     try:
         # stdout is for the parent's answer alone.
-        with redirect_stdout(sys.stderr):
+        with stop_on_signals(), redirect_stdout(sys.stderr):
             job(progress=progress)
+    except Stopped as stop:
+        sys.exit(stop.exit_code)
     except Exception as error:  # noqa: BLE001 - the parent raises it
         # Pickling drops the traceback and the cause: a note keeps them for --debug.
         told = error if isinstance(error, MetarmError) else RunError(_describe(error))
@@ -132,6 +147,11 @@ def _raise_from(process: Any, receiver: Connection) -> None:
         process.join()
     if process.exitcode == 0:
         return
+    if process.exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        raise RunError(
+            f"a worker process was stopped by {signal.Signals(process.exitcode - 128).name}. What "
+            "it had done is kept; the same command goes on from there."
+        )
     if process.exitcode > 0:
         raise RunError(
             f"a worker process ended with code {process.exitcode}: what happened stands above. "

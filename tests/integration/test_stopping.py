@@ -167,7 +167,7 @@ def test_two_workers_stopped_in_every_way(
     out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, out) == (130, "")
     assert is_said_once(err), err
-    assert "stopped: finished stages are kept; the same command goes on from there" in err
+    assert "stopped: finished stages and checkpoints are kept; the same command" in err
     wait_for(lambda: not group_of(process.pid))
     assert inodes(run).items() >= before.items()
 

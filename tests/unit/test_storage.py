@@ -5,62 +5,30 @@ import errno
 import gzip
 import json
 import os
+import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from crashes import cut, die_at_call, flip_bit
 from metarm import storage
 from metarm.errors import DataError, FingerprintError, FormatError, RunError
 from metarm.storage import (
     append_json_line,
     build_stage,
     check_writable,
+    checkpoints_of,
     content_digest,
     fingerprint,
     read_json,
     read_json_lines,
+    verify_stage,
     write_json,
     write_json_lines,
     write_text,
 )
-
-CALLS = ("open", "write", "fsync", "close", "replace", "rename", "mkdir", "unlink", "rmdir")
-DIED = 77
-
-
-def die_at_call(number: int, work: Callable[[], None]) -> bool:
-    """Run `work` in a child that dies at its n-th os call, half-way through a write.
-
-    Returns whether it died; False when it had fewer calls and finished.
-    """
-    child = os.fork()
-    if child == 0:
-        left = [number]
-
-        def counting(name: str, real: Callable[..., object]) -> Callable[..., object]:
-            def call(*args: object, **kwargs: object) -> object:
-                left[0] -= 1
-                if left[0] == 0:
-                    if name == "write":
-                        real(args[0], bytes(args[1])[: len(args[1]) // 2])
-                    os._exit(DIED)
-                return real(*args, **kwargs)
-
-            return call
-
-        for name in CALLS:
-            setattr(os, name, counting(name, getattr(os, name)))
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    assert code in (0, DIED), "the work itself failed"
-    return code == DIED
 
 
 def test_a_file_is_old_or_new_wherever_the_writer_dies(tmp_path: Path) -> None:
@@ -383,3 +351,85 @@ def test_a_digest_follows_content_not_place(tmp_path: Path) -> None:
     assert content_digest(moved) != first
     assert content_digest(moved / "other") != content_digest(moved / "model" / "weights")
     assert content_digest("some-one/some-model") == "some-one/some-model"
+
+
+def weights_stage(tmp_path: Path) -> storage.Stage:
+    def build(folder: Path) -> dict[str, float]:
+        draw = random.Random("weights")
+        (folder / "deep").mkdir()
+        (folder / "deep" / "weights").write_bytes(draw.randbytes(4000))
+        write_json(folder / "config.json", {"rows": list(range(200))})
+        return {"loss": 0.1}
+
+    return build_stage(tmp_path / "stage", {"x": [1.5, None]}, [], build)
+
+
+def test_every_flipped_bit_and_every_cut_of_a_stage_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = weights_stage(tmp_path / "whole")
+    files = [p.relative_to(whole.folder) for p in whole.folder.rglob("*") if p.is_file()]
+    assert len(files) == 3, "its record is one of them"
+    draw = random.Random(0)
+    for number, damage in enumerate([flip_bit] * 100 + [cut] * 60):
+        folder = tmp_path / str(number) / "stage"
+        shutil.copytree(whole.folder, folder)
+        damage(folder / draw.choice(files), draw)
+        monkeypatch.setattr(storage, "_verified", set())
+        with pytest.raises((RunError, FormatError), match=str(folder)):
+            verify_stage(build_stage(folder, {"x": [1.5, None]}, [], lambda f: None))
+        shutil.rmtree(folder.parent)
+
+
+def test_a_damaged_input_stops_a_stage_before_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = weights_stage(tmp_path)
+    flip_bit(whole.folder / "deep" / "weights", random.Random(0))
+    calls: list[Path] = []
+    # What this process has just written it does not read again; the next one does.
+    monkeypatch.setattr(storage, "_verified", set())
+    with pytest.raises(RunError, match=r"weights: expected the bytes .* Remove .*stage to do"):
+        build_stage(tmp_path / "next", 1, [whole], lambda f: calls.append(f))
+    assert calls == []
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    whole = weights_stage(tmp_path)
+    record = read_json(whole.folder / "stage.json")
+    del record["digest"]
+    record["files"] = {name: told["size"] for name, told in record["files"].items()}
+    write_json(whole.folder / "stage.json", record)
+    assert build_stage(whole.folder, {"x": [1.5, None]}, [], lambda f: None) == whole
+    verify_stage(whole)
+
+
+def test_a_stage_goes_on_from_its_own_checkpoints_alone(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    def dies(folder: Path) -> None:
+        place = checkpoints_of(folder)
+        seen.append(sorted(p.name for p in place.glob("*.txt")))
+        write_text(place / f"{len(seen)}.txt", "half done")
+        write_text(folder / "torn.txt", "half")
+        raise KeyboardInterrupt
+
+    def build(folder: Path) -> None:
+        assert list(folder.iterdir()) == []
+        seen.append(sorted(p.name for p in checkpoints_of(folder).glob("*.txt")))
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            build_stage(tmp_path / "stage", 1, [], dies, goes_on=True)
+    with pytest.raises(KeyboardInterrupt):
+        build_stage(tmp_path / "stage", "other settings", [], dies, goes_on=True)
+    build_stage(tmp_path / "stage", "other settings", [], build, goes_on=True)
+    assert seen == [[], ["1.txt"], [], ["3.txt"]]
+    assert [p.name for p in tmp_path.iterdir()] == ["stage"]
+
+
+def test_checkpoints_that_a_finished_stage_left_are_removed(tmp_path: Path) -> None:
+    make(tmp_path)
+    write_text(tmp_path / ".stage.checkpoints" / "old", "x")
+    make(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["stage"]

@@ -26,6 +26,7 @@ from metarm.cli.settings_help import settings_of
 from metarm.cli.train import optimize, reward, sft
 from metarm.cli.tune import tune
 from metarm.errors import ConfigError, MetarmError, nearest_names
+from metarm.interrupts import Stopped, stop_on_signals
 
 __all__ = ["VERBS", "build_command", "run_command"]
 
@@ -62,13 +63,13 @@ _QUIET: Final = {
 
 _KEPT: Final = {
     "serve": "no request had been accepted",
-    "run": "finished stages are kept; the same command goes on from there",
+    "run": "finished stages and checkpoints are kept; the same command goes on from there",
     "compare": "finished cells are kept; the same command goes on from there",
     "advise": "finished splits are kept; the same command goes on from there",
     "tune": "finished trials are kept; the same command goes on from there",
     "bench": "finished measurements are kept; the same command goes on from there",
-    "sft": "nothing half-made was put into --output; the same command begins again",
-    "reward": "nothing half-made was put into --output; the same command begins again",
+    "sft": "checkpoints are kept beside --output; the same command goes on from the last one",
+    "reward": "checkpoints are kept beside --output; the same command goes on from the last one",
     "optimize": "nothing half-made was put into --output; the same command begins again",
 }
 
@@ -103,7 +104,7 @@ def _globals(
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code: 0 done, 2 wrong input, 130 stopped.
+    """Run one command line and return its exit code: 0 done, 2 wrong input, 130 or 143 stopped.
 
     Any other error ends the process with code 1, by way of `sys.excepthook`.
     """
@@ -132,14 +133,16 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         if verb and verb not in VERBS:
             raise ConfigError(f"unknown verb {verb!r}: {nearest_names(verb, VERBS)}")
-        return _invoke(words)
+        with stop_on_signals():
+            return _invoke(words)
     except MetarmError as error:
         failure, message, code = error, f"error: {error}", 2
     except _UsageError as error:
         failure, message, code = error, f"error: {_usage_message(error, verb)}", 2
     except KeyboardInterrupt as error:
         kept = _KEPT.get(verb, "the same command begins again")
-        failure, message, code = error, f"stopped: {kept}", 130
+        code = error.exit_code if isinstance(error, Stopped) else 130
+        failure, message = error, f"stopped: {kept}"
     except BrokenPipeError:
         # The reader (`| head`) has what it wanted; keep the interpreter from writing more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -48,19 +48,19 @@ def sample(
     They are the meta set of the next reward model: nobody has to label them.
     """
     from metarm.config import SamplingSettings
-    from metarm.storage import check_writable
+    from metarm.run_folder import hold_output
 
     settings = read_section(config, words, SamplingSettings)
-    _refuse_existing(output)
-    check_writable(output.parent)
+    with hold_output(output):
+        _refuse_existing(output)
 
-    from metarm.data.meta_sets import load_prompts, save_groups
-    from metarm.policy.sampling import sample_groups
+        from metarm.data.meta_sets import load_prompts, save_groups
+        from metarm.policy.sampling import sample_groups
 
-    groups = sample_groups(
-        policy, load_prompts(prompts), settings, seed=seed, progress=choose_progress()
-    )
-    save_groups(output, groups)
+        groups = sample_groups(
+            policy, load_prompts(prompts), settings, seed=seed, progress=choose_progress()
+        )
+        save_groups(output, groups)
     finished = [flag for group in groups for flag in group.finished]
     document = {
         "output": str(output),

@@ -4,6 +4,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsJson",
+    "CheckpointSteps",
     "ConfigFile",
     "OutputFolder",
     "Seed",
@@ -41,6 +43,15 @@ AsJson = Annotated[
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="YAML file of the settings listed below."),
+]
+CheckpointSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--checkpoint-steps",
+        metavar="N",
+        min=1,
+        help="Steps between two checkpoints. Default: as often as costs 2 % of the time.",
+    ),
 ]
 OutputFolder = Annotated[
     Path | None, typer.Option("--output", metavar="DIR", help="Folder: output_dir=DIR.")
@@ -109,6 +120,8 @@ def build_output(
     inputs: Mapping[str, str | Path | None],
     facts: Mapping[str, Any],
     build: Callable[[Path], Mapping[str, Any]],
+    *,
+    goes_on: bool = False,
 ) -> "Stage":
     """Make the folder `output` whole or not at all; one that is finished is not made again.
 
@@ -119,7 +132,9 @@ def build_output(
         inputs: Files and folders that it reads; their bytes decide whether it is still the same.
         facts: Whatever else decides the result, as JSON values.
         build: Fills a folder and returns the document that the verb prints.
+        goes_on: As in `build_stage`.
     """
+    from metarm.run_folder import hold_output
     from metarm.storage import STAGE_FILE, build_stage, content_digest
 
     record = {
@@ -129,7 +144,8 @@ def build_output(
         **facts,
     }
     was_there = (output / STAGE_FILE).exists()
-    stage = build_stage(output, record, [], build)
+    with nullcontext() if was_there else hold_output(output):
+        stage = build_stage(output, record, [], build, goes_on=goes_on)
     if was_there:
         note(f"{output} is finished; nothing is done again")
     return stage

@@ -9,6 +9,7 @@ import typer
 
 from metarm.cli.options import (
     AsJson,
+    CheckpointSteps,
     ConfigFile,
     Seed,
     SettingWords,
@@ -52,6 +53,7 @@ def sft(
     words: SettingWords = None,
     config: ConfigFile = None,
     seed: Seed = 0,
+    checkpoint_steps: CheckpointSteps = None,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a language model on demonstrations.
@@ -63,8 +65,10 @@ def sft(
     settings = read_section(config, words, SftSettings)
 
     def build(folder: Path) -> dict[str, Any]:
+        from metarm.checkpoints import CheckpointPlace
         from metarm.data.meta_sets import load_demonstrations
         from metarm.policy.sft import train_sft
+        from metarm.storage import checkpoints_of
 
         metrics = train_sft(
             model=model,
@@ -73,11 +77,12 @@ def sft(
             output_dir=folder,
             seed=seed,
             progress=choose_progress(),
+            checkpoints=CheckpointPlace(checkpoints_of(folder), checkpoint_steps),
         )
         return {"metrics": dict(metrics)}
 
     inputs = {"model": model, "demonstrations": demonstrations}
-    stage = build_output("sft", output, settings, inputs, {"seed": seed}, build)
+    stage = build_output("sft", output, settings, inputs, {"seed": seed}, build, goes_on=True)
     _print_result(output, dict(stage.metrics), as_json=as_json)
 
 
@@ -123,6 +128,7 @@ def reward(
     words: SettingWords = None,
     config: ConfigFile = None,
     seed: Seed = 0,
+    checkpoint_steps: CheckpointSteps = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a reward model, with the MetaRM step.
@@ -135,12 +141,14 @@ def reward(
     settings = _with_meta_set(read_section(config, words, RewardSettings), meta_set)
 
     def build(folder: Path) -> dict[str, Any]:
+        from metarm.checkpoints import CheckpointPlace
         from metarm.data.meta_sets import load_groups
         from metarm.data.preferences import (
             load_preferences,
             split_by_prompt,
             without_prompts_of,
         )
+        from metarm.storage import checkpoints_of
         from metarm.training import train_reward_model
 
         loaded = load_preferences(preferences, data_format)
@@ -165,6 +173,7 @@ def reward(
             seed=seed,
             progress=choose_progress(),
             probe=load_preferences(probe, data_format).pairs if probe else (),
+            checkpoints=CheckpointPlace(checkpoints_of(folder), checkpoint_steps),
         )
         return {
             "load": loaded.report.summary(),
@@ -189,7 +198,7 @@ def reward(
         **({"probe": probe} if probe else {}),
     }
     facts = {"seed": seed, "test_fraction": test_fraction, "data_format": data_format}
-    stage = build_output("reward", output, settings, inputs, facts, build)
+    stage = build_output("reward", output, settings, inputs, facts, build, goes_on=True)
     _print_result(output, dict(stage.metrics), as_json=as_json)
 
 

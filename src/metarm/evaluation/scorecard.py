@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarm.chunk_log import ChunkLog
 from metarm.config import EvaluationSettings, OptimizeSettings
 from metarm.data.encoding import Encoder
 from metarm.errors import DataError
@@ -98,8 +99,12 @@ def sample_for_evaluation(
     batch_size: int,
     seed: int,
     progress: ProgressReporter,
+    log: ChunkLog | None = None,
 ) -> PolicySamples:
-    """Responses under the distribution that was optimised, and their KL to the reference."""
+    """Responses under the distribution that was optimised, and their KL to the reference.
+
+    With a log each batch is kept as it comes, and one that is kept is not done again.
+    """
     sampled = SampledPolicy(policy_dir)
     total = sampled.num_responses(len(prompts), settings.num_generations)
     with progress.stage("evaluate: sample responses", total) as bar:
@@ -112,12 +117,13 @@ def sample_for_evaluation(
             batch_size=batch_size,
             seed=seed,
             bar=bar,
+            log=log,
         )
     analytic = sampled.kl_of_best_of_n()
     if analytic is None:
         with progress.stage("evaluate: measure KL", len(prompts) * settings.num_generations) as bar:
             kl = _measure_kl(
-                sampled, reference_dir, prompts, samples, optimize.temperature, batch_size, bar
+                sampled, reference_dir, prompts, samples, optimize.temperature, batch_size, bar, log
             )
     else:
         kl = Estimate(analytic, analytic, analytic, len(prompts))
@@ -146,6 +152,7 @@ def _measure_kl(
     temperature: float,
     batch_size: int,
     bar: StageProgress,
+    log: ChunkLog | None,
 ) -> Estimate:
     reference = load_causal_lm(reference_dir)
     rows = [
@@ -156,11 +163,16 @@ def _measure_kl(
     log_ratios: list[float] = []
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
-        batch = _joined(sampled.encoder, [p for _, p, _ in part], [s for _, _, s in part])
-        batch = Conversation(*(tensor.to(sampled.model.device) for tensor in batch))
-        ours = response_log_probs(sampled.model, batch, temperature)
-        theirs = response_log_probs(reference, batch, temperature)
-        log_ratios += (ours - theirs).sum(dim=1).tolist()
+        found = None if log is None else log.get(f"kl {start}")
+        if found is None:
+            batch = _joined(sampled.encoder, [p for _, p, _ in part], [s for _, _, s in part])
+            batch = Conversation(*(tensor.to(sampled.model.device) for tensor in batch))
+            ours = response_log_probs(sampled.model, batch, temperature)
+            theirs = response_log_probs(reference, batch, temperature)
+            found = (ours - theirs).sum(dim=1).tolist()
+            if log is not None:
+                log.put(f"kl {start}", found)
+        log_ratios += found
         bar.advance(len(part))
     return kl_estimate(log_ratios, [index for index, _, _ in rows])
 

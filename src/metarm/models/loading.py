@@ -13,6 +13,7 @@ import torch
 from metarm.config import RewardSettings
 from metarm.data.encoding import Encoder
 from metarm.errors import ConfigError, ModelError
+from metarm.models.safe_files import SAFE_OPTIONS, refuse_pickles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +46,7 @@ def load_encoder(model: str | Path) -> Encoder:
     from transformers import AutoTokenizer
 
     with _loading(model, "tokenizer"):
-        return Encoder(AutoTokenizer.from_pretrained(model))
+        return Encoder(AutoTokenizer.from_pretrained(model, **SAFE_OPTIONS))
 
 
 def load_causal_lm(model: str | Path) -> "PreTrainedModel":
@@ -59,7 +60,11 @@ def load_causal_lm(model: str | Path) -> "PreTrainedModel":
     kind = "causal language model"
     with _loading(model, kind):
         loaded, found = AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.float32, output_loading_info=True
+            model,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **SAFE_OPTIONS,
         )
     _refuse_missing(model, kind, found["missing_keys"])
     # With tied embeddings nothing is missing: a policy of a judge's weights would be let through.
@@ -92,13 +97,15 @@ def load_reward_model(
     with _loading(model, kind), torch.random.fork_rng(devices=[]):
         # Not torch's own manual_seed: that seeds every device, which the fork does not put back.
         torch.default_generator.manual_seed(seed or 0)
-        _check_labels(model, AutoConfig.from_pretrained(model))
+        _check_labels(model, AutoConfig.from_pretrained(model, **SAFE_OPTIONS))
         loaded, found = AutoModelForSequenceClassification.from_pretrained(
             model,
             num_labels=1,
             dtype=torch.float32,
             attn_implementation=attn_implementation,
+            use_safetensors=True,
             output_loading_info=True,
+            **SAFE_OPTIONS,
         )
     trunk = f"{loaded.base_model_prefix}."
     missing = found["missing_keys"]
@@ -119,8 +126,10 @@ def load_backbone(
     from transformers import AutoModel, AutoTokenizer
 
     with _loading(model, "backbone"):
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        loaded = AutoModel.from_pretrained(model, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(model, **SAFE_OPTIONS)
+        loaded = AutoModel.from_pretrained(
+            model, dtype=torch.float32, use_safetensors=True, **SAFE_OPTIONS
+        )
     return tokenizer, loaded.to(pick_device()).eval()
 
 
@@ -138,7 +147,7 @@ def read_context_length(model: str | Path) -> int:
     from transformers import AutoConfig
 
     with _loading(model, "model"):
-        return _context_length(AutoConfig.from_pretrained(model))
+        return _context_length(AutoConfig.from_pretrained(model, **SAFE_OPTIONS))
 
 
 def _context_length(config: Any) -> int:
@@ -199,6 +208,7 @@ def _loading(model: str | Path, kind: str) -> Iterator[None]:
     from safetensors import SafetensorError
     from transformers.utils.logging import disable_progress_bar
 
+    refuse_pickles(model)
     disable_progress_bar()
     logger = logging.getLogger("transformers")
     level = logger.level

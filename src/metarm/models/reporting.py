@@ -19,6 +19,11 @@ class StepReporter(TrainerCallback):
     def __init__(self, bar: StageProgress) -> None:
         self.bar = bar
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A training that goes on has some steps behind it."""
+        if state.global_step:
+            self.bar.advance(state.global_step)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One step is done."""
         logged = next((entry for entry in reversed(state.log_history) if "loss" in entry), None)

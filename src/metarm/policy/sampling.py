@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from metarm.chunk_log import ChunkLog
 from metarm.config import SamplingSettings
 from metarm.data.encoding import Encoder, check_prompt_length, pad_batch
 from metarm.errors import CacheError, ModelError
+from metarm.interrupts import at_boundaries, stop_if_asked
 from metarm.models.ensemble import load_reward
 from metarm.models.loading import context_length, load_causal_lm, load_encoder
 from metarm.policy.decoding import Choose, decode
@@ -315,8 +317,12 @@ class SampledPolicy:
         batch_size: int,
         seed: int,
         bar: StageProgress,
+        log: ChunkLog | None = None,
     ) -> list[list[Sample]]:
         """`num_generations` responses to each prompt; every response advances the bar by one.
+
+        With a log each batch is kept as it comes, and one that is kept is not drawn again: the
+        draws of a batch are a function of the seed and its number alone.
 
         Raises:
             DataError: When a prompt leaves no room for a response; before anything is sampled.
@@ -329,19 +335,28 @@ class SampledPolicy:
         # Prompts of like length share a batch: less padding, and the order is put back below.
         order = sorted(range(len(repeated)), key=lambda i: len(str(repeated[i])))
         samples: dict[int, Sample] = {}
-        for number, start in enumerate(range(0, len(order), batch_size)):
-            indices = order[start : start + batch_size]
-            drawn = generate(
-                self.model,
-                self.encoder,
-                [repeated[index] for index in indices],
-                temperature=temperature,
-                top_p=top_p,
-                max_completion_length=max_completion_length,
-                seed=seed * 1_000_003 + number,
-            )
-            samples.update(zip(indices, drawn, strict=True))
-            bar.advance(len(indices))
+        with at_boundaries() if log is not None else nullcontext():
+            for number, start in enumerate(range(0, len(order), batch_size)):
+                indices = order[start : start + batch_size]
+                key = f"{seed} {number}"
+                kept = None if log is None else log.get(key)
+                if kept is None:
+                    drawn = generate(
+                        self.model,
+                        self.encoder,
+                        [repeated[index] for index in indices],
+                        temperature=temperature,
+                        top_p=top_p,
+                        max_completion_length=max_completion_length,
+                        seed=seed * 1_000_003 + number,
+                    )
+                else:
+                    drawn = [Sample(*row) for row in kept]
+                if log is not None and kept is None:
+                    log.put(key, drawn)
+                    stop_if_asked()
+                samples.update(zip(indices, drawn, strict=True))
+                bar.advance(len(indices))
         flat = [samples[index] for index in range(len(repeated))]
         if self._score is not None:
             flat = self._keep_best(repeated, flat, candidates)
@@ -383,8 +398,11 @@ def sample_groups(
     *,
     seed: int,
     progress: ProgressReporter,
+    log: ChunkLog | None = None,
 ) -> list[ResponseGroup]:
     """A meta set: `num_generations` responses of the policy to each prompt.
+
+    With a log each batch is kept as it comes, and one that is kept is not drawn again.
 
     Raises:
         ModelError: When there is no language model at `policy`.
@@ -403,6 +421,7 @@ def sample_groups(
             batch_size=settings.batch_size,
             seed=seed,
             bar=bar,
+            log=log,
         )
     return [
         ResponseGroup(prompt, tuple(s.response for s in group), tuple(s.finished for s in group))

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Supervised fine-tuning: a language model learns to answer prompts as demonstrations do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from metarm.checkpoints import CheckpointPlace
 from metarm.config import SftSettings
 from metarm.data.encoding import Encoder
 from metarm.errors import EmptySetError
 from metarm.models.loading import load_causal_lm, load_encoder
 from metarm.models.reporting import StepReporter
+from metarm.models.steady_steps import SteadySteps
 from metarm.protocols import ProgressReporter
 from metarm.schema import Prompt
 
@@ -28,6 +31,7 @@ def train_sft(
     output_dir: Path,
     seed: int,
     progress: ProgressReporter,
+    checkpoints: CheckpointPlace | None = None,
 ) -> Mapping[str, float]:
     """Fine-tune on the responses of demonstrations and save model and tokenizer.
 
@@ -38,6 +42,7 @@ def train_sft(
         output_dir: Where to save.
         seed: Order of the demonstrations.
         progress: Gets one bar.
+        checkpoints: Where it keeps what it goes on from, and finds what an earlier try has kept.
 
     Returns:
         `loss_nats`, mean negative log-likelihood per response token over the last tenth of
@@ -51,6 +56,11 @@ def train_sft(
     """
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
+
+    from metarm.models.safe_checkpoints import NEWEST, SafeCheckpoints
+
+    class SftTrainer(_SteadyRows, SafeCheckpoints, Trainer):
+        pass
 
     encoder = load_encoder(model)
     rows = [_encode(encoder, prompt, response) for prompt, response in demonstrations]
@@ -82,7 +92,7 @@ def train_sft(
     # Not nn.DataParallel: several GPUs take a launcher, and one process each.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     with progress.stage("supervised fine-tuning", num_steps) as bar:
-        trainer = Trainer(
+        trainer = SftTrainer(
             model=policy,
             args=arguments,
             train_dataset=fits,
@@ -90,7 +100,9 @@ def train_sft(
             callbacks=[StepReporter(bar)],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        if checkpoints is not None:
+            trainer.keep_checkpoints(checkpoints)
+        trainer.train(NEWEST if checkpoints else None)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     # Not `save_model`: it would add a pickle of the arguments, with this machine's paths.
     policy.save_pretrained(output_dir)
@@ -100,6 +112,28 @@ def train_sft(
         "num_examples": len(fits),
         "num_too_long": len(rows) - len(fits),
     }
+
+
+class _SteadyRows(SteadySteps):
+    """Micro-batches of demonstrations, in parts."""
+
+    def split_rows(
+        self, inputs: Mapping[str, Any], most: int
+    ) -> Iterator[tuple[dict[str, Any], float]]:
+        """Rows in their order; a loss that is a sum over the step's tokens adds up by itself."""
+        total = int((inputs["labels"] != IGNORED).sum())
+        for start in range(0, self.count_rows(inputs), most):
+            part = {name: value[start : start + most] for name, value in inputs.items()}
+            share = int((part["labels"] != IGNORED).sum()) / total
+            yield part, 1.0 if self.model_accepts_loss_kwargs else share
+
+    def own_state(self) -> dict[str, Any]:
+        """The size of a micro-batch."""
+        return self.steady_state()
+
+    def take_own_state(self, state: Mapping[str, Any]) -> None:
+        """The reverse."""
+        self.take_steady_state(state)
 
 
 def _encode(encoder: Encoder, prompt: Prompt, response: str) -> dict[str, list[int]]:

@@ -22,7 +22,13 @@ from metarm.strength import (
     mean_rank_correlation,
 )
 
-__all__ = ["StrengthControl", "gradient_cosine", "keep_watched", "read_reference_pairs"]
+__all__ = [
+    "PlainScores",
+    "StrengthControl",
+    "gradient_cosine",
+    "keep_watched",
+    "read_reference_pairs",
+]
 
 NUM_CHECKS: Final = 10
 MOST_WATCHED: Final = 64
@@ -129,6 +135,16 @@ class StrengthControl:
             self._units = RewardUnits(lambda: score(reference))
 
     @property
+    def units(self) -> RewardUnits | None:
+        """What measures the strength, where it is in reward units; a checkpoint keeps its state."""
+        return self._units
+
+    @property
+    def plain_scores(self) -> "PlainScores":
+        """What plain training has recorded, as a checkpoint of it keeps it."""
+        return PlainScores(self)
+
+    @property
     def factor(self) -> float:
         """What the guard leaves of the full strength, in [0, 1]."""
         return 1.0 if self.guard is None else self.guard.factor
@@ -168,6 +184,10 @@ class StrengthControl:
         """Watched scores of plain training by step, and the steps that it was planned for."""
         return self._plain, self._num_steps
 
+    def take_recorded(self, plain: Mapping[int, Tensor], num_steps: int) -> None:
+        """What a plain training that goes on has recorded before."""
+        self._plain, self._num_steps = dict(plain), num_steps
+
     def record(self, step: int, num_steps: int) -> None:
         """After an optimiser step of plain training: keep the watched scores for the guard."""
         self._num_steps = num_steps
@@ -184,9 +204,17 @@ class StrengthControl:
         if self.can_guard:
             self.guard = StrengthGuard()
 
-    def resume_guard(self, plain: Mapping[int, Tensor], num_steps: int) -> None:
-        """The same with what an earlier process has recorded; `restore` says how far it came."""
-        self._plain, self._num_steps, self._is_resumed = dict(plain), num_steps, True
+    def resume_guard(
+        self, plain: Mapping[int, Tensor], num_steps: int, *, is_begun: bool = True
+    ) -> None:
+        """The same with what an earlier process has recorded.
+
+        Args:
+            plain: Watched scores of plain training by step.
+            num_steps: That it was planned for.
+            is_begun: Whether the guarded training goes on too; `restore` then says how far it came.
+        """
+        self._plain, self._num_steps, self._is_resumed = dict(plain), num_steps, is_begun
         self.begin_guard()
 
     def state(self) -> dict[str, Any]:
@@ -276,3 +304,21 @@ class StrengthControl:
         assert self._watched is not None, "only with watched groups"
         flat = self._score(self._watched).cpu()
         return torch.zeros(self._mask.shape).masked_scatter(self._mask, flat)
+
+
+class PlainScores:
+    """The watched scores that a plain training has recorded so far; `meta_callback.Kept`."""
+
+    def __init__(self, control: StrengthControl) -> None:
+        self._control = control
+
+    def state(self) -> dict[str, Any]:
+        """Scores by step; float32 comes back from JSON as it was."""
+        plain, num_steps = self._control.recorded
+        return {"num_steps": num_steps, "scores": {str(k): v.tolist() for k, v in plain.items()}}
+
+    def restore(self, saved: Mapping[str, Any] | None) -> None:
+        """Nothing where a plain training begins."""
+        scores = saved["scores"] if saved else {}
+        plain = {int(step): torch.tensor(rows) for step, rows in scores.items()}
+        self._control.take_recorded(plain, saved["num_steps"] if saved else 0)

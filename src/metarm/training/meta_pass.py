@@ -190,12 +190,17 @@ class StepState:
     """The meta step of one optimiser step, over all its micro-batches."""
 
     direction: Direction
-    """J's gradient; once it is spent, its tensors are theta'."""
+    """J's gradient; once it is spent, its tensors are theta'; none are left in the end."""
     step: float
     """The signed multiple of the gradient to look ahead by; 0 in `joint`."""
-    measured: MetaPass
-    """What the direction was measured on."""
+    measured: MetaPass | None
+    """What the direction was measured on; None: by a training that was stopped."""
     is_fresh: bool = True
     """Whether it was measured at this optimiser step, or is an earlier one's."""
     places: list[Tensor | None] = field(default_factory=list)
     """theta', found before the first micro-batch; empty before and after."""
+
+    def release(self) -> None:
+        """Give back the memory of a step that is over but for the optimiser."""
+        self.direction = Direction(self.direction.difference, (), self.direction.norm)
+        self.places = []

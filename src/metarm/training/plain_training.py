@@ -5,6 +5,7 @@ A checkpoint cannot hold it twice: it is written once, and a training that goes 
 reads it instead of training plainly again.
 """
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,14 +13,26 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-__all__ = ["PLAIN_FILE", "PlainTraining", "copy_weights", "noise_put_back", "put_weights"]
+from metarm.errors import CheckpointError
+from metarm.storage import sync
+
+__all__ = [
+    "PLAIN_FILE",
+    "PLAIN_FOLDER",
+    "PlainTraining",
+    "copy_weights",
+    "noise_put_back",
+    "put_weights",
+]
 
 PLAIN_FILE: Final = "plain_training.safetensors"
 """In the trainer's output folder, until its training has ended."""
+PLAIN_FOLDER: Final = "plain"
+"""In the same: checkpoints of a plain training that has not ended."""
 
 _WEIGHTS, _SCORES = "weights/", "scores/"
 
@@ -36,20 +49,37 @@ class PlainTraining:
     """Optimiser steps of the whole training."""
 
     def save(self, path: Path) -> None:
-        """Write it; what is at `path` is whole at any moment."""
+        """Write it; what is at `path` is whole at any moment, and synced."""
         tensors = {_WEIGHTS + name: weight for name, weight in self.weights.items()}
         tensors |= {f"{_SCORES}{step}": scores for step, scores in self.scores.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"num_steps": str(self.num_steps)})
+        told = {"num_steps": str(self.num_steps), "sha256": _digest(tensors, self.num_steps)}
+        save_file(tensors, partial, metadata=told)
+        sync(partial)
         partial.replace(path)
+        sync(path.parent)
 
     @classmethod
     def read(cls, path: Path) -> "PlainTraining":
-        """What `save` wrote."""
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            num_steps = int(file.metadata()["num_steps"])
+        """What `save` wrote.
+
+        Raises:
+            CheckpointError: When it is something else now.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                told = file.metadata()
+            num_steps = int(told["num_steps"])
+            is_exact = told["sha256"] == _digest(found, num_steps)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}. Remove it.") from error
+        if not is_exact:
+            raise CheckpointError(
+                f"{path}: expected the values that were written, got others: the file is damaged. "
+                "Remove it."
+            )
         weights = {
             name.removeprefix(_WEIGHTS): tensor
             for name, tensor in found.items()
@@ -61,6 +91,16 @@ class PlainTraining:
             if name.startswith(_SCORES)
         }
         return cls(weights, scores, num_steps)
+
+
+def _digest(tensors: Mapping[str, Tensor], num_steps: int) -> str:
+    """SHA-256 over names and bytes."""
+    digest = hashlib.sha256(str(num_steps).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def copy_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 
+from metarm.checkpoints import CheckpointPlace
 from metarm.config import RewardSettings
 from metarm.data.encoding import EncodedPair, Encoder, EncodingReport, encode_pairs
 from metarm.errors import ConfigError, DataError
@@ -28,10 +29,11 @@ from metarm.models.loading import (
 from metarm.models.pair_evaluation import evaluate_preferences
 from metarm.models.reporting import StepReporter, count_steps, last_metrics
 from metarm.models.reward_model import RewardModelScore
+from metarm.models.safe_checkpoints import NEWEST
 from metarm.models.saving import merge_adapter, save_reward_model
 from metarm.protocols import ProgressReporter
 from metarm.schema import Estimate, PreferencePair, ResponseGroup
-from metarm.storage import write_json_lines
+from metarm.storage import write_json_lines, write_text
 from metarm.strength import choose_by_probe
 from metarm.training.settings import MetaRewardConfig
 from metarm.training.trainer import MetaRewardTrainer
@@ -103,6 +105,7 @@ def train_reward_model(
     seed: int,
     progress: ProgressReporter,
     probe: Sequence[PreferencePair] = (),
+    checkpoints: CheckpointPlace | None = None,
 ) -> RewardTrainingResult:
     """Train a reward model on pairs (and groups), save it, measure it on held-out pairs.
 
@@ -120,6 +123,8 @@ def train_reward_model(
         progress: Gets a bar for each part.
         probe: Labelled pairs of the shifted policy's responses. They choose how far to go from the
             plain model to the adapted one, down to not at all; `meta_strength="auto"` only.
+        checkpoints: Where both passes keep what they go on from, and find what an earlier try has
+            kept; the result is the same, bit for bit on a CPU.
 
     Raises:
         DataError: When nothing is left to train or test on.
@@ -128,7 +133,8 @@ def train_reward_model(
 
     Writes:
         `output_dir` in Hugging Face format, loadable with `AutoModelForSequenceClassification`;
-        `metarm.json` with the settings and the encoding rule; `train_log.jsonl`.
+        `metarm.json` with the settings and the encoding rule; `train_log.jsonl`; where a
+        step was not finite, what led to it: `not_finite_STEP.json`.
     """
     if not test_pairs:
         raise DataError("no held-out pairs: give a test file or a larger test_fraction")
@@ -155,6 +161,7 @@ def train_reward_model(
         seed,
         progress,
         keep_plain=bool(probe),
+        checkpoints=checkpoints,
     )
     settings = settings.model_copy(update={"learning_rate": trainer.args.learning_rate})
     guard = _guard_report(trainer, probe, encoder) if is_guarded else None
@@ -163,6 +170,8 @@ def train_reward_model(
     trained = merge_adapter(_unwrapped(trainer))
     save_reward_model(trained, encoder, settings, output_dir)
     write_json_lines(output_dir / "train_log.jsonl", trainer.state.log_history)
+    for bundle in Path(trainer.args.output_dir).glob("not_finite_*.json"):
+        write_text(output_dir / bundle.name, bundle.read_text(encoding="utf-8"))
     score = RewardModelScore(trained.eval(), encoder)
     fitting = score.fitting_pairs(test_pairs)
     with progress.stage("score held-out pairs", 2 * len(fitting)) as bar:
@@ -205,6 +214,7 @@ def _train(
     progress: ProgressReporter,
     *,
     keep_plain: bool,
+    checkpoints: CheckpointPlace | None,
 ) -> MetaRewardTrainer:
     """A trainer that has trained, with a bar for each pass."""
     is_exact = settings.meta_order == "exact" and settings.meta_mode in SIGNS
@@ -231,7 +241,9 @@ def _train(
         trainer.remove_callback(PrinterCallback)
         if settings.learning_rate is None:
             trainer.args.learning_rate = default_learning_rate(trainer.model)
-        trainer.train()
+        if checkpoints is not None:
+            trainer.keep_checkpoints(checkpoints)
+        trainer.train(NEWEST if checkpoints else None)
     return trainer
 
 

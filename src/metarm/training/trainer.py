@@ -5,8 +5,6 @@ The mathematics is in `meta_step.py`, `strength.py` and `objectives.py`; this fi
 into the hooks of the installed trainer (verified on trl 1.16, transformers 5.23).
 """
 
-import copy
-import gc
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import IntervalStrategy
 
 from metarm.data.encoding import (
     EncodedGroup,
@@ -41,25 +38,19 @@ from metarm.meta_step import (
     standing_at,
 )
 from metarm.models.meta_callback import Kept, MetaCallback
+from metarm.models.steady_steps import is_out_of_memory
 from metarm.objectives import difference_loss
-from metarm.strength import StrengthGuard
 from metarm.training.control import (
     StrengthControl,
     gradient_cosine,
     keep_watched,
     read_reference_pairs,
 )
+from metarm.training.guarded_trainer import GuardedTrainer
 from metarm.training.meta_pass import MetaPass, StepState
-from metarm.training.plain_training import (
-    PLAIN_FILE,
-    PlainTraining,
-    copy_weights,
-    noise_put_back,
-    put_weights,
-)
-from metarm.training.processes import direction_over_processes, mean_over_processes
+from metarm.training.plain_training import noise_put_back
+from metarm.training.processes import direction_over_processes
 from metarm.training.settings import MetaRewardConfig
-from metarm.training.shared_trainer import SharedPromptTrainer
 from metarm.training.support import refuse_unsupported
 
 __all__ = ["MetaRewardTrainer"]
@@ -67,7 +58,7 @@ __all__ = ["MetaRewardTrainer"]
 logger = logging.getLogger(__name__)
 
 
-class MetaRewardTrainer(SharedPromptTrainer):
+class MetaRewardTrainer(GuardedTrainer):
     """TRL's `RewardTrainer` whose preference gradients are taken where the MetaRM step looks ahead.
 
     Give it a `meta_dataset` with the columns `prompt` and `responses` (a list of texts, or of
@@ -132,12 +123,12 @@ class MetaRewardTrainer(SharedPromptTrainer):
         self._now: StepState | None = None
         self._control: StrengthControl | None = None
         self._is_ahead = False
+        self._most_responses: int | None = None
         self._plain_callbacks = plain_callbacks
         self._keeps_plain = keep_plain
         self._options = options
         self.meta_report: EncodingReport | None = None
         self.plain_weights: dict[str, Tensor] | None = None
-        """After a guarded training: the trainable weights that plain training gave, on the CPU."""
         if args.meta_mode == "off" or meta_dataset is None:
             return
         refuse_unsupported(args, self.accelerator, self.model)
@@ -168,116 +159,20 @@ class MetaRewardTrainer(SharedPromptTrainer):
             "metarm.GroupMixture": self._mixture,
             "metarm.StrengthGuard": self._control,
         }
+        if self._control.units is not None:
+            kept["metarm.RewardUnits"] = self._control.units
         callback = MetaCallback(self._measure_direction, self._end_step, kept)
         self.callback_handler.callbacks.insert(0, callback)
 
-    @property
-    def guard(self) -> StrengthGuard | None:
-        """What the guard has seen; None where nothing is guarded."""
-        return self._control.guard if self._control is not None else None
-
-    def _is_guarded(self) -> bool:
-        return self.args.meta_strength == "auto" and self.args.meta_guard
-
-    def train(self, resume_from_checkpoint: Any = None, *arguments: Any, **options: Any) -> Any:
-        """The parent's; with a guard, after a plain training from the same weights."""
-        control = self._control if self._is_guarded() else None
-        plain_file = Path(self.args.output_dir) / PLAIN_FILE
-        resumes_guard = bool(resume_from_checkpoint) and self._mean(plain_file.is_file()) == 1.0
-        too_few = "the meta set has fewer than 50 groups, too few to keep some for it"
-        why_not = {
-            too_few: control is not None and not control.can_guard,
-            f"training goes on from a checkpoint, and {plain_file} is not there": bool(
-                resume_from_checkpoint
-            )
-            and not resumes_guard,
-            "there is an optimiser already": self.optimizer is not None,
-            "a model_init makes the model": self.model_init is not None,
-        }
-        reasons = [reason for reason, holds in why_not.items() if holds]
-        if control is not None and reasons:
-            logger.warning(
-                "the meta step is bounded in reward units, but not guarded: %s", reasons[0]
-            )
-        # Of an earlier call: its plain training is not this one's.
-        self.plain_weights = None
-        if self._control is not None:
-            self._control.end_guard()
-        if control is not None and (not reasons or (self._keeps_plain and reasons == [too_few])):
-            (self._resume_plain if resumes_guard else self._train_plain)(plain_file)
-        result = super().train(resume_from_checkpoint, *arguments, **options)
-        if self.plain_weights is not None:
-            self._end_guarded(plain_file, self.plain_weights)
-        return result
-
-    def _end_guarded(self, plain_file: Path, plain_weights: Mapping[str, Tensor]) -> None:
-        """Keep the plain weights where those that training ended with are too far from them."""
-        step = self.state.global_step
-        if self.args.load_best_model_at_end and self.state.best_global_step:
-            step = self.state.best_global_step
-        if not self._strength.judge(step):
-            logger.warning(
-                "the plain weights are kept: with the meta step rewards ended too far from them; "
-                "checkpoints of this training hold the others"
-            )
-            put_weights(self.model, plain_weights)
-        if self.is_world_process_zero():
-            plain_file.unlink(missing_ok=True)
-
-    def _train_plain(self, file: Path) -> None:
-        """Train without the meta step, keep what came out, and go back to the first weights."""
-        first = copy_weights(self.model)
-        args = copy.copy(self.args)
-        args.meta_mode = "off"
-        args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
-        args.load_best_model_at_end, args.push_to_hub, args.report_to = False, False, []
-        # Not what belongs to this one's run alone.
-        options = {
-            key: value
-            for key, value in self._options.items()
-            if key not in ("callbacks", "compute_metrics", "optimizers")
-        }
-        # Both trainings draw the same dropout; a trainer seeds anew where it is made.
-        with noise_put_back(self.accelerator.device):
-            with noise_put_back(self.accelerator.device):
-                plain = MetaRewardTrainer(
-                    self.model,
-                    args,
-                    train_dataset=self.train_dataset,
-                    processing_class=self.processing_class,
-                    **options,
-                )
-            plain.remove_callback(PrinterCallback)
-            for callback in (*self._plain_callbacks, MetaCallback(end=self._record)):
-                plain.add_callback(callback)
-            plain.train()
-        self.plain_weights = copy_weights(self.model)
-        # Its autocast goes with it; this one's own is put on when training begins.
-        plain.accelerator.unwrap_model(plain.model, keep_fp32_wrapper=False)
-        # It and its callbacks point at each other: its optimiser's moments would stay.
-        plain.optimizer = plain.lr_scheduler = None
-        plain.accelerator.free_memory()
-        del plain
-        gc.collect()
-        put_weights(self.model, first)
-        self.model.zero_grad(set_to_none=True)
-        self._strength.begin_guard()
-        if self.args.save_strategy != SaveStrategy.NO and self.is_world_process_zero():
-            PlainTraining(self.plain_weights, *self._strength.recorded).save(file)
-
-    def _resume_plain(self, file: Path) -> None:
-        """What `_train_plain` left, in place of training again."""
-        plain = PlainTraining.read(file)
-        self.plain_weights = dict(plain.weights)
-        self._strength.resume_guard(plain.scores, plain.num_steps)
-
-    def _record(self, step: int, num_steps: int) -> None:
-        self._strength.record(step, num_steps)
-
-    @property
-    def _strength(self) -> StrengthControl:
-        assert self._control is not None, "only with a meta step"
-        return self._control
+    def make_plain(self, args: Any, **options: Any) -> GuardedTrainer:
+        """Without a meta set."""
+        return MetaRewardTrainer(
+            self.model,
+            args,
+            train_dataset=self.train_dataset,
+            processing_class=self.processing_class,
+            **options,
+        )
 
     def _trainable(self) -> list[Tensor]:
         return [
@@ -304,28 +199,24 @@ class MetaRewardTrainer(SharedPromptTrainer):
                 length = self._strength.signed_step(held.direction, self._moved())
                 self._now = StepState(held.direction, length, held.measured, is_fresh=False)
                 return
-            # A resumed training has stored none.
+            # What was stored may have led nowhere, and been left out.
             if not is_stored:
                 return
         self.model.train()
-        measured = self._meta_pass(step)
-        # The preference loss draws its own dropout, as without J.
-        with noise_put_back(self.accelerator.device):
-            direction = self._over_processes(measured.measure(self._moved()))
+        now = self._now = self._measure_groups(*self._draw_groups(step))
+        direction, measured = now.direction, now.measured
+        assert measured is not None
+        if not math.isfinite(direction.norm):
+            self._leave_out(step)
+            return
         is_own = measured.mask & (measured.share > 0)
         self._mixture.see_groups(measured.scores, is_own, measured.sources)
         metrics = self._metrics["train"]
         metrics["meta/J"].append(direction.difference)
         metrics["meta/grad_norm"].append(direction.norm)
-        if not math.isfinite(direction.norm):
-            raise ModelError(
-                f"the gradient of the difference loss is not finite at step {step}: training "
-                "diverged. Lower learning_rate, or meta_step_length / meta_weight."
-            )
-        length = self._strength.signed_step(direction, self._moved())
-        self._now = StepState(direction, length, measured)
+        now.step = self._strength.signed_step(direction, self._moved())
         if self.args.meta_mode in SIGNS:
-            metrics["meta/step_size"].append(abs(length))
+            metrics["meta/step_size"].append(abs(now.step))
 
     def _end_step(self, step: int, num_steps: int) -> None:
         """After an optimiser step: what the mixture and the guard have seen, into the log."""
@@ -343,10 +234,7 @@ class MetaRewardTrainer(SharedPromptTrainer):
     def _over_processes(self, local: Direction) -> Direction:
         return direction_over_processes(self.accelerator, local)
 
-    def _mean(self, value: float) -> float:
-        return mean_over_processes(self.accelerator, value)
-
-    def _meta_pass(self, step: int) -> MetaPass:
+    def _draw_groups(self, step: int) -> tuple[list[EncodedGroup], float]:
         """This process's groups, and what their mean weighs in the mean over processes."""
         indices = self._mixture.draw(self.args.meta_batch_size, step)
         num_processes = self.accelerator.num_processes
@@ -356,17 +244,98 @@ class MetaRewardTrainer(SharedPromptTrainer):
             thin_group(self._groups[i], self.args.meta_group_size, seed=self.args.seed + step)
             for i in own or indices[:1]
         ]
+        return groups, len(own) * num_processes / len(indices)
+
+    def _measure_groups(self, groups: list[EncodedGroup], share: float) -> StepState:
+        """J of groups and its gradient, fewer responses at a time where memory is short."""
+        while True:
+            measured = self._meta_pass(groups, share)
+            try:
+                # The preference loss draws its own dropout, as without J.
+                with noise_put_back(self.accelerator.device):
+                    direction = self._over_processes(measured.measure(self._moved()))
+                return StepState(direction, 0.0, measured)
+            except (MemoryError, RuntimeError) as error:
+                can_split = self._most_at_once() > 1 and self.accelerator.num_processes == 1
+                if not (is_out_of_memory(error) and can_split):
+                    raise
+            self._most_responses = -(-self._most_at_once() // 2)
+            logger.warning(
+                "out of memory: from here on %d responses of the meta batch at once, with the "
+                "same updates",
+                self._most_responses,
+            )
+
+    def _most_at_once(self) -> int:
+        """Responses of the meta batch in memory together."""
         # Whole groups, as few as have the responses of a batch of pairs.
         k, num_sides = self.args.meta_group_size, 2 * self.args.per_device_train_batch_size
-        most = self.args.meta_micro_batch_size or k * math.ceil(num_sides / k)
+        asked = self.args.meta_micro_batch_size or k * math.ceil(num_sides / k)
+        return self._most_responses or asked
+
+    def _meta_pass(self, groups: list[EncodedGroup], share: float) -> MetaPass:
         return MetaPass(
             groups,
             self._score_responses,
-            most_responses=most,
+            most_responses=self._most_at_once(),
             pad_token_id=self._encoder.pad_token_id,
             device=self.accelerator.device,
-            share=len(own) * num_processes / len(indices),
+            share=share,
         )
+
+    def _leave_out(self, step: int) -> None:
+        """A step whose J is not finite is done without it, once in a training.
+
+        Raises:
+            ModelError: The second time.
+        """
+        bundle = self.write_bundle("the gradient of J is not finite", of_pairs=False)
+        self._now = None
+        if not self._retries_left:
+            raise ModelError(
+                f"the gradient of the difference loss is not finite at step {step}: training "
+                f"diverged; what led to it is in {bundle}. Lower learning_rate, or "
+                "meta_step_length / meta_weight."
+            )
+        self._retries_left -= 1
+        logger.warning(
+            "step %d: the gradient of the difference loss is not finite: the step is done without "
+            "it, once; what led to it is in %s",
+            step,
+            bundle,
+        )
+
+    def prepare_plainer(self) -> bool:
+        """Without the meta step, where there is one."""
+        held, self._now = self._now, None
+        return held is not None
+
+    def describe_step(self) -> dict[str, Any]:
+        """The meta batch."""
+        if self._control is None:
+            return {"meta_mode": "off"}
+        measured = None if self._now is None else self._now.measured
+        parts = [] if measured is None else measured.parts
+        batches = [batch.input_ids.tolist() for part in parts for batch in part.batches]
+        return {"meta_mode": self.args.meta_mode, "meta_batches": batches}
+
+    def own_state(self) -> dict[str, Any]:
+        """Also J's gradient of the last meta step, where the next steps use it."""
+        kept = None
+        if self.args.meta_between == "stored" and self._now is not None:
+            stored = self._now.direction
+            kept = (stored.difference, stored.gradients, stored.norm)
+        return {**super().own_state(), "responses": self._most_responses, "direction": kept}
+
+    def take_own_state(self, state: Mapping[str, Any]) -> None:
+        """The reverse."""
+        super().take_own_state(state)
+        self._most_responses = state["responses"]
+        if state["direction"] is not None:
+            difference, gradients, norm = state["direction"]
+            device = self.accelerator.device
+            gradients = tuple(None if g is None else g.to(device) for g in gradients)
+            self._now = StepState(Direction(difference, gradients, norm), 0.0, None)
 
     @contextmanager
     def _score_responses(self, batch: MetaBatch) -> Iterator[Tensor]:
@@ -433,13 +402,15 @@ class MetaRewardTrainer(SharedPromptTrainer):
             now.places = []
             self._add_curvature(now, moved)
         if self.args.meta_between == "plain":
-            self._now = None
+            now.release()
 
     def _add_curvature(self, now: StepState, moved: Sequence[Tensor]) -> None:
         """What the gradient is given for flowing through the look-ahead, by `meta_order`."""
+        if self.args.meta_order == "first":
+            return
         measured = now.measured
+        assert measured is not None, "settings refuse a stored direction in other orders"
         curvatures: Mapping[str, Callable[[], None]] = {
-            "first": lambda: None,
             "exact": lambda: add_curvature(moved, measured.difference, now.step),
             "finite-difference": lambda: add_curvature_by_difference(
                 moved,
@@ -455,11 +426,12 @@ class MetaRewardTrainer(SharedPromptTrainer):
         metrics = self._metrics["train"]
         metrics["meta/move_length"].append(move.length)
         metrics["meta/move_realised_fraction"].append(move.realised_fraction)
-        if not (now.is_fresh and self._is_last_before_log()):
+        measured = now.measured
+        if not (now.is_fresh and self._is_last_before_log()) or measured is None:
             return
         with noise_put_back(self.accelerator.device):
-            after = now.measured.table()
-        mask, share, before = now.measured.mask, now.measured.share, now.measured.scores
+            after = measured.table()
+        mask, share, before = measured.mask, measured.share, measured.scores
         local = difference_loss(after, mask) - difference_loss(before, mask)
         change = self._mean(share * local.item())
         metrics["meta/J_change"].append(change)

@@ -149,7 +149,10 @@ def test_debug_shows_where_a_known_error_came_from(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes to wait on")
 @pytest.mark.parametrize(
     ("verb", "kept"),
-    [(["run"], "finished stages are kept"), (REWARD, "nothing half-made was put into --output")],
+    [
+        (["run"], "finished stages and checkpoints are kept"),
+        (REWARD, "checkpoints are kept beside --output"),
+    ],
 )
 def test_ctrl_c_says_what_is_kept(tmp_path: Path, verb: Sequence[str], kept: str) -> None:
     os.mkfifo(tmp_path / "config.yaml")

@@ -7,6 +7,7 @@ from dataclasses import fields
 import pytest
 import torch
 
+from metarm.chunk_log import ChunkLog
 from metarm.config import EvaluationSettings, OptimizeSettings
 from metarm.errors import DataError, EmptySetError
 from metarm.evaluation.scorecard import (
@@ -245,7 +246,7 @@ FLAT = torch.tensor([-30.0, -30.0, 0.0, -30.0, 0.5, 1.0, 0.0, -0.5, -1.0, 0.2])
 TILTED = torch.tensor([-30.0, -30.0, 0.5, -30.0, 2.0, -1.0, 0.0, 0.3, -0.4, 0.1])
 
 
-def sample(policy, reference, *, k=4, num_prompts=3, length=1, temperature=0.7):
+def sample(policy, reference, *, k=4, num_prompts=3, length=1, temperature=0.7, log=None):
     return sample_for_evaluation(
         policy,
         reference,
@@ -255,6 +256,7 @@ def sample(policy, reference, *, k=4, num_prompts=3, length=1, temperature=0.7):
         batch_size=5,
         seed=0,
         progress=SilentProgress(),
+        log=log,
     )
 
 
@@ -292,3 +294,16 @@ def test_best_of_n_has_its_analytic_distance(tmp_path):
     ours = sample(tmp_path / "bon", reference)
     assert ours.kl_nats.value == pytest.approx(math.log(4) - 3 / 4, abs=1e-12)
     assert [len(one.responses) for one in ours.groups] == [4, 4, 4]
+
+
+def test_an_evaluation_that_goes_on_is_the_same(tmp_path):
+    policy = save_fixed_policy(tmp_path / "policy", TILTED)
+    reference = save_fixed_policy(tmp_path / "reference", FLAT)
+    whole = sample(policy, reference)
+    path = tmp_path / "parts"
+    assert sample(policy, reference, log=ChunkLog(path)) == whole
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 6, "three batches of responses, three of their KL"
+    for count in (2, 4, 6):
+        path.write_bytes(b"".join(lines[:count]))
+        assert sample(policy, reference, log=ChunkLog(path)) == whole

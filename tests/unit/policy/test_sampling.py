@@ -9,9 +9,12 @@ import pytest
 import torch
 from scipy import stats
 
+from metarm.chunk_log import ChunkLog
 from metarm.config import SamplingSettings
 from metarm.errors import DataError, ModelError
+from metarm.interrupts import Stopped
 from metarm.models.loading import load_causal_lm, load_encoder
+from metarm.policy import sampling
 from metarm.policy.sampling import BEST_OF_N_FILE, SampledPolicy, generate, sample_groups
 from metarm.progress import SilentProgress
 from tiny_models import CONTEXT, EOS, WORDS, save_causal_lm, save_fixed_policy
@@ -267,3 +270,26 @@ def test_best_of_n_over_best_of_n_is_refused(tmp_path, folder):
 def test_the_vocabulary_of_these_tests_is_as_they_say(encoder):
     assert encoder.encode_prompt("a f") == [1, 4, 3 + len(WORDS)]
     assert encoder.decode([4, 9]) == " a f"
+
+
+def test_sampling_goes_on_with_the_batch_where_it_was_stopped(folder, tmp_path, monkeypatch):
+    settings = SamplingSettings(num_generations=3, max_completion_length=4, batch_size=4)
+    options = {"seed": 5, "progress": SilentProgress()}
+    whole = sample_groups(folder, PROMPTS, settings, **options)
+    calls = []
+    real = sampling.generate
+
+    def drawn(*arguments, **named):
+        calls.append(named["seed"])
+        if len(calls) == 2:
+            monkeypatch.setattr("metarm.interrupts._request.number", 2)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(sampling, "generate", drawn)
+    with pytest.raises(Stopped):
+        sample_groups(folder, PROMPTS, settings, log=ChunkLog(tmp_path / "log"), **options)
+    assert len(calls) == 2
+    log = ChunkLog(tmp_path / "log")
+    assert sample_groups(folder, PROMPTS, settings, log=log, **options) == whole
+    assert len(calls) == len(set(calls)) == -(-3 * len(PROMPTS) // 4)
+    assert sample_groups(folder, PROMPTS, settings, log=log, **(options | {"seed": 6})) != whole

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Supervised fine-tuning: what the loss covers, what is learnt, what is left out."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
+from metarm.checkpoints import CheckpointPlace
 from metarm.config import SftSettings
 from metarm.errors import EmptySetError
+from metarm.interrupts import Stopped
 from metarm.models.loading import load_causal_lm, load_encoder
 from metarm.policy.sft import train_sft
 from metarm.progress import SilentProgress
@@ -20,7 +24,7 @@ def model(tmp_path_factory):
     return save_causal_lm(tmp_path_factory.mktemp("model"))
 
 
-def train(model, demonstrations, output, *, seed=0, **changes):
+def train(model, demonstrations, output, *, seed=0, checkpoints=None, progress=None, **changes):
     settings = SftSettings(**({"num_train_epochs": 1.0, "learning_rate": 1e-9} | changes))
     return train_sft(
         model=str(model),
@@ -28,7 +32,8 @@ def train(model, demonstrations, output, *, seed=0, **changes):
         settings=settings,
         output_dir=output,
         seed=seed,
-        progress=SilentProgress(),
+        progress=progress or SilentProgress(),
+        checkpoints=checkpoints,
     )
 
 
@@ -117,3 +122,39 @@ def test_a_policy_learns_to_end_under_any_template(tmp_path, name):
     result = train(folder, [(prompt, " d e")], tmp_path / "sft")
     expected = log_likelihoods(folder, prompt_ids, [7, 8, EOS])
     assert result["loss_nats"] == pytest.approx(-sum(expected) / 3, rel=1e-4)
+
+
+def test_it_goes_on_where_it_was_stopped(model, tmp_path, monkeypatch):
+    """In mid-epoch, after the last step, and with the same mean loss."""
+    demonstrations = [(first, f" {NEXT[first]}") for first in NEXT] * 3
+    options = {"learning_rate": 1e-2, "per_device_train_batch_size": 4, "num_train_epochs": 2.0}
+    whole = train(model, demonstrations, tmp_path / "whole", **options)
+    for asked_at in (1, 4, 7, 10):
+        place = CheckpointPlace(tmp_path / str(asked_at), every=100)
+        steps = []
+
+        class Bar(SilentProgress):
+            @contextmanager
+            def stage(self, name, total, asked_at=asked_at, steps=steps):
+                yield self
+
+            def advance(self, count=1, note="", asked_at=asked_at, steps=steps):
+                steps.append(count)
+                if sum(steps) == asked_at:
+                    monkeypatch.setattr("metarm.interrupts._request.number", 15)
+
+        with pytest.raises(Stopped):
+            train(
+                model,
+                demonstrations,
+                tmp_path / "out",
+                checkpoints=place,
+                progress=Bar(),
+                **options,
+            )
+        assert [path.name for path in place.folder.iterdir()] == [f"checkpoint-{asked_at}"]
+        again = train(
+            model, demonstrations, tmp_path / f"out {asked_at}", checkpoints=place, **options
+        )
+        assert again == whole
+        assert folder_digest(tmp_path / f"out {asked_at}") == folder_digest(tmp_path / "whole")
