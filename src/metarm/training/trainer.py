@@ -38,10 +38,10 @@ from metarm.meta_step import (
     add_gradients,
     check_precision,
     place_ahead,
-    standing_at,
 )
 from metarm.models.meta_callback import Kept, MetaCallback
 from metarm.objectives import difference_loss
+from metarm.placement import hold, standing_at
 from metarm.strength import StrengthGuard
 from metarm.training.control import (
     StrengthControl,
@@ -51,16 +51,21 @@ from metarm.training.control import (
 )
 from metarm.training.meta_pass import MetaPass, StepState
 from metarm.training.plain_training import (
-    PLAIN_FILE,
     PlainTraining,
     copy_weights,
     noise_put_back,
+    plain_file_name,
     put_weights,
 )
-from metarm.training.processes import direction_over_processes, mean_over_processes
+from metarm.training.processes import (
+    direction_over_processes,
+    mean_over_processes,
+    most_over_processes,
+)
 from metarm.training.settings import MetaRewardConfig
+from metarm.training.sharding import check_optimizer, gather_in_full_precision
 from metarm.training.shared_trainer import SharedPromptTrainer
-from metarm.training.support import refuse_unsupported
+from metarm.training.support import is_sharding, refuse_unsupported
 
 __all__ = ["MetaRewardTrainer"]
 
@@ -137,10 +142,13 @@ class MetaRewardTrainer(SharedPromptTrainer):
         self._options = options
         self.meta_report: EncodingReport | None = None
         self.plain_weights: dict[str, Tensor] | None = None
-        """After a guarded training: the trainable weights that plain training gave, on the CPU."""
+        """After a guarded training: the trainable weights that plain training gave, on the CPU; this
+        process's shards of them where the model is sharded."""
         if args.meta_mode == "off" or meta_dataset is None:
             return
         refuse_unsupported(args, self.accelerator, self.model)
+        if self._is_sharded:
+            gather_in_full_precision(self.accelerator, self.model, args)
         check_precision(p for p in self.model.parameters() if p.requires_grad)
         self._encoder = Encoder(self.processing_class)
         self._groups, self.meta_report = encode_groups(
@@ -168,7 +176,7 @@ class MetaRewardTrainer(SharedPromptTrainer):
             "metarm.GroupMixture": self._mixture,
             "metarm.StrengthGuard": self._control,
         }
-        callback = MetaCallback(self._measure_direction, self._end_step, kept)
+        callback = MetaCallback(self._measure_direction, self._end_step, kept, self._check_placed)
         self.callback_handler.callbacks.insert(0, callback)
 
     @property
@@ -182,7 +190,7 @@ class MetaRewardTrainer(SharedPromptTrainer):
     def train(self, resume_from_checkpoint: Any = None, *arguments: Any, **options: Any) -> Any:
         """The parent's; with a guard, after a plain training from the same weights."""
         control = self._control if self._is_guarded() else None
-        plain_file = Path(self.args.output_dir) / PLAIN_FILE
+        plain_file = Path(self.args.output_dir) / self._plain_file_name
         resumes_guard = bool(resume_from_checkpoint) and self._mean(plain_file.is_file()) == 1.0
         too_few = "the meta set has fewer than 50 groups, too few to keep some for it"
         why_not = {
@@ -221,12 +229,12 @@ class MetaRewardTrainer(SharedPromptTrainer):
                 "checkpoints of this training hold the others"
             )
             put_weights(self.model, plain_weights)
-        if self.is_world_process_zero():
+        if self._writes_plain:
             plain_file.unlink(missing_ok=True)
 
     def _train_plain(self, file: Path) -> None:
         """Train without the meta step, keep what came out, and go back to the first weights."""
-        first = copy_weights(self.model)
+        first: dict[str, Tensor] = {}
         args = copy.copy(self.args)
         args.meta_mode = "off"
         args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
@@ -248,7 +256,10 @@ class MetaRewardTrainer(SharedPromptTrainer):
                     **options,
                 )
             plain.remove_callback(PrinterCallback)
-            for callback in (*self._plain_callbacks, MetaCallback(end=self._record)):
+            own = MetaCallback(
+                end=self._record, placed=lambda: first.update(copy_weights(self.model))
+            )
+            for callback in (*self._plain_callbacks, own):
                 plain.add_callback(callback)
             plain.train()
         self.plain_weights = copy_weights(self.model)
@@ -262,7 +273,7 @@ class MetaRewardTrainer(SharedPromptTrainer):
         put_weights(self.model, first)
         self.model.zero_grad(set_to_none=True)
         self._strength.begin_guard()
-        if self.args.save_strategy != SaveStrategy.NO and self.is_world_process_zero():
+        if self.args.save_strategy != SaveStrategy.NO and self._writes_plain:
             PlainTraining(self.plain_weights, *self._strength.recorded).save(file)
 
     def _resume_plain(self, file: Path) -> None:
@@ -279,15 +290,34 @@ class MetaRewardTrainer(SharedPromptTrainer):
         assert self._control is not None, "only with a meta step"
         return self._control
 
+    @property
+    def _is_sharded(self) -> bool:
+        return is_sharding(self.accelerator, self.model)
+
+    @property
+    def _plain_file_name(self) -> str:
+        accelerator = self.accelerator
+        return plain_file_name(
+            accelerator.process_index, accelerator.num_processes, is_sharded=self._is_sharded
+        )
+
+    @property
+    def _writes_plain(self) -> bool:
+        return bool(self._is_sharded or self.is_world_process_zero())
+
+    def _check_placed(self) -> None:
+        if self._is_sharded:
+            check_optimizer(self.optimizer, self.model)
+
     def _trainable(self) -> list[Tensor]:
         return [
             p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad
         ]
 
-    def _moved(self) -> list[Tensor]:
+    def _moved(self) -> Sequence[Tensor]:
         """The weights that J moves."""
         if self.args.meta_parameters == "all":
-            return self._trainable()
+            return hold(self._trainable(), self.model)
         inner = next(m for m in self.model.modules() if isinstance(m, PreTrainedModel))
         trunk = {id(p) for p in inner.base_model.parameters()}
         return [p for p in self._trainable() if id(p) not in trunk]
@@ -346,6 +376,9 @@ class MetaRewardTrainer(SharedPromptTrainer):
     def _mean(self, value: float) -> float:
         return mean_over_processes(self.accelerator, value)
 
+    def _most(self, counts: Sequence[int]) -> list[int]:
+        return most_over_processes(self.accelerator, counts)
+
     def _meta_pass(self, step: int) -> MetaPass:
         """This process's groups, and what their mean weighs in the mean over processes."""
         indices = self._mixture.draw(self.args.meta_batch_size, step)
@@ -366,6 +399,7 @@ class MetaRewardTrainer(SharedPromptTrainer):
             pad_token_id=self._encoder.pad_token_id,
             device=self.accelerator.device,
             share=len(own) * num_processes / len(indices),
+            most=self._most if self._is_sharded else list,
         )
 
     @contextmanager
