@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from metarm.cli.settings_help import setting_lines
+from metarm.launched import is_first, num_processes
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -81,11 +82,15 @@ def words_with_output(words: Sequence[str] | None, output: Path | None) -> list[
 
 def answer(text: str) -> None:
     """Say something on the process's stdout, wherever `sys.stdout` leads while a verb works."""
+    if not is_first():
+        return
     print(text, file=sys.__stdout__, flush=True)
 
 
 def note(text: str) -> None:
-    """Say something on stderr, where it is in no program's way."""
+    """Say something on stderr, where it is in no program's way; of several processes the first."""
+    if not is_first():
+        return
     print(text, file=sys.stderr, flush=True)
 
 
@@ -109,8 +114,10 @@ def build_output(
     inputs: Mapping[str, str | Path | None],
     facts: Mapping[str, Any],
     build: Callable[[Path], Mapping[str, Any]],
-) -> "Stage":
+) -> "Stage | None":
     """Make the folder `output` whole or not at all; one that is finished is not made again.
+
+    Started in several processes, the first one makes it and the others help.
 
     Args:
         verb: The command's name.
@@ -119,7 +126,29 @@ def build_output(
         inputs: Files and folders that it reads; their bytes decide whether it is still the same.
         facts: Whatever else decides the result, as JSON values.
         build: Fills a folder and returns the document that the verb prints.
+
+    Returns:
+        The stage; None on a process that only helped.
     """
+    if num_processes() > 1:
+        from metarm.training.together import join_processes, make_together
+
+        join_processes()
+        beside = output.with_name(f".{output.name}.partial")
+        return make_together(
+            lambda fill: _make_output(verb, output, settings, inputs, facts, fill), build, beside
+        )
+    return _make_output(verb, output, settings, inputs, facts, build)
+
+
+def _make_output(
+    verb: str,
+    output: Path,
+    settings: "BaseModel",
+    inputs: Mapping[str, str | Path | None],
+    facts: Mapping[str, Any],
+    build: Callable[[Path], Mapping[str, Any]],
+) -> "Stage":
     from metarm.storage import STAGE_FILE, build_stage, content_digest
 
     record = {

@@ -22,6 +22,7 @@ from metarm.cli.progress import choose_progress
 
 if TYPE_CHECKING:
     from metarm.config import RewardSettings
+    from metarm.storage import Stage
     from metarm.training import GuardReport
 
 __all__ = ["optimize", "reward", "sft"]
@@ -78,7 +79,7 @@ def sft(
 
     inputs = {"model": model, "demonstrations": demonstrations}
     stage = build_output("sft", output, settings, inputs, {"seed": seed}, build)
-    _print_result(output, dict(stage.metrics), as_json=as_json)
+    _print_result(output, stage, as_json=as_json)
 
 
 def reward(
@@ -128,7 +129,8 @@ def reward(
     """Train a reward model, with the MetaRM step.
 
     The step needs a meta set: groups of responses of the policy that the model will judge, as
-    `metarm sample` writes them. Without one this is plain training.
+    `metarm sample` writes them. Without one this is plain training. On several GPUs start it with
+    `torchrun` or `accelerate launch` (docs/scale.md).
     """
     from metarm.config import RewardSettings
 
@@ -190,7 +192,7 @@ def reward(
     }
     facts = {"seed": seed, "test_fraction": test_fraction, "data_format": data_format}
     stage = build_output("reward", output, settings, inputs, facts, build)
-    _print_result(output, dict(stage.metrics), as_json=as_json)
+    _print_result(output, stage, as_json=as_json)
 
 
 def _guard_facts(guard: "GuardReport | None") -> dict[str, Any]:
@@ -279,7 +281,7 @@ def optimize(
         "prompts": prompts,
     }
     stage = build_output("optimize", output, settings, inputs, {"seed": seed, "gold": gold}, build)
-    _print_result(output, dict(stage.metrics), as_json=as_json)
+    _print_result(output, stage, as_json=as_json)
 
 
 def _model_path(model: str) -> Path:
@@ -288,8 +290,11 @@ def _model_path(model: str) -> Path:
     return path.resolve() if path.exists() else path
 
 
-def _print_result(output: Path, document: dict[str, Any], *, as_json: bool) -> None:
+def _print_result(output: Path, stage: "Stage | None", *, as_json: bool) -> None:
     """What a training verb has to say: its facts, its metrics, the held-out accuracy."""
+    if stage is None:
+        return
+    document = dict(stage.metrics)
     if as_json:
         print_json({"output": str(output), **document})
         return

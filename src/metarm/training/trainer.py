@@ -142,12 +142,12 @@ class MetaRewardTrainer(SharedPromptTrainer):
         self._options = options
         self.meta_report: EncodingReport | None = None
         self.plain_weights: dict[str, Tensor] | None = None
-        """After a guarded training: the trainable weights that plain training gave, on the CPU; this
-        process's shards of them where the model is sharded."""
+        """After a guarded training: the trainable weights that plain training gave, on the CPU, or
+        this process's shards of them."""
         if args.meta_mode == "off" or meta_dataset is None:
             return
         refuse_unsupported(args, self.accelerator, self.model)
-        if self._is_sharded:
+        if self.is_sharded:
             gather_in_full_precision(self.accelerator, self.model, args)
         check_precision(p for p in self.model.parameters() if p.requires_grad)
         self._encoder = Encoder(self.processing_class)
@@ -291,22 +291,23 @@ class MetaRewardTrainer(SharedPromptTrainer):
         return self._control
 
     @property
-    def _is_sharded(self) -> bool:
+    def is_sharded(self) -> bool:
+        """Whether the weights are, or will be when training begins, shards of FSDP2."""
         return is_sharding(self.accelerator, self.model)
 
     @property
     def _plain_file_name(self) -> str:
         accelerator = self.accelerator
         return plain_file_name(
-            accelerator.process_index, accelerator.num_processes, is_sharded=self._is_sharded
+            accelerator.process_index, accelerator.num_processes, is_sharded=self.is_sharded
         )
 
     @property
     def _writes_plain(self) -> bool:
-        return bool(self._is_sharded or self.is_world_process_zero())
+        return bool(self.is_sharded or self.is_world_process_zero())
 
     def _check_placed(self) -> None:
-        if self._is_sharded:
+        if self.is_sharded:
             check_optimizer(self.optimizer, self.model)
 
     def _trainable(self) -> list[Tensor]:
@@ -399,7 +400,7 @@ class MetaRewardTrainer(SharedPromptTrainer):
             pad_token_id=self._encoder.pad_token_id,
             device=self.accelerator.device,
             share=len(own) * num_processes / len(indices),
-            most=self._most if self._is_sharded else list,
+            most=self._most if self.is_sharded else list,
         )
 
     @contextmanager
