@@ -211,7 +211,7 @@ def an_error_within() -> dict[str, float]:
 
 
 def without_resharding() -> dict[str, float]:
-    """(a) The tail stays gathered after a pass without gradients: an edit of its shard is unseen."""
+    """(a) The tail stays gathered after a pass without gradients: an edit is not seen."""
     model = shard(make_model())
     parameters = parameters_of(model)
     with torch.no_grad():
@@ -246,7 +246,7 @@ def with_data_assigned() -> dict[str, float]:
 
 
 def without_sync() -> dict[str, float]:
-    """(c) J without gradient sync has no gradient to read, and is added to the preference loss's."""
+    """(c) Without gradient sync J has no gradient to read, and is added to that of L."""
     model = shard(make_model())
     model.set_requires_gradient_sync(False)
     spread(model(own(rows(1)))).backward()
