@@ -20,6 +20,7 @@ from metarm.cli.compare import compare
 from metarm.cli.doctor import doctor
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
+from metarm.cli.plan import plan
 from metarm.cli.runs import report, run
 from metarm.cli.settings_help import settings_of
 from metarm.cli.train import optimize, reward, sft
@@ -42,6 +43,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "tune": (tune, "TuneSettings"),
     "advise": (advise, "AdviseSettings"),
     "bench": (bench, "BenchSettings"),
+    "plan": (plan, None),
     "doctor": (doctor, None),
 }
 """Each verb's function and the class of `metarm.config` whose settings it takes."""
