@@ -15,6 +15,7 @@ from trl import RewardTrainer
 from metarm.data.encoding import PaddedBatch
 from metarm.data.meta_batches import MetaBatch
 from metarm.models.shared_prompts import SharedPrompts, Work
+from metarm.placement import sharded_modules
 from metarm.training.sharding import sharded_autocast
 
 __all__ = ["SharedPromptTrainer"]
@@ -106,7 +107,8 @@ class SharedPromptTrainer(RewardTrainer):
         device = self.accelerator.device
         model = self.accelerator.unwrap_model(self.model)
         # Without accelerate's autocast: bfloat16 would round a small change of the scores away.
-        forward = getattr(model, "_original_forward", model)
+        # Shards are gathered by calling the model itself, on which there is none of its.
+        forward = model if sharded_modules(model) else getattr(model, "_original_forward", model)
         was_training = model.training
         # Dropout would be taken for a change of the rewards.
         model.eval()

@@ -31,7 +31,7 @@ def refuse_unsupported(args: MetaRewardConfig, accelerator: Any, model: Any) -> 
     if reason := _unsupported_processes(args, accelerator, model):
         raise ConfigError(f"{SUPPORTED}, got {reason}. {WAY}.")
     if is_sharding(accelerator, model):
-        _refuse_with_shards(args, accelerator)
+        _refuse_with_shards(args, accelerator, is_loaded=bool(sharded_modules(model)))
     kind = str(accelerator.distributed_type).rpartition(".")[2]
     if kind != "NO" and args.meta_order == "exact":
         raise ConfigError("meta_order='exact' runs in one process only: use 'first' with DDP")
@@ -91,7 +91,7 @@ def _deepspeed_stage(accelerator: Any) -> str:
     )
 
 
-def _refuse_with_shards(args: MetaRewardConfig, accelerator: Any) -> None:
+def _refuse_with_shards(args: MetaRewardConfig, accelerator: Any, *, is_loaded: bool) -> None:
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     is_guarded = args.meta_strength == "auto" and args.meta_guard
     reasons = {
@@ -103,6 +103,10 @@ def _refuse_with_shards(args: MetaRewardConfig, accelerator: Any) -> None:
             getattr(plugin, "cpu_offload", None)
         ).__name__
         == "CPUOffloadPolicy",
+        "bf16 on a model that was sharded when it was loaded, whose scores cannot be measured "
+        "without it: load it whole, and let accelerate shard it": is_loaded
+        and not accelerator.is_fsdp2
+        and accelerator.mixed_precision == "bf16",
         "fsdp_activation_checkpointing, which the guard's two trainings would put on twice: set "
         "gradient_checkpointing=True instead": is_guarded
         and bool(getattr(plugin, "activation_checkpointing", False)),

@@ -46,6 +46,7 @@ def make_together(
     if not is_first():
         if _heard() == BUILD:
             build(beside)
+        torch.distributed.destroy_process_group()
         return None
     told = False
 
@@ -56,11 +57,13 @@ def make_together(
         return build(folder)
 
     try:
-        return make(build_with_others)
+        made = make(build_with_others)
     finally:
         # Also where there is nothing to do, or it cannot be done: they wait for a word.
         if not told:
             _say(DONE)
+    torch.distributed.destroy_process_group()
+    return made
 
 
 def _say(word: int) -> None:
