@@ -29,7 +29,7 @@ def start_two(script: Path, arguments: list[str], repository: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-6000:]
