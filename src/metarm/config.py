@@ -129,7 +129,7 @@ class RewardSettings(_Settings):
     max_steps: int = -1
     """Optimiser steps; -1: by epochs."""
     per_device_train_batch_size: Count = 16
-    """Pairs per forward pass."""
+    """Pairs per forward pass, of each process."""
     gradient_accumulation_steps: Count = 1
     """Forward passes per optimiser step."""
     max_length: Count = 1024

@@ -23,9 +23,16 @@ from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from metarm.errors import ConfigError, PrecisionError, nearest_names
+from metarm.placement import (
+    pending_sum,
+    put_into,
+    shard_of,
+    standing_at,
+    sums_over_shards,
+    widest,
+)
 
 __all__ = [
     "SIGNS",
@@ -186,37 +193,9 @@ def place_ahead(
             squared.append(inner_product(change, change))
             along.append(inner_product(change, gradient))
             intended.append(inner_product(gradient, gradient))
-            if spend:
-                gradient.data = place
-            places.append(place)
+            places.append(put_into(gradient, place) if spend else place)
     whole = step * read_sum(intended)
     return places, Move(math.sqrt(read_sum(squared)), read_sum(along) / whole if whole else 1.0)
-
-
-@contextmanager
-def standing_at(parameters: Sequence[Tensor], places: Sequence[Tensor | None]) -> Iterator[None]:
-    """Hold the parameters at other weights; on any exit they are back, as they were never touched.
-
-    Storages are exchanged, not values: nothing is copied or rounded. A graph that was built on one
-    side and is gone back through on the other is an error of autograd's, as after any change in
-    place. Whatever keeps addresses of weights (CUDA graphs, flat shards) must not run inside.
-    """
-    kept: list[tuple[Tensor, Tensor]] = []
-    try:
-        for parameter, place in zip(parameters, places, strict=True):
-            if place is not None:
-                kept.append((parameter, parameter.data))
-                parameter.data = place
-                # Unlike an operation in place, `.data` does not tell autograd.
-                increment_version(parameter)
-        # Inside one autocast context the cached bf16 weights would still be theta's.
-        torch.clear_autocast_cache()
-        yield
-    finally:
-        for parameter, home in kept:
-            parameter.data = home
-            increment_version(parameter)
-        torch.clear_autocast_cache()
 
 
 @contextmanager
@@ -413,18 +392,15 @@ def weights_norm(parameters: Iterable[Tensor]) -> float:
 
 
 def inner_product(one: Tensor, other: Tensor) -> Tensor:
-    """The inner product of two tensors of one shape, left on their device."""
-    return torch.dot(one.flatten(), other.flatten().to(one.dtype))
+    """The inner product of two tensors of one shape, on their device; of shards, a part of it."""
+    here, there = shard_of(one).flatten(), shard_of(other).flatten()
+    return pending_sum(torch.dot(here, there.to(here.dtype)), one)
 
 
 def read_sum(products: Sequence[Tensor]) -> float:
-    """Their sum in fp64, read from the device at one go; 0 for none."""
+    """Their sum in fp64 over all shards, read from the device at one go; 0 for none."""
     if not products:
         return 0.0
     home = products[0].device
-    return float(sum(torch.stack([widest(product).to(home) for product in products]).tolist()))
-
-
-def widest(tensor: Tensor) -> Tensor:
-    """The tensor in fp64, or in fp32 on Apple's accelerator, which has no fp64."""
-    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+    whole = [widest(product).to(home) for product in sums_over_shards(products)]
+    return float(sum(torch.stack(whole).tolist()))

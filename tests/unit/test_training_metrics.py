@@ -186,7 +186,9 @@ def test_the_cosine_tells_whether_preferences_lower_j(reward_model_dir, tmp_path
         trainer.train()
         cosine = trainer.state.log_history[0]["meta/cosine"]
         with torch.no_grad():
-            change = trainer._now.measured.difference().item() - trainer.state.log_history[0]["meta/J"]
+            change = (
+                trainer._now.measured.difference().item() - trainer.state.log_history[0]["meta/J"]
+            )
         assert math.copysign(1, cosine) == -math.copysign(1, change)
         signs.add(math.copysign(1, cosine))
     assert signs == {-1.0, 1.0}

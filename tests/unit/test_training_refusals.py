@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the trainer cannot do, it refuses with one error that says what to do instead."""
 
+from types import SimpleNamespace
+
 import datasets
 import peft
 import pytest
 import torch
 from accelerate import DistributedType
+from torch.distributed.fsdp import CPUOffloadPolicy
 from trl import RewardConfig
 
 from metarm.errors import ConfigError, DataError, PrecisionError
@@ -113,21 +116,83 @@ def test_reentrant_checkpointing_is_refused(reward_model_dir, tmp_path):
         )
 
 
+DDP = {"distributed_type": DistributedType.MULTI_CPU}
+FSDP2 = {
+    "distributed_type": DistributedType.FSDP,
+    "is_fsdp2": True,
+    "plugin": {"fsdp_version": 2, "cpu_offload": None, "activation_checkpointing": False},
+}
+
+
 @pytest.mark.parametrize(
-    ("kind", "options", "words"),
+    ("accelerator", "options", "words"),
     [
-        (DistributedType.FSDP, {}, "one process and DDP, got FSDP"),
-        (DistributedType.DEEPSPEED, {}, "one process and DDP, got DEEPSPEED"),
-        (DistributedType.MULTI_CPU, {"meta_order": "exact"}, "'first' with DDP"),
+        (FSDP2 | {"is_fsdp2": False}, {}, r"DDP and FSDP2, got FSDP1.*fsdp2_one_node\.yaml"),
+        (
+            {"distributed_type": DistributedType.DEEPSPEED, "zero_stage": 2},
+            {},
+            r"got DeepSpeed ZeRO-2, .*For a model.*use FSDP2",
+        ),
+        (
+            {"distributed_type": DistributedType.DEEPSPEED, "zero_stage": 3},
+            {},
+            r"got DeepSpeed ZeRO-3, .*use FSDP2",
+        ),
+        ({"distributed_type": DistributedType.MEGATRON_LM}, {}, "got MEGATRON_LM"),
+        (DDP | {"parallel": {"tp_size": 2}}, {}, r"got tensor parallelism\."),
+        (
+            DDP | {"parallel": {"cp_size": 2, "sp_size": 2}},
+            {},
+            r"got context parallelism and sequence parallelism\.",
+        ),
+        (DDP | {"parallel": {"dp_replicate_size": 2}}, {}, "got a parallelism_config"),
+        (DDP, {"meta_order": "exact"}, "'first' with DDP"),
+        (FSDP2, {"meta_order": "exact"}, "FSDP2 the meta step does not support meta_order='exact'"),
+        (FSDP2, {"meta_parameters": "head"}, r"meta_parameters='head'.*use 'all'"),
+        (
+            FSDP2 | {"plugin": FSDP2["plugin"] | {"activation_checkpointing": True}},
+            {"meta_strength": "auto", "meta_guard": True},
+            "gradient_checkpointing=True instead",
+        ),
+        (
+            FSDP2 | {"plugin": FSDP2["plugin"] | {"cpu_offload": CPUOffloadPolicy()}},
+            {},
+            "fsdp_offload_params",
+        ),
     ],
 )
-def test_sharded_training_is_refused(reward_model_dir, tmp_path, monkeypatch, kind, options, words):
+def test_what_the_meta_step_cannot_be_part_of_is_refused_by_name(
+    reward_model_dir, tmp_path, accelerator, options, words
+):
+    """Packages that are not installed are told of by what accelerate's state says of them."""
     trainer = make_trainer(reward_model_dir, tmp_path)
     for name, value in options.items():
         setattr(trainer.args, name, value)
-    monkeypatch.setattr(trainer.accelerator.state, "distributed_type", kind)
+    stage = accelerator.get("zero_stage")
+    state = SimpleNamespace(
+        deepspeed_plugin=None if stage is None else SimpleNamespace(zero_stage=stage),
+        fsdp_plugin=SimpleNamespace(**accelerator.get("plugin", {})),
+    )
+    parallel = accelerator.get("parallel")
+    stand_in = SimpleNamespace(
+        distributed_type=accelerator["distributed_type"],
+        is_fsdp2=accelerator.get("is_fsdp2", False),
+        parallelism_config=None if parallel is None else SimpleNamespace(**parallel),
+        state=state,
+    )
     with pytest.raises(ConfigError, match=words):
-        refuse_unsupported(trainer.args, trainer.accelerator, trainer.model)
+        refuse_unsupported(trainer.args, stand_in, trainer.model)
+
+
+def test_fsdp2_is_not_refused(reward_model_dir, tmp_path):
+    trainer = make_trainer(reward_model_dir, tmp_path)
+    stand_in = SimpleNamespace(
+        distributed_type=DistributedType.FSDP,
+        is_fsdp2=True,
+        parallelism_config=None,
+        state=SimpleNamespace(fsdp_plugin=SimpleNamespace(**FSDP2["plugin"])),
+    )
+    refuse_unsupported(trainer.args, stand_in, trainer.model)
 
 
 def test_exact_refuses_attention_that_cannot_be_differentiated_twice(reward_model_dir, tmp_path):

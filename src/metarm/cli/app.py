@@ -20,6 +20,7 @@ from metarm.cli.compare import compare
 from metarm.cli.doctor import doctor
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
+from metarm.cli.plan import plan
 from metarm.cli.runs import report, run
 from metarm.cli.serve import serve
 from metarm.cli.settings_help import settings_of
@@ -27,6 +28,7 @@ from metarm.cli.train import optimize, reward, sft
 from metarm.cli.tune import tune
 from metarm.errors import ConfigError, MetarmError, nearest_names
 from metarm.interrupts import Stopped, stop_on_signals
+from metarm.launched import is_first, num_processes, process_index
 
 __all__ = ["VERBS", "build_command", "run_command"]
 
@@ -44,6 +46,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "tune": (tune, "TuneSettings"),
     "advise": (advise, "AdviseSettings"),
     "bench": (bench, "BenchSettings"),
+    "plan": (plan, None),
     "doctor": (doctor, None),
 }
 """Each verb's function and the class of `metarm.config` whose settings it takes."""
@@ -60,6 +63,9 @@ _QUIET: Final = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+
+TOGETHER: Final = frozenset({"reward"})
+"""Verbs that several processes of a launcher do together."""
 
 _KEPT: Final = {
     "serve": "no request had been accepted",
@@ -122,12 +128,14 @@ def run_command(arguments: Sequence[str]) -> int:
         ignored += ",ignore:resource_tracker:UserWarning"
         os.environ.setdefault("PYTHONWARNINGS", ignored)
     verb = next((word for word in words if not word.startswith("-")), "")
-    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _say(
-            "error: a metarm command is one process, got WORLD_SIZE="
-            f"{os.environ['WORLD_SIZE']}: start it without torchrun. For several GPUs use "
-            "MetaRewardTrainer in a script of your own (docs/training.md)."
-        )
+    wants_help = not {"-h", "--help", "--version"}.isdisjoint(words)
+    if num_processes() > 1 and verb not in TOGETHER and not wants_help:
+        if is_first():
+            _say(
+                f"error: metarm {verb} is one process, got WORLD_SIZE={num_processes()}: start it "
+                f"without a launcher. Of the verbs only {', '.join(sorted(TOGETHER))} trains in "
+                "several processes (docs/scale.md)."
+            )
         return 2
     failure: BaseException
     try:
@@ -194,4 +202,6 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 def _say(message: str) -> None:
     """One line on stderr, whatever the message holds."""
+    if not is_first():
+        message = f"process {process_index()} of {num_processes()}: {message}"
     print(" ".join(message.split("\n")), file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from metarm.cli.settings_help import setting_lines
+from metarm.launched import is_first, num_processes
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -92,11 +93,15 @@ def words_with_output(words: Sequence[str] | None, output: Path | None) -> list[
 
 def answer(text: str) -> None:
     """Say something on the process's stdout, wherever `sys.stdout` leads while a verb works."""
+    if not is_first():
+        return
     print(text, file=sys.__stdout__, flush=True)
 
 
 def note(text: str) -> None:
-    """Say something on stderr, where it is in no program's way."""
+    """Say something on stderr, where it is in no program's way; of several processes the first."""
+    if not is_first():
+        return
     print(text, file=sys.stderr, flush=True)
 
 
@@ -122,8 +127,10 @@ def build_output(
     build: Callable[[Path], Mapping[str, Any]],
     *,
     goes_on: bool = False,
-) -> "Stage":
+) -> "Stage | None":
     """Make the folder `output` whole or not at all; one that is finished is not made again.
+
+    Started in several processes, the first one makes it and the others help.
 
     Args:
         verb: The command's name.
@@ -133,7 +140,32 @@ def build_output(
         facts: Whatever else decides the result, as JSON values.
         build: Fills a folder and returns the document that the verb prints.
         goes_on: As in `build_stage`.
+
+    Returns:
+        The stage; None on a process that only helped.
     """
+
+    def make(fill: Callable[[Path], Mapping[str, Any]]) -> "Stage":
+        return _make_output(verb, output, settings, inputs, facts, fill, goes_on=goes_on)
+
+    if num_processes() > 1:
+        from metarm.training.together import join_processes, make_together
+
+        join_processes()
+        return make_together(make, build, output.with_name(f".{output.name}.partial"))
+    return make(build)
+
+
+def _make_output(
+    verb: str,
+    output: Path,
+    settings: "BaseModel",
+    inputs: Mapping[str, str | Path | None],
+    facts: Mapping[str, Any],
+    build: Callable[[Path], Mapping[str, Any]],
+    *,
+    goes_on: bool,
+) -> "Stage":
     from metarm.run_folder import hold_output
     from metarm.storage import STAGE_FILE, build_stage, content_digest
 

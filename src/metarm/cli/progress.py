@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from metarm.launched import is_first
+from metarm.progress import SilentProgress
 from metarm.protocols import ProgressReporter, StageProgress
 
 if TYPE_CHECKING:
@@ -17,7 +19,12 @@ __all__ = ["PlainProgress", "RichProgress", "choose_progress"]
 
 
 def choose_progress(stream: TextIO | None = None) -> ProgressReporter:
-    """Bars where `stream` (default: stderr) is a terminal, plain lines where it is not."""
+    """Bars where `stream` (default: stderr) is a terminal, plain lines where it is not.
+
+    Of several processes that train together the first one shows it.
+    """
+    if not is_first():
+        return SilentProgress()
     stream = sys.stderr if stream is None else stream
     return RichProgress(stream) if stream.isatty() else PlainProgress(stream)
 

@@ -20,9 +20,11 @@ from metarm.cli.options import (
     read_section,
 )
 from metarm.cli.progress import choose_progress
+from metarm.launched import num_processes
 
 if TYPE_CHECKING:
     from metarm.config import RewardSettings
+    from metarm.storage import Stage
     from metarm.training import GuardReport
 
 __all__ = ["optimize", "reward", "sft"]
@@ -83,7 +85,7 @@ def sft(
 
     inputs = {"model": model, "demonstrations": demonstrations}
     stage = build_output("sft", output, settings, inputs, {"seed": seed}, build, goes_on=True)
-    _print_result(output, dict(stage.metrics), as_json=as_json)
+    _print_result(output, stage, as_json=as_json)
 
 
 def reward(
@@ -134,7 +136,8 @@ def reward(
     """Train a reward model, with the MetaRM step.
 
     The step needs a meta set: groups of responses of the policy that the model will judge, as
-    `metarm sample` writes them. Without one this is plain training.
+    `metarm sample` writes them. Without one this is plain training. On several GPUs start it with
+    `torchrun` or `accelerate launch` (docs/scale.md).
     """
     from metarm.config import RewardSettings
 
@@ -163,6 +166,9 @@ def reward(
             if num_shared := len(loaded.pairs) - len(pairs):
                 note(f"{num_shared} training pairs left out: the test file has their prompts")
         groups = [] if meta_set is None else load_groups(meta_set)
+        # Several processes would not decide by time together.
+        can_keep = checkpoint_steps is not None or num_processes() == 1
+        place = CheckpointPlace(checkpoints_of(folder), checkpoint_steps) if can_keep else None
         result = train_reward_model(
             model=model,
             pairs=pairs,
@@ -173,7 +179,7 @@ def reward(
             seed=seed,
             progress=choose_progress(),
             probe=load_preferences(probe, data_format).pairs if probe else (),
-            checkpoints=CheckpointPlace(checkpoints_of(folder), checkpoint_steps),
+            checkpoints=place,
         )
         return {
             "load": loaded.report.summary(),
@@ -199,7 +205,7 @@ def reward(
     }
     facts = {"seed": seed, "test_fraction": test_fraction, "data_format": data_format}
     stage = build_output("reward", output, settings, inputs, facts, build, goes_on=True)
-    _print_result(output, dict(stage.metrics), as_json=as_json)
+    _print_result(output, stage, as_json=as_json)
 
 
 def _guard_facts(guard: "GuardReport | None") -> dict[str, Any]:
@@ -288,7 +294,7 @@ def optimize(
         "prompts": prompts,
     }
     stage = build_output("optimize", output, settings, inputs, {"seed": seed, "gold": gold}, build)
-    _print_result(output, dict(stage.metrics), as_json=as_json)
+    _print_result(output, stage, as_json=as_json)
 
 
 def _model_path(model: str) -> Path:
@@ -297,8 +303,11 @@ def _model_path(model: str) -> Path:
     return path.resolve() if path.exists() else path
 
 
-def _print_result(output: Path, document: dict[str, Any], *, as_json: bool) -> None:
+def _print_result(output: Path, stage: "Stage | None", *, as_json: bool) -> None:
     """What a training verb has to say: its facts, its metrics, the held-out accuracy."""
+    if stage is None:
+        return
+    document = dict(stage.metrics)
     if as_json:
         print_json({"output": str(output), **document})
         return

@@ -79,6 +79,7 @@ def load_reward_model(
     *,
     seed: int | None = 0,
     attn_implementation: str | None = None,
+    device: torch.device | None = None,
 ) -> "PreTrainedModel":
     """A sequence classifier with one score, in fp32.
 
@@ -87,6 +88,7 @@ def load_reward_model(
         encoder: Names the padding token that the score is not read at.
         seed: A language model gets a new score head, drawn from it; with None it is refused.
         attn_implementation: None is the model's own; `eager` can be differentiated twice.
+        device: None: `pick_device`. A model that will be sharded stays on the CPU.
 
     Raises:
         ModelError: When it is missing or of another kind.
@@ -112,7 +114,7 @@ def load_reward_model(
     _refuse_missing(model, kind, [k for k in missing if seed is None or k.startswith(trunk)])
     # The score is read at the last token that is not padding: model and encoder must agree on it.
     loaded.config.get_text_config().pad_token_id = encoder.pad_token_id
-    return loaded.to(pick_device()).eval()
+    return loaded.to(device or pick_device()).eval()
 
 
 def load_backbone(

@@ -25,6 +25,8 @@ class Kept(Protocol):
 class MetaCallback(TrainerCallback):
     """Calls `begin` before a step's first micro-batch and `end` after; keeps states by their keys.
 
+    Before all of them it calls `placed`, once a training: the model is wrapped or sharded by then.
+
     They go into a checkpoint's `trainer_state.json`. Not by `ExportableState`: callbacks of
     that kind are put back only where `restore_callback_states_from_checkpoint` is set.
     """
@@ -34,13 +36,16 @@ class MetaCallback(TrainerCallback):
         begin: Callable[[int], None] = lambda step: None,
         end: Callable[[int, int], None] = lambda step, num_steps: None,
         kept: Mapping[str, Kept] = NOTHING,
+        placed: Callable[[], None] = lambda: None,
     ) -> None:
         self.begin = begin
         self.end = end
         self.kept = kept
+        self.placed = placed
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The state is a checkpoint's where training is resumed."""
+        """Weights are where they will be trained; the state is a resumed checkpoint's."""
+        self.placed()
         for key, keeper in self.kept.items():
             keeper.restore(state.stateful_callbacks.get(key))
 

@@ -30,9 +30,9 @@ class StepReporter(TrainerCallback):
         self.bar.advance(1, f"loss {logged['loss']:.3f}" if logged else "")
 
 
-def count_steps(settings: RewardSettings, num_pairs: int) -> int:
+def count_steps(settings: RewardSettings, num_pairs: int, num_processes: int = 1) -> int:
     """Optimiser steps of a training by epochs."""
-    batches = -(-num_pairs // settings.per_device_train_batch_size)
+    batches = -(-num_pairs // (num_processes * settings.per_device_train_batch_size))
     per_epoch = -(-batches // settings.gradient_accumulation_steps)
     return math.ceil(settings.num_train_epochs * per_epoch)
 

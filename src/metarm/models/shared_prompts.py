@@ -43,6 +43,7 @@ from metarm.models.prompt_layout import (
     lay_out_packed,
 )
 from metarm.models.shared_attention import PACKED_ATTENTION, Attends, attention, block_mask
+from metarm.placement import sharded_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -224,6 +225,9 @@ class SharedPrompts:
             ),
             f"{config._attn_implementation!r} attention cannot be told who sees whom": lambda: (
                 config._attn_implementation not in WAYS
+            ),
+            "its weights are shards, which a pass of its own would wait for": lambda: bool(
+                sharded_modules(model)
             ),
             "the model has no padding token": lambda: config.pad_token_id is None,
             "dropout is on, and would be drawn once for all responses": lambda: _has_dropout(model),

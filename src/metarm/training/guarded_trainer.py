@@ -21,15 +21,16 @@ from metarm.storage import remove_folder
 from metarm.strength import StrengthGuard
 from metarm.training.control import StrengthControl
 from metarm.training.plain_training import (
-    PLAIN_FILE,
     PLAIN_FOLDER,
     PlainTraining,
     copy_weights,
     noise_put_back,
+    plain_file_name,
     put_weights,
 )
 from metarm.training.processes import mean_over_processes
 from metarm.training.steady_trainer import SteadyTrainer
+from metarm.training.support import is_sharding
 
 __all__ = ["GuardedTrainer"]
 
@@ -44,7 +45,8 @@ class GuardedTrainer(SteadyTrainer):
     _options: dict[str, Any]
     _plain_callbacks: Sequence[TrainerCallback]
     plain_weights: dict[str, Tensor] | None
-    """After a guarded training: the trainable weights that plain training gave, on the CPU."""
+    """After a guarded training: the trainable weights that plain training gave, on the CPU, or
+    this process's shards of them."""
 
     def make_plain(self, args: Any, **options: Any) -> "GuardedTrainer":
         """A trainer of the same model and data without a meta set."""
@@ -55,6 +57,22 @@ class GuardedTrainer(SteadyTrainer):
         """What the guard has seen; None where nothing is guarded."""
         return self._control.guard if self._control is not None else None
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights are, or will be when training begins, shards of FSDP2."""
+        return is_sharding(self.accelerator, self.model)
+
+    @property
+    def _plain_file_name(self) -> str:
+        accelerator = self.accelerator
+        return plain_file_name(
+            accelerator.process_index, accelerator.num_processes, is_sharded=self.is_sharded
+        )
+
+    @property
+    def _writes_plain(self) -> bool:
+        return bool(self.is_sharded or self.is_world_process_zero())
+
     def _is_guarded(self) -> bool:
         return self.args.meta_strength == "auto" and self.args.meta_guard
 
@@ -63,7 +81,7 @@ class GuardedTrainer(SteadyTrainer):
         goes_on = resume_from_checkpoint == NEWEST
         checkpoint = self.find_checkpoint(resume_from_checkpoint)
         control = self._control if self._is_guarded() else None
-        plain_file = Path(self.args.output_dir) / PLAIN_FILE
+        plain_file = Path(self.args.output_dir) / self._plain_file_name
         has_plain = bool(checkpoint or goes_on) and self._mean(plain_file.is_file()) == 1.0
         too_few = "the meta set has fewer than 50 groups, too few to keep some for it"
         why_not = {
@@ -104,12 +122,13 @@ class GuardedTrainer(SteadyTrainer):
             )
             put_weights(self.model, plain_weights)
         # A stage that is killed before it is finished still needs it.
-        if self._place is None and self.is_world_process_zero():
+        if self._place is None and self._writes_plain:
             plain_file.unlink(missing_ok=True)
 
     def _train_plain(self, file: Path, *, goes_on: bool = False) -> None:
         """Train without the meta step, keep what came out, and go back to the first weights."""
-        first = copy_weights(self.model)
+        # Shards are there when training begins; a checkpoint's weights may be there by then, too.
+        first = {} if self.is_sharded else copy_weights(self.model)
         args = copy.copy(self.args)
         args.meta_mode = "off"
         args.save_strategy, args.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
@@ -126,13 +145,18 @@ class GuardedTrainer(SteadyTrainer):
                 plain = self.make_plain(args, **options)
             plain.remove_callback(PrinterCallback)
             kept = {"metarm.PlainScores": self._strength.plain_scores}
-            record = MetaCallback(end=self._record, kept=kept)
+            record = MetaCallback(
+                end=self._record,
+                kept=kept,
+                placed=lambda: first.update({} if first else copy_weights(self.model)),
+            )
             for callback in (*self._plain_callbacks, record):
                 plain.add_callback(callback)
-            if self._place is not None:
+            keeps_inside = self._place is not None and not self.is_sharded
+            if self._place is not None and keeps_inside:
                 folder = self._place.folder / PLAIN_FOLDER
                 plain.keep_checkpoints(CheckpointPlace(folder, self._place.every))
-            plain.train(NEWEST if goes_on and self._place is not None else None)
+            plain.train(NEWEST if goes_on and keeps_inside else None)
         self.plain_weights = copy_weights(self.model)
         # Its autocast goes with it; this one's own is put on when training begins.
         plain.accelerator.unwrap_model(plain.model, keep_fp32_wrapper=False)
@@ -145,7 +169,7 @@ class GuardedTrainer(SteadyTrainer):
         self.model.zero_grad(set_to_none=True)
         self._strength.begin_guard()
         keeps = self._place is not None or self.args.save_strategy != SaveStrategy.NO
-        if keeps and self.is_world_process_zero():
+        if keeps and self._writes_plain:
             PlainTraining(self.plain_weights, *self._strength.recorded).save(file)
             remove_folder(file.parent / PLAIN_FOLDER)
 

@@ -8,6 +8,7 @@ parts; of a group that is too large itself, the scores come first and the gradie
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from metarm.data.encoding import EncodedGroup
 from metarm.data.meta_batches import MetaBatch, collate_groups
 from metarm.meta_step import Direction, gather_direction
 from metarm.objectives import difference_gradient, difference_loss
+from metarm.placement import backward_inputs
 from metarm.training.plain_training import noise_put_back
 
 __all__ = ["MetaPass", "Part", "ScoreResponses", "StepState", "split_groups"]
@@ -65,6 +67,8 @@ class MetaPass:
         pad_token_id: To pad with.
         device: Where the scores are.
         share: What J counts in the mean over processes.
+        most: What processes make of their numbers of passes, one for each part: the largest of
+            each, where weights are gathered and so none may make a pass alone.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class MetaPass:
         pad_token_id: int,
         device: torch.device,
         share: float = 1.0,
+        most: Callable[[list[int]], list[int]] = list,
     ) -> None:
         self._score, self.share = score, share
         sizes = torch.tensor([len(group.response_ids) for group in groups], device=device)
@@ -93,6 +98,10 @@ class MetaPass:
                 for piece in _fitting(chosen, most_responses)
             )
             self.parts.append(Part(batches, torch.tensor(part, device=device)))
+        self._passes = most([len(part.batches) for part in self.parts])
+        shortest = min((ids for group in groups for ids in group.response_ids), key=len)
+        alone = groups[0]._replace(response_ids=(shortest,))
+        self._least = collate_groups([alone], pad_token_id, device)
 
     def measure(self, parameters: Sequence[Tensor], ranking: Tensor | None = None) -> Direction:
         """J times its share, and its gradient; `scores` are those that it is of.
@@ -118,34 +127,60 @@ class MetaPass:
     def table(self) -> Tensor:
         """Scores at the weights as they are, (groups, k); 0 where a group is smaller."""
         table = torch.zeros_like(self.scores)
-        for part in self.parts:
-            table[self._places(part)] = self._scores_of(part).to(table.dtype)
+        for part, passes in zip_longest(self.parts, self._passes):
+            if part is not None:
+                table[self._places(part)] = self._scores_of(part).to(table.dtype)
+            self._idle(passes - (len(part.batches) if part is not None else 0))
         return table
 
     def _accumulate(self, parameters: Sequence[Tensor], ranking: Tensor | None) -> float:
         """Leave the gradient of J in `.grad`, part by part; returns J."""
         table = torch.zeros_like(self.scores)
-        total = 0.0
-        for part in self.parts:
-            weight = self.share * len(part.groups) / len(self.mask)
-            if len(part.batches) == 1:
-                with self._score(part.batches[0]) as scores:
-                    table = self._noted(table, part, scores)
-                    loss, slopes = self._slopes(table, part, ranking)
-                    scores.backward(weight * slopes.to(scores.dtype), inputs=list(parameters))
-            else:
+        total, leaves = 0.0, backward_inputs(parameters)
+        for part, passes in zip_longest(self.parts, self._passes):
+            count = len(part.batches) if part is not None else 0
+            if passes > 1:
                 # The second pass draws the first one's dropout.
                 with torch.no_grad(), noise_put_back(table.device):
-                    found = self._scores_of(part)
-                table = self._noted(table, part, found)
-                loss, slopes = self._slopes(table, part, ranking)
-                pieces = slopes.split([len(batch.input_ids) for batch in part.batches])
-                for batch, piece in zip(part.batches, pieces, strict=True):
-                    with self._score(batch) as scores:
-                        scores.backward(weight * piece.to(scores.dtype), inputs=list(parameters))
-            total += weight * loss
+                    if count > 1:
+                        table = self._noted(table, part, self._scores_of(part))
+                    self._idle(passes - (count if count > 1 else 0))
+            if part is not None:
+                weight = self.share * len(part.groups) / len(self.mask)
+                table, loss = self._go_back(table, part, ranking, weight, leaves)
+                total += loss
+            self._idle(passes - count)
         self.scores = table
         return total
+
+    def _go_back(
+        self,
+        table: Tensor,
+        part: Part,
+        ranking: Tensor | None,
+        weight: float,
+        leaves: list[Tensor] | None,
+    ) -> tuple[Tensor, float]:
+        """A part's weighted gradient into `.grad`; the scores with its own, and its weighted J."""
+        if len(part.batches) == 1:
+            with self._score(part.batches[0]) as scores:
+                table = self._noted(table, part, scores)
+                loss, slopes = self._slopes(table, part, ranking)
+                scores.backward(weight * slopes.to(scores.dtype), inputs=leaves)
+            return table, weight * loss
+        loss, slopes = self._slopes(table, part, ranking)
+        pieces = slopes.split([len(batch.input_ids) for batch in part.batches])
+        for batch, piece in zip(part.batches, pieces, strict=True):
+            with self._score(batch) as scores:
+                scores.backward(weight * piece.to(scores.dtype), inputs=leaves)
+        return table, weight * loss
+
+    def _idle(self, count: int) -> None:
+        """Passes that change nothing, of one response, while other processes make theirs."""
+        for _ in range(count):
+            with noise_put_back(self.scores.device), self._score(self._least) as scores:
+                if torch.is_grad_enabled():
+                    scores.backward(torch.zeros_like(scores))
 
     def _scores_of(self, part: Part) -> Tensor:
         return torch.cat(list(self._each(part)))

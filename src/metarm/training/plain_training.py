@@ -2,7 +2,7 @@
 """What plain training from the same weights gave, on disk while a guarded training runs.
 
 A checkpoint cannot hold it twice: it is written once, and a training that goes on from a checkpoint
-reads it instead of training plainly again.
+reads it instead of training plainly again. Of a sharded model each process keeps its own shards.
 """
 
 import hashlib
@@ -18,14 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metarm.errors import CheckpointError
+from metarm.placement import named_shards
 from metarm.storage import sync
 
 __all__ = [
-    "PLAIN_FILE",
     "PLAIN_FOLDER",
     "PlainTraining",
     "copy_weights",
     "noise_put_back",
+    "plain_file_name",
     "put_weights",
 ]
 
@@ -103,21 +104,33 @@ def _digest(tensors: Mapping[str, Tensor], num_steps: int) -> str:
     return digest.hexdigest()
 
 
+def plain_file_name(process: int, num_processes: int, *, is_sharded: bool) -> str:
+    """Its file; of shards one a process, which another number of processes cannot read.
+
+    Example:
+        >>> plain_file_name(1, 8, is_sharded=True)
+        'plain_training.1-of-8.safetensors'
+    """
+    if not is_sharded:
+        return PLAIN_FILE
+    stem, dot, kind = PLAIN_FILE.rpartition(".")
+    return f"{stem}.{process}-of-{num_processes}{dot}{kind}"
+
+
 def copy_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The trainable weights by name, on the CPU."""
+    """The trainable weights by name, on the CPU: all of each, or this process's shard."""
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {
-        name: parameter.detach().to("cpu", copy=True)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        name: shard.to("cpu", copy=True) for name, shard in named_shards(model) if name in trainable
     }
 
 
 @torch.no_grad()
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """The reverse; weights that are not named stay."""
-    for name, parameter in model.named_parameters():
+    for name, shard in named_shards(model):
         if name in weights:
-            parameter.copy_(weights[name])
+            shard.copy_(weights[name])
 
 
 def noise_put_back(device: torch.device) -> AbstractContextManager[None]:

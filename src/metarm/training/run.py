@@ -2,14 +2,15 @@
 """Training a reward model from pairs and groups to a saved folder, with its plain twin as guard."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import datasets
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 
@@ -17,6 +18,7 @@ from metarm.checkpoints import CheckpointPlace
 from metarm.config import RewardSettings
 from metarm.data.encoding import EncodedPair, Encoder, EncodingReport, encode_pairs
 from metarm.errors import ConfigError, DataError
+from metarm.launched import is_sharded_launch, num_processes
 from metarm.meta_step import SIGNS
 from metarm.meta_strength import META_NUMBERS, resolve_strength
 from metarm.models.loading import (
@@ -24,6 +26,7 @@ from metarm.models.loading import (
     load_encoder,
     load_reward_model,
     lora_config,
+    pick_device,
     read_context_length,
 )
 from metarm.models.pair_evaluation import evaluate_preferences
@@ -35,7 +38,9 @@ from metarm.protocols import ProgressReporter
 from metarm.schema import Estimate, PreferencePair, ResponseGroup
 from metarm.storage import write_json_lines, write_text
 from metarm.strength import choose_by_probe
+from metarm.training.plain_training import copy_weights, put_weights
 from metarm.training.settings import MetaRewardConfig
+from metarm.training.sharding import whole_model
 from metarm.training.trainer import MetaRewardTrainer
 
 __all__ = ["GuardReport", "RewardTrainingResult", "train_reward_model"]
@@ -110,7 +115,8 @@ def train_reward_model(
     """Train a reward model on pairs (and groups), save it, measure it on held-out pairs.
 
     With `meta_strength="auto"` and its guard the plain reward model is trained first, in the same
-    order of the same pairs; it stands in where the adapted one ends too far from it.
+    order of the same pairs; it stands in where the adapted one ends too far from it. Started in
+    several processes, all of them train and the first one writes.
 
     Args:
         model: Folder or hub id of a language model or of a reward model to go on from.
@@ -167,11 +173,12 @@ def train_reward_model(
     guard = _guard_report(trainer, probe, encoder) if is_guarded else None
     if guard is not None:
         logger.info("%s", guard.summary())
-    trained = merge_adapter(_unwrapped(trainer))
-    save_reward_model(trained, encoder, settings, output_dir)
-    write_json_lines(output_dir / "train_log.jsonl", trainer.state.log_history)
-    for bundle in Path(trainer.args.output_dir).glob("not_finite_*.json"):
-        write_text(output_dir / bundle.name, bundle.read_text(encoding="utf-8"))
+    trained, saved = _trained(trainer, partial(_make_model, model, encoder, settings, seed))
+    if saved is not None and trainer.is_world_process_zero():
+        save_reward_model(saved, encoder, settings, output_dir)
+        write_json_lines(output_dir / "train_log.jsonl", trainer.state.log_history)
+        for bundle in Path(trainer.args.output_dir).glob("not_finite_*.json"):
+            write_text(output_dir / bundle.name, bundle.read_text(encoding="utf-8"))
     score = RewardModelScore(trained.eval(), encoder)
     fitting = score.fitting_pairs(test_pairs)
     with progress.stage("score held-out pairs", 2 * len(fitting)) as bar:
@@ -184,6 +191,31 @@ def train_reward_model(
         len(test_pairs) - len(fitting),
         guard,
     )
+
+
+def _trained(
+    trainer: MetaRewardTrainer, make: Callable[[], nn.Module]
+) -> tuple[PreTrainedModel, PreTrainedModel | None]:
+    """What this process scores with, and what is saved: a whole model, an adapter merged into it.
+
+    Shards are scored with as they are, by all processes; who does not save them has no whole model.
+    """
+    if not trainer.is_sharded:
+        merged = merge_adapter(_unwrapped(trainer))
+        return merged, merged
+    whole = whole_model(trainer.accelerator, trainer.model, make)
+    return _unwrapped(trainer), None if whole is None else merge_adapter(whole)
+
+
+def _make_model(name: str, encoder: Encoder, settings: RewardSettings, seed: int) -> nn.Module:
+    """The model that was trained, as it was before, on the CPU."""
+    model = load_reward_model(name, encoder, seed=seed, device=torch.device("cpu"))
+    if not settings.use_peft:
+        return model
+    from peft import get_peft_model
+
+    adapted: nn.Module = get_peft_model(model, lora_config(settings))
+    return adapted
 
 
 def _is_guarded(settings: RewardSettings) -> bool:
@@ -219,17 +251,22 @@ def _train(
     """A trainer that has trained, with a bar for each pass."""
     is_exact = settings.meta_order == "exact" and settings.meta_mode in SIGNS
     model = load_reward_model(
-        name, encoder, seed=seed, attn_implementation="eager" if is_exact else None
+        name,
+        encoder,
+        seed=seed,
+        attn_implementation="eager" if is_exact else None,
+        # Whole, it need not fit one device.
+        device=torch.device("cpu") if is_sharded_launch() else None,
     )
     num_steps = settings.max_steps
     if num_steps <= 0:
-        num_steps = count_steps(settings, len(rows))
+        num_steps = count_steps(settings, len(rows), num_processes())
     passes = 2 if _is_guarded(settings) else 1
     what = f"train the reward model ({settings.meta_mode}{', guarded' if passes > 1 else ''})"
     with progress.stage(what, passes * num_steps) as bar:
         trainer = MetaRewardTrainer(
             model,
-            _trainer_arguments(settings, output_dir, seed, model),
+            _trainer_arguments(settings, output_dir, seed),
             train_dataset=rows,
             meta_dataset=groups if settings.meta_mode != "off" else None,
             plain_callbacks=[StepReporter(bar)],
@@ -262,13 +299,11 @@ def _guard_report(
     if probe and plain is not None:
         score = RewardModelScore(_unwrapped(trainer).eval(), encoder)
         fitting = score.fitting_pairs(probe)
-        moved = {n: p for n, p in trainer.model.named_parameters() if n in plain}
-        ends = {name: parameter.detach().clone() for name, parameter in moved.items()}
+        ends = copy_weights(trainer.model)
 
-        @torch.no_grad()
         def go_to(place: float) -> None:
-            for name, parameter in moved.items():
-                parameter.copy_(torch.lerp(plain[name].to(ends[name].device), ends[name], place))
+            between = {name: torch.lerp(plain[name], end, place) for name, end in ends.items()}
+            put_weights(trainer.model, between)
 
         gaps = []
         for place in PLACES:
@@ -293,10 +328,8 @@ def _gaps(score: RewardModelScore, pairs: Sequence[PreferencePair]) -> Tensor:
     return torch.tensor(chosen, dtype=torch.float64) - torch.tensor(rejected, dtype=torch.float64)
 
 
-def _trainer_arguments(
-    settings: RewardSettings, output_dir: Path, seed: int, model: PreTrainedModel
-) -> MetaRewardConfig:
-    on_cpu = model.device.type == "cpu"
+def _trainer_arguments(settings: RewardSettings, output_dir: Path, seed: int) -> MetaRewardConfig:
+    on_cpu = pick_device().type == "cpu"
     # TRL's own default stands until the trainable weights can be counted.
     unset = {"learning_rate"} if settings.learning_rate is None else set()
     shared = settings.model_dump(exclude={"use_peft", "lora_r", *unset})

@@ -5,7 +5,7 @@ Verified on trl 1.16, transformers 5.23.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 import torch
@@ -15,6 +15,8 @@ from trl import RewardTrainer
 from metarm.data.encoding import PaddedBatch
 from metarm.data.meta_batches import MetaBatch
 from metarm.models.shared_prompts import SharedPrompts, Work
+from metarm.placement import sharded_modules
+from metarm.training.sharding import sharded_autocast
 
 __all__ = ["SharedPromptTrainer"]
 
@@ -29,6 +31,7 @@ class SharedPromptTrainer(RewardTrainer):
 
     Overrides, and why:
         `training_step`, `prediction_step`: the parent's, inside a block that shares prompts.
+        `autocast_smart_context_manager`: that of a model whose weights are gathered in fp32.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -55,6 +58,12 @@ class SharedPromptTrainer(RewardTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self._sharing_pairs(inputs):
             return super().prediction_step(model, inputs, *arguments, **options)
+
+    def autocast_smart_context_manager(
+        self, *arguments: Any, **options: Any
+    ) -> AbstractContextManager[Any]:
+        """The parent leaves autocast to accelerate, which leaves it to FSDP2."""
+        return sharded_autocast(self.accelerator)
 
     @contextmanager
     def _sharing(
@@ -98,7 +107,8 @@ class SharedPromptTrainer(RewardTrainer):
         device = self.accelerator.device
         model = self.accelerator.unwrap_model(self.model)
         # Without accelerate's autocast: bfloat16 would round a small change of the scores away.
-        forward = getattr(model, "_original_forward", model)
+        # Shards are gathered by calling the model itself, on which there is none of its.
+        forward = model if sharded_modules(model) else getattr(model, "_original_forward", model)
         was_training = model.training
         # Dropout would be taken for a change of the rewards.
         model.eval()

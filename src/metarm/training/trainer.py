@@ -35,11 +35,11 @@ from metarm.meta_step import (
     add_gradients,
     check_precision,
     place_ahead,
-    standing_at,
 )
 from metarm.models.meta_callback import Kept, MetaCallback
 from metarm.models.steady_steps import is_out_of_memory
 from metarm.objectives import difference_loss
+from metarm.placement import hold, standing_at
 from metarm.training.control import (
     StrengthControl,
     gradient_cosine,
@@ -49,8 +49,9 @@ from metarm.training.control import (
 from metarm.training.guarded_trainer import GuardedTrainer
 from metarm.training.meta_pass import MetaPass, StepState
 from metarm.training.plain_training import noise_put_back
-from metarm.training.processes import direction_over_processes
+from metarm.training.processes import direction_over_processes, most_over_processes
 from metarm.training.settings import MetaRewardConfig
+from metarm.training.sharding import check_optimizer, gather_in_full_precision
 from metarm.training.support import refuse_unsupported
 
 __all__ = ["MetaRewardTrainer"]
@@ -132,6 +133,8 @@ class MetaRewardTrainer(GuardedTrainer):
         if args.meta_mode == "off" or meta_dataset is None:
             return
         refuse_unsupported(args, self.accelerator, self.model)
+        if self.is_sharded:
+            gather_in_full_precision(self.accelerator, self.model, args)
         check_precision(p for p in self.model.parameters() if p.requires_grad)
         self._encoder = Encoder(self.processing_class)
         self._groups, self.meta_report = encode_groups(
@@ -161,7 +164,7 @@ class MetaRewardTrainer(GuardedTrainer):
         }
         if self._control.units is not None:
             kept["metarm.RewardUnits"] = self._control.units
-        callback = MetaCallback(self._measure_direction, self._end_step, kept)
+        callback = MetaCallback(self._measure_direction, self._end_step, kept, self._check_placed)
         self.callback_handler.callbacks.insert(0, callback)
 
     def make_plain(self, args: Any, **options: Any) -> GuardedTrainer:
@@ -174,15 +177,19 @@ class MetaRewardTrainer(GuardedTrainer):
             **options,
         )
 
+    def _check_placed(self) -> None:
+        if self.is_sharded:
+            check_optimizer(self.optimizer, self.model)
+
     def _trainable(self) -> list[Tensor]:
         return [
             p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad
         ]
 
-    def _moved(self) -> list[Tensor]:
+    def _moved(self) -> Sequence[Tensor]:
         """The weights that J moves."""
         if self.args.meta_parameters == "all":
-            return self._trainable()
+            return hold(self._trainable(), self.model)
         inner = next(m for m in self.model.modules() if isinstance(m, PreTrainedModel))
         trunk = {id(p) for p in inner.base_model.parameters()}
         return [p for p in self._trainable() if id(p) not in trunk]
@@ -234,6 +241,9 @@ class MetaRewardTrainer(GuardedTrainer):
     def _over_processes(self, local: Direction) -> Direction:
         return direction_over_processes(self.accelerator, local)
 
+    def _most(self, counts: Sequence[int]) -> list[int]:
+        return most_over_processes(self.accelerator, counts)
+
     def _draw_groups(self, step: int) -> tuple[list[EncodedGroup], float]:
         """This process's groups, and what their mean weighs in the mean over processes."""
         indices = self._mixture.draw(self.args.meta_batch_size, step)
@@ -281,6 +291,7 @@ class MetaRewardTrainer(GuardedTrainer):
             pad_token_id=self._encoder.pad_token_id,
             device=self.accelerator.device,
             share=share,
+            most=self._most if self.is_sharded else list,
         )
 
     def _leave_out(self, step: int) -> None:
