@@ -11,6 +11,7 @@
     |   +-- CacheError                  rows of its cache cannot be copied and removed
     +-- PrecisionError (ModelError)     trainable parameters that would swallow the meta step
     +-- RunError (RuntimeError)         a run folder cannot be used as it is
+        +-- EndpointError               a model behind a URL cannot be asked, or not any more
         +-- FingerprintError            a finished stage was made with other settings
 
 A message says what was expected, what came, and what to do.
@@ -24,6 +25,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "EmptySetError",
+    "EndpointError",
     "FingerprintError",
     "FormatError",
     "MetarmError",
@@ -73,6 +75,10 @@ class PrecisionError(ModelError):
 
 class RunError(MetarmError, RuntimeError):
     """A run folder cannot be used as it is."""
+
+
+class EndpointError(RunError):
+    """A model behind a URL cannot be asked, or not any more; answers that came are kept."""
 
 
 class FingerprintError(RunError):
