@@ -18,6 +18,7 @@ from metarm.cli.advise import advise
 from metarm.cli.bench import bench
 from metarm.cli.compare import compare
 from metarm.cli.doctor import doctor
+from metarm.cli.judge import judge, sheet
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
 from metarm.cli.runs import report, run
@@ -37,13 +38,15 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "evaluate": (evaluate, None),
     "score": (score, None),
     "report": (report, None),
+    "judge": (judge, "JudgeSettings"),
+    "sheet": (sheet, None),
     "compare": (compare, "CompareSettings"),
     "tune": (tune, "TuneSettings"),
     "advise": (advise, "AdviseSettings"),
     "bench": (bench, "BenchSettings"),
     "doctor": (doctor, None),
 }
-"""Each verb's function and the class of `metarm.config` whose settings it takes."""
+"""Each verb's function and the class of `settings_help.SOURCES` whose settings it takes."""
 
 # typer carries its own copy of click in newer versions: its public name leads to either.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
@@ -64,6 +67,7 @@ _KEPT: Final = {
     "advise": "finished splits are kept; the same command goes on from there",
     "tune": "finished trials are kept; the same command goes on from there",
     "bench": "finished measurements are kept; the same command goes on from there",
+    "judge": "answers are kept; the same command goes on from there",
     "sft": "nothing half-made was put into --output; the same command begins again",
     "reward": "nothing half-made was put into --output; the same command begins again",
     "optimize": "nothing half-made was put into --output; the same command begins again",

@@ -115,25 +115,27 @@ def fill_template(template: Template, prompt: Prompt, first: str, second: str) -
 
 # Listed, not \W: what is not understood must not be passed over.
 _AROUND: Final = r"[\s*_`\"'#>.()\[\]-]*"
-_CHOICE: Final = rf"(?:response )?{_AROUND}(a|b|tie){_AROUND}"
+_CHOICE: Final = rf"(?:{_AROUND}response )?{_AROUND}(a|b|tie){_AROUND}"
 _FLAGS: Final = re.IGNORECASE | re.ASCII
-_LINE: Final = re.compile(rf"{_AROUND}(?:final )?verdict{_AROUND}[:=]{_AROUND}{_CHOICE}", _FLAGS)
-_WORD: Final = re.compile(rf"{_AROUND}{_CHOICE}", _FLAGS)
-_THOUGHT: Final = "</think>"
+_LINE: Final = re.compile(rf"{_AROUND}(?:final )?verdict{_AROUND}[:=]{_CHOICE}", _FLAGS)
+_WORD: Final = re.compile(_CHOICE, _FLAGS)
+_THOUGHT_BEGINS, _THOUGHT_ENDS = "<think>", "</think>"
 _SAYS: Final[Mapping[str, Verdict]] = {"a": "first", "b": "second", "tie": "tie"}
 
 
 def read_verdict(answer: str) -> Verdict:
     r"""What a judge's answer says: the verdict of its `Verdict:` line, or of its one word.
 
-    Thoughts before a closing `</think>` do not count. Lines that contradict each other, and
-    answers without one, are `malformed`.
+    Thoughts up to a `</think>` do not count. Answers without a verdict, with thoughts that were
+    cut, or with lines that contradict each other are `malformed`.
 
     Example:
         >>> read_verdict("Both are short.\n**Verdict: B**"), read_verdict("A or B?")
         ('second', 'malformed')
     """
-    said = answer.rpartition(_THOUGHT)[2]
+    said = answer.rpartition(_THOUGHT_ENDS)[2]
+    if _THOUGHT_BEGINS in said:
+        return "malformed"
     lines = [match[1] for line in said.splitlines() if (match := _LINE.fullmatch(line))]
     if not lines and (word := _WORD.fullmatch(said)):
         lines = [word[1]]
