@@ -28,6 +28,7 @@ from metarm.config import (
     SourceSettings,
     TuneSettings,
 )
+from metarm.judge_config import JudgeSettings
 from metarm.yaml_document import parse_yaml
 
 SEPARATORS = {"&&", "||", "|", ";", "&"}
@@ -58,7 +59,7 @@ def _is_setting(dotted: str) -> bool:
 
     Some sections stand under any name: an arm of one's own, the source of a shift, a range.
     """
-    known = (RunSettings, CompareSettings, TuneSettings, AdviseSettings)
+    known = (RunSettings, CompareSettings, TuneSettings, AdviseSettings, JudgeSettings)
     fields = {name: field for settings in known for name, field in settings.model_fields.items()}
     parts = dotted.split(".")
     sections = {"custom_arms": ArmSettings, "sources": SourceSettings, "space": RangeSettings}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs `judge` and `sheet`, and `sample --endpoint`: asked once, kept, told, taken up again."""
+"""The verbs `judge` and `sheet`, and `sample --endpoint`: asked once, kept, told, resumed."""
 
 import csv
 import io
