@@ -55,6 +55,9 @@ def judge(
         int | None,
         typer.Option("--round", metavar="N", min=0, help="After this round; default: the last."),
     ] = None,
+    new_task: Annotated[
+        bool, typer.Option("--new-task", help="Of a run with a new task: on its prompts.")
+    ] = False,
     gold: Annotated[
         str | None,
         typer.Option(
@@ -116,7 +119,9 @@ def judge(
 
     check_writable(output)
     with hold_folder(output):
-        comparisons = _comparisons(output, settings, responses, run_dir, round_number)
+        comparisons = _comparisons(
+            output, settings, responses, run_dir, round_number, is_new_task=new_task
+        )
         if given:
             ((flag, source),) = given.items()
             called = _judge_name(name or (model if model else "gold" if gold == WORLD else source))
@@ -197,6 +202,8 @@ def _comparisons(
     responses: Sequence[str] | None,
     run_dir: Path | None,
     round_number: int | None,
+    *,
+    is_new_task: bool,
 ) -> "list[Comparison]":
     """What is judged: made of the arms that are given, or what the folder holds already."""
     from metarm.errors import ConfigError
@@ -217,7 +224,11 @@ def _comparisons(
                 "each, or --run RUN_DIR"
             )
         return load_comparisons(output)
-    arms = load_run_arms(run_dir, round_number) if run_dir else _arms(responses or [])
+    arms = (
+        load_run_arms(run_dir, round_number, is_new_task=is_new_task)
+        if run_dir
+        else _arms(responses or [])
+    )
     comparisons = compare_arms(
         arms,
         against=settings.against,

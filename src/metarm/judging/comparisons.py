@@ -143,19 +143,23 @@ def load_arm(source: str | Path) -> Arm:
     return found
 
 
-def load_run_arms(run_dir: Path, round_number: int | None) -> dict[str, Arm]:
+def load_run_arms(
+    run_dir: Path, round_number: int | None, *, is_new_task: bool = False
+) -> dict[str, Arm]:
     """The evaluated responses of every arm of a run, over its seeds.
 
     Args:
         run_dir: Folder of a run.
         round_number: After which round; None: the last that every trained arm has reached in
             every seed. An arm that only starts is taken as it is.
+        is_new_task: Responses to the prompts of the run's new task.
 
     Raises:
         EmptySetError: When no arm has responses after that round.
     """
     places: dict[tuple[str, str], dict[int, Path]] = {}
-    for path in sorted(run_dir.glob("seed_*/arms/*/round_*/evaluation/groups.jsonl")):
+    stage = "evaluation_new_task" if is_new_task else "evaluation"
+    for path in sorted(run_dir.glob(f"seed_*/arms/*/round_*/{stage}/groups.jsonl")):
         seed, _, arm, name, *_ = path.relative_to(run_dir).parts
         places.setdefault((arm, seed), {})[int(name.removeprefix("round_"))] = path
     reached = [max(rounds) for rounds in places.values() if max(rounds) > 0]
