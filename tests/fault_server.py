@@ -99,7 +99,7 @@ def serve(plan: Plan) -> Iterator[FaultServer]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            call = server.begin(self.path, body, dict(self.headers))
+            call = server.begin(self.path, body, {k.lower(): v for k, v in self.headers.items()})
             try:
                 self._reply(server.plan(call))
             except OSError:

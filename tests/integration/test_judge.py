@@ -245,7 +245,7 @@ def test_the_key_is_sent_and_stands_nowhere(
     with serve(prefer_long) as server:
         code = run_command([*words, "--endpoint", server.url, "--model", "m", *settings])
         assert code == 0
-        assert {call.headers["Authorization"] for call in server.calls} == {f"Bearer {key}"}
+        assert {call.headers["authorization"] for call in server.calls} == {f"Bearer {key}"}
     for path in (tmp_path / "out").rglob("*"):
         assert path.is_dir() or key.encode() not in path.read_bytes()
 

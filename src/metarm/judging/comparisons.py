@@ -167,8 +167,9 @@ def load_run_arms(
     arms: dict[str, dict[tuple[str, Prompt], list[str]]] = {}
     for (arm, seed), rounds in places.items():
         is_start = max(rounds) == 0
-        if path := rounds.get(0 if is_start else wanted):
-            for group in load_groups(path):
+        place = rounds.get(0 if is_start else wanted)
+        if place is not None:
+            for group in load_groups(place):
                 arms.setdefault(arm, {})[seed, group.prompt] = list(group.responses)
     if not arms:
         raise EmptySetError(

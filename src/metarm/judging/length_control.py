@@ -94,11 +94,13 @@ def _newton(wins: Floats, feature: Floats) -> LengthFit:
         gradient = design.T @ (chance - wins) + penalty * at
         curvature = (design.T * (chance * (1.0 - chance))) @ design + np.diag(penalty)
         step = np.linalg.solve(curvature, gradient)
-        before, size = loss(at), 1.0
-        while size > TOLERANCE and loss(at - size * step) > before:
+        size = 1.0
+        # Near the maximum losses differ by rounding alone, and the full step is right.
+        most = (before := loss(at)) + TOLERANCE * (1.0 + abs(before))
+        while size > TOLERANCE and loss(at - size * step) > most:
             size /= 2.0
         at = at - size * step
-        if np.abs(size * step).max() < TOLERANCE:
+        if np.abs(step).max() < TOLERANCE:
             break
     return LengthFit(float(at[0]), float(at[1]))
 

@@ -34,7 +34,7 @@ def test_no_flipped_bit_and_no_cut_changes_an_answer(tmp_path: Path) -> None:
         for key in ("one", "two"):
             file.keep(file.begin(key, TokenBound(9, 9)), key, ANSWER)
     whole = path.read_bytes()
-    for place in range(len(whole)):
+    for place in range(0, len(whole), 5):
         for changed in (
             whole[:place],
             whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :],

@@ -65,7 +65,7 @@ def test_answers_stand_in_the_order_of_the_questions(path: Path) -> None:
     assert (asked.num_new, asked.stopped, asked.failures) == (12, None, {})
     assert server.most_in_flight == 3
     assert {call.path for call in server.calls} == {"/v1/chat/completions"}
-    assert {call.headers["Authorization"] for call in server.calls} == {f"Bearer {KEY}"}
+    assert {call.headers["authorization"] for call in server.calls} == {f"Bearer {KEY}"}
     assert all(call.body["model"] == "judge" for call in server.calls)
 
 

@@ -131,7 +131,7 @@ def test_line_ends_and_guards_of_spreadsheets_are_no_change(tmp_path: Path) -> N
 
 
 def spoil(rows: list[dict[str, str]]) -> None:
-    """Five mistakes of five kinds."""
+    """Mistakes of five kinds; a row with another one's name is wrong and leaves a second and a gap."""
     rows[0]["verdict"] = ""
     rows[1]["verdict"] = "A and B"
     rows[2]["response_a"] += "!"
@@ -148,7 +148,7 @@ def test_one_error_names_every_row_that_is_wrong(path: Path) -> None:
     with pytest.raises(DataError) as error:
         import_sheet(path.parent, "anna", 8, path)
     told = str(error.value)
-    assert "got 6 that are not" in told
+    assert "got 7 that are not" in told
     assert f"row {ids[0]}: `verdict` is ''" in told
     assert f"row {ids[1]}: `verdict` is 'A and B'" in told
     assert f"row {ids[2]}: its texts are not as exported" in told

@@ -80,7 +80,11 @@ def test_shares_are_those_of_the_scorecard() -> None:
 def test_repeats_of_a_prompt_are_one_piece_of_evidence() -> None:
     judgements = [Judgement("first" if number % 3 else "second", None) for number in range(20)]
     once = rate_of([comparison(number) for number in range(20)], judgements)
-    repeated = [comparison(n, number=k, source=f"s{k}") for n in range(20) for k in range(5)]
+    repeated = [
+        Comparison(f"prompt {n}", "new", "old", "x", "yy", f"s{k}")
+        for n in range(20)
+        for k in range(5)
+    ]
     many = rate_of(repeated, [judgements[n] for n in range(20) for _ in range(5)])
     assert many.win_rate.count == once.win_rate.count == 20
     assert many.win_rate.value == once.win_rate.value
