@@ -131,7 +131,7 @@ def test_line_ends_and_guards_of_spreadsheets_are_no_change(tmp_path: Path) -> N
 
 
 def spoil(rows: list[dict[str, str]]) -> None:
-    """Mistakes of five kinds; a row with another one's name is wrong and leaves a second and a gap."""
+    """Mistakes of five kinds; a row under the name of another leaves a gap and a second."""
     rows[0]["verdict"] = ""
     rows[1]["verdict"] = "A and B"
     rows[2]["response_a"] += "!"
