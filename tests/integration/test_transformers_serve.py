@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 WORDS = ("A", "B", "tie")
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-START_SECONDS = 120
+START_SECONDS = 240
 
 
 @pytest.fixture(scope="module")
