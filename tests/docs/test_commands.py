@@ -84,7 +84,9 @@ def _check_metarm(arguments: list[str]) -> None:
         assert _has_verb(_help(*verbs), verb), f"metarm {' '.join(verbs)} has no verb {verb!r}"
         verbs.append(verb)
     text = _help(*verbs)
-    for argument in arguments:
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if before.startswith("-") and re.search(rf"{re.escape(before)} +\w+=\w", text):
+            continue  # the flag's own NAME=FILE
         name, equals, value = argument.partition("=")
         if equals and value.startswith(("[", "{")):
             parse_yaml(value.encode(), argument)  # quoted where it has spaces

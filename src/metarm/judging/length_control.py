@@ -12,7 +12,13 @@ from scipy.special import expit
 from metarm.errors import DataError, EmptySetError, ShapeError
 from metarm.schema import Estimate
 
-__all__ = ["LengthFit", "bootstrap_interval", "fit_length", "length_controlled_win_rate"]
+__all__ = [
+    "INTERVAL",
+    "LengthFit",
+    "bootstrap_interval",
+    "fit_length",
+    "length_controlled_win_rate",
+]
 
 Floats = NDArray[np.float64]
 
