@@ -16,6 +16,7 @@ from transformers import (
 __all__ = [
     "CONTEXT",
     "EOS",
+    "SPECIAL",
     "WORDS",
     "folder_digest",
     "save_causal_lm",

@@ -67,6 +67,8 @@ class WorldSettings(_Settings):
     """Seed of the language's true reward; the run's seed draws the data."""
     num_topics: Count = 6
     """Topics a prompt can ask about."""
+    num_new_topics: int = Field(default=0, ge=0)
+    """Topics of a new task, beside those: no pair is about them, prompts are; 0: no new task."""
     num_quiet_words: Count = 24
     """Adjectives and adverbs, each with a small true weight of its own."""
     quiet_weight: NonNegative = 0.35
@@ -100,6 +102,8 @@ class DataSettings(_Settings):
     """File of prompts (one JSON object with `prompt` a line, or plain lines); None: the pairs'."""
     num_gold_pairs: Count = 1000
     """Pairs of SFT responses that `evaluation.gold` labels where there is no preference file."""
+    new_task_prompts: str | None = None
+    """File of prompts of a new task, which the policy is for; nobody labels it. None: none."""
     sft_texts: str | None = None
     """File of demonstrations for the `sft` stage: `prompt` and `response` (or `completion`)."""
 

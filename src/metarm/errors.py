@@ -12,6 +12,7 @@
     +-- PrecisionError (ModelError)     trainable parameters that would swallow the meta step
     +-- ServingError (RuntimeError)     a served reward model gave no scores
     +-- RunError (RuntimeError)         a run folder cannot be used as it is
+        +-- EndpointError               a model behind a URL cannot be asked, or not any more
         +-- FingerprintError            a finished stage was made with other settings
         +-- CheckpointError             a checkpoint is damaged, or cannot be made
 
@@ -27,6 +28,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "EmptySetError",
+    "EndpointError",
     "FingerprintError",
     "FormatError",
     "MetarmError",
@@ -81,6 +83,10 @@ class ServingError(MetarmError, RuntimeError):
 
 class RunError(MetarmError, RuntimeError):
     """A run folder cannot be used as it is."""
+
+
+class EndpointError(RunError):
+    """A model behind a URL cannot be asked, or not any more; answers that came are kept."""
 
 
 class FingerprintError(RunError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seams: what a score function, a policy optimiser and an observer of progress must do.
+"""The seams: what a score function, a judge, an optimiser and an observer of progress must do.
 
 Each law below is a test of the conformance suites in `tests/conformance`.
 """
@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from metarm.schema import Prompt
+from metarm.schema import Prompt, Verdict
 
-__all__ = ["PolicyOptimizer", "ProgressReporter", "ScoreFunction", "StageProgress"]
+__all__ = ["Judge", "PolicyOptimizer", "ProgressReporter", "ScoreFunction", "StageProgress"]
 
 
 @runtime_checkable
@@ -24,6 +24,22 @@ class ScoreFunction(Protocol):
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """Score `responses[i]` as an answer to `prompts[i]`."""
+        ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Says which of two responses to a prompt is better: a score, a model behind a URL, people.
+
+    Laws: one verdict per pair, in order; a verdict depends on its own prompt and responses alone,
+    not on what else is asked with them; the same input gives the same verdict; an answer that is
+    none of `first`, `second` and `tie` is `malformed`, and none at all `unjudged`: never a guess.
+    """
+
+    def __call__(
+        self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]
+    ) -> list[Verdict]:
+        """Judge `first[i]` against `second[i]`, in this order, as answers to `prompts[i]`."""
         ...
 
 

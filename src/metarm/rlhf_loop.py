@@ -34,7 +34,7 @@ from metarm.policy.optimizers import build_optimizer
 from metarm.policy.sampling import sample_groups
 from metarm.protocols import ProgressReporter
 from metarm.run_folder import open_run_folder
-from metarm.schema import PreferencePair, ResponseGroup
+from metarm.schema import PreferencePair, Prompt, ResponseGroup
 from metarm.sources import Sources, label_groups, prepare_sources, relabel_pairs
 from metarm.storage import (
     Stage,
@@ -50,6 +50,7 @@ from metarm.workers import run_in_processes
 __all__ = ["run_rounds", "run_seed"]
 
 SFT_ARM = "sft"
+NEW_TASK = "evaluation_new_task"
 
 
 def run_rounds(settings: RunSettings, *, progress: ProgressReporter) -> Path:
@@ -141,6 +142,8 @@ class _Position:
     """The sample stages whose gold labels this arm has bought so far."""
     past: tuple[Stage, ...] = ()
     """The sample stages of the rounds that are over, where a reservoir keeps some of them."""
+    new_task: Stage | None = None
+    """The evaluation on the new task, where the run has one."""
 
 
 @dataclass(frozen=True)
@@ -163,12 +166,12 @@ class _SeedRun:
 
     def evaluate_sft(self, arm: str, first_reward: Stage) -> _Position:
         """Round 0: the SFT policy, scored by the first reward model."""
-        place = self.folder / "arms" / arm / "round_00" / "evaluation"
+        place = self.folder / "arms" / arm / "round_00"
         policy = self.sources.policy
-        evaluation = self._evaluation_stage(
+        evaluation, new_task = self._evaluate(
             place, arm, 0, policy, first_reward, first_reward, None, 0.0
         )
-        return _Position(policy, first_reward, (first_reward,), evaluation)
+        return _Position(policy, first_reward, (first_reward,), evaluation, new_task=new_task)
 
     def run_round(
         self, arm: str, round_number: int, start: _Position, first_reward: Stage
@@ -194,17 +197,10 @@ class _SeedRun:
             trained.append(reward)
         policy = self._policy_stage(place / "policy", arm, start, reward, round_number)
         seconds = sum(stage.seconds for stage in [*samples, *trained, policy])
-        evaluation = self._evaluation_stage(
-            place / "evaluation",
-            arm,
-            round_number,
-            policy,
-            reward,
-            first_reward,
-            start.evaluation,
-            seconds,
+        evaluation, new_task = self._evaluate(
+            place, arm, round_number, policy, reward, first_reward, start, seconds
         )
-        return _Position(policy, reward, members, evaluation, labels, past)
+        return _Position(policy, reward, members, evaluation, labels, past, new_task)
 
     def _checkpoints(self, folder: Path) -> CheckpointPlace:
         """Where a stage that is built in `folder` keeps what it goes on from."""
@@ -237,7 +233,7 @@ class _SeedRun:
         def build(folder: Path) -> dict[str, Any]:
             groups = sample_groups(
                 start.policy.folder,
-                self.sources.prompts,
+                self.sources.policy_prompts,
                 sampling,
                 seed=seed,
                 progress=self.progress,
@@ -395,7 +391,7 @@ class _SeedRun:
                     reference_dir=self.sources.policy.folder,
                     reward_model_dir=reward.folder,
                     score=load_reward(reward.folder),
-                    prompts=self.sources.prompts,
+                    prompts=self.sources.policy_prompts,
                     output_dir=folder,
                     seed=seed,
                     monitor=self.sources.gold,
@@ -408,6 +404,31 @@ class _SeedRun:
         made_from = [policy, self.sources.policy, reward]
         return build_stage(place, record, made_from, build, goes_on=keeps)
 
+    def _evaluate(
+        self,
+        place: Path,
+        arm: str,
+        round_number: int,
+        policy: Stage,
+        reward: Stage,
+        first_reward: Stage,
+        start: _Position | None,
+        seconds: float,
+    ) -> tuple[Stage, Stage | None]:
+        """The round's evaluation on original prompts and, where there is one, on the new task."""
+        sources = self.sources
+        common = (arm, round_number, policy, reward, first_reward)
+        before = start.evaluation if start else None
+        original = self._evaluation_stage(
+            place / "evaluation", *common, before, seconds, sources.test_prompts, sources.test_pairs
+        )
+        if not sources.new_task_test_prompts:
+            return original, None
+        before = start.new_task if start else None
+        return original, self._evaluation_stage(
+            place / NEW_TASK, *common, before, seconds, sources.new_task_test_prompts, ()
+        )
+
     def _evaluation_stage(
         self,
         place: Path,
@@ -418,10 +439,12 @@ class _SeedRun:
         first_reward: Stage,
         previous: Stage | None,
         seconds: float,
+        test_prompts: Sequence[Prompt],
+        held_out: Sequence[PreferencePair],
     ) -> Stage:
         settings, optimize = self.settings.evaluation, self.settings.for_arm(arm).optimize
-        prompts = self.sources.test_prompts[: settings.num_prompts]
-        sft = self.folder / "arms" / SFT_ARM / "round_00" / "evaluation" / "groups.jsonl"
+        prompts = test_prompts[: settings.num_prompts]
+        sft = self.folder / "arms" / SFT_ARM / "round_00" / place.name / "groups.jsonl"
 
         def build(folder: Path) -> dict[str, Any]:
             started = time.monotonic()
@@ -438,7 +461,7 @@ class _SeedRun:
             )
             save_groups(folder / "groups.jsonl", samples.groups)
             score = load_reward(reward.folder)
-            test_pairs = score.fitting_pairs(self.sources.test_pairs)
+            test_pairs = score.fitting_pairs(held_out) if held_out else []
             # By the reward model: own, SFT's and the last policy's; by the first one: own.
             num_scores = 4 * len(prompts) * settings.num_generations + 2 * len(test_pairs)
             with self.progress.stage("evaluate: score responses", num_scores) as bar:
@@ -474,6 +497,7 @@ class _SeedRun:
             "arm": arm,
             "round": round_number,
             "seed": self.seed,
+            **({"task": place.name} if place.name == NEW_TASK else {}),
         }
         inputs = [policy, reward, first_reward, *([previous] if previous else [])]
         return build_stage(place, record, inputs, build, goes_on=True)

@@ -6,9 +6,10 @@ A prompt is either plain text or a conversation: a tuple of messages that ends b
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 __all__ = [
+    "VERDICTS",
     "Estimate",
     "Histogram",
     "Message",
@@ -16,6 +17,7 @@ __all__ = [
     "Prompt",
     "ResponseGroup",
     "Scorecard",
+    "Verdict",
     "prompt_from_json",
     "prompt_text",
     "prompt_to_json",
@@ -30,6 +32,12 @@ class Message(NamedTuple):
 
 
 Prompt = str | tuple[Message, ...]
+
+Verdict = Literal["first", "second", "tie", "malformed", "unjudged"]
+"""What a judge says of two responses: `malformed`, its answer was none of the first three;
+`unjudged`, it was not asked or did not answer."""
+
+VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 
 
 def prompt_to_json(prompt: Prompt) -> str | list[dict[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from metarm.checkpoints import CheckpointPlace
 from metarm.chunk_log import ChunkLog
-from metarm.config import RunSettings, SamplingSettings, SftSettings
+from metarm.config import RunSettings, SamplingSettings, SftSettings, WorldSettings
 from metarm.data.meta_sets import load_demonstrations, load_prompts
 from metarm.data.preferences import (
     load_preferences,
@@ -54,6 +54,14 @@ class Sources:
     prompts: tuple[Prompt, ...]
     test_prompts: tuple[Prompt, ...]
     gold: ScoreFunction | None
+    new_task_prompts: tuple[Prompt, ...] = ()
+    """Of another task than the pairs'; empty where there is none."""
+    new_task_test_prompts: tuple[Prompt, ...] = ()
+
+    @property
+    def policy_prompts(self) -> tuple[Prompt, ...]:
+        """What the policy is for: the new task's prompts, where there is one."""
+        return self.new_task_prompts or self.prompts
 
 
 def prepare_sources(
@@ -69,7 +77,7 @@ def prepare_sources(
         world = settings.world
         data = build_stage(
             folder / "world",
-            {"world": world.model_dump(), "seed": seed},
+            {"world": _world_record(world), "seed": seed},
             [],
             lambda place: build_world(world, seed, place),
         )
@@ -96,7 +104,19 @@ def prepare_sources(
         prompts=tuple(load_prompts(data.folder / "prompts.jsonl")),
         test_prompts=tuple(load_prompts(data.folder / "prompts_test.jsonl")),
         gold=gold,
+        new_task_prompts=_saved_prompts(data.folder / "prompts_new_task.jsonl"),
+        new_task_test_prompts=_saved_prompts(data.folder / "prompts_new_task_test.jsonl"),
     )
+
+
+def _world_record(world: WorldSettings) -> dict[str, Any]:
+    """What decides a world; without a new task, as before there could be one."""
+    return world.model_dump(exclude=None if world.num_new_topics else {"num_new_topics"})
+
+
+def _saved_prompts(path: Path) -> tuple[Prompt, ...]:
+    """Prompts of a task that a run need not have."""
+    return tuple(load_prompts(path)) if path.exists() else ()
 
 
 def _saved_pairs(path: Path) -> tuple[PreferencePair, ...]:
@@ -216,6 +236,8 @@ def _data_stage(
         "preferences_test": data.preferences_test,
         "prompts": data.prompts,
     }
+    if data.new_task_prompts is not None:
+        files["new_task_prompts"] = data.new_task_prompts
     # Bytes, not paths: a file may move.
     record: dict[str, Any] = {
         "files": {name: file and content_digest(file) for name, file in files.items()},
@@ -253,7 +275,13 @@ def _data_stage(
         num_too_long = sum(map(len, prompts)) - len(train_prompts) - len(test_prompts)
         save_preferences(place / "preferences.jsonl", train)
         save_preferences(place / "preferences_test.jsonl", test)
-        for name, kept in (("prompts", train_prompts), ("prompts_test", test_prompts)):
+        written = {"prompts": train_prompts, "prompts_test": test_prompts}
+        if data.new_task_prompts is not None:
+            new_task = _split_new_task(settings, train, test, seed)
+            names = ("prompts_new_task", "prompts_new_task_test")
+            for name, part in zip(names, new_task, strict=True):
+                written[name] = _fitting(settings, policy, part)
+        for name, kept in written.items():
             rows = ({"prompt": prompt_to_json(prompt)} for prompt in kept)
             write_json_lines(place / f"{name}.jsonl", rows)
         return {
@@ -339,6 +367,27 @@ def _gold_pairs(
             "score: there is nothing to learn from; check the function on a few responses"
         )
     return pairs
+
+
+def _split_new_task(
+    settings: RunSettings,
+    train: Sequence[PreferencePair],
+    test: Sequence[PreferencePair],
+    seed: int,
+) -> tuple[list[Prompt], list[Prompt]]:
+    """The new task's prompts to optimise on and to evaluate on, none of them in a pair."""
+    assert settings.data.new_task_prompts is not None
+    pairs = [pair.prompt for pair in (*train, *test)]
+    prompts = unseen_prompts(load_prompts(settings.data.new_task_prompts), pairs)
+    count = max(1, round(settings.data.test_fraction * len(prompts)))
+    drawn = random.Random(f"new task|{seed}").sample(prompts, min(count, len(prompts)))
+    rest = unseen_prompts(prompts, drawn)
+    if not rest:
+        raise EmptySetError(
+            f"data.new_task_prompts: {len(prompts)} prompts that no pair has, of which "
+            f"{len(drawn)} are held out: give more, or another data.test_fraction"
+        )
+    return rest, drawn
 
 
 def _split_prompts(

@@ -22,6 +22,9 @@ VIOLATIONS = [
     ("Only training knows trl", "storage.py", "import trl"),
     ("Only the search knows optuna", "bench/tune.py", "import optuna"),
     ("Only the server knows fastapi", "served_score.py", "import fastapi"),
+    ("Only the endpoint knows openai", "judging/templates.py", "import openai"),
+    ("Only ratings know evalica", "judging/win_rates.py", "import evalica"),
+    ("Reading a run needs no torch", "judging/sheets.py", "import torch"),
     ("Reading a run needs no torch", "storage.py", "import torch"),
     ("No cycles inside packages", "data/files.py", "import metarm.data.meta_sets"),
 ]

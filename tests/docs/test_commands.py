@@ -28,6 +28,7 @@ from metarm.config import (
     SourceSettings,
     TuneSettings,
 )
+from metarm.judge_config import JudgeSettings
 from metarm.yaml_document import parse_yaml
 
 SEPARATORS = {"&&", "||", "|", ";", "&"}
@@ -58,7 +59,7 @@ def _is_setting(dotted: str) -> bool:
 
     Some sections stand under any name: an arm of one's own, the source of a shift, a range.
     """
-    known = (RunSettings, CompareSettings, TuneSettings, AdviseSettings)
+    known = (RunSettings, CompareSettings, TuneSettings, AdviseSettings, JudgeSettings)
     fields = {name: field for settings in known for name, field in settings.model_fields.items()}
     parts = dotted.split(".")
     sections = {"custom_arms": ArmSettings, "sources": SourceSettings, "space": RangeSettings}
@@ -83,7 +84,9 @@ def _check_metarm(arguments: list[str]) -> None:
         assert _has_verb(_help(*verbs), verb), f"metarm {' '.join(verbs)} has no verb {verb!r}"
         verbs.append(verb)
     text = _help(*verbs)
-    for argument in arguments:
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if before.startswith("-") and re.search(rf"{re.escape(before)} +\w+=\w", text):
+            continue  # the flag's own NAME=FILE
         name, equals, value = argument.partition("=")
         if equals and value.startswith(("[", "{")):
             parse_yaml(value.encode(), argument)  # quoted where it has spaces

@@ -16,6 +16,8 @@ ELSEWHERE = {
     "best_of_n": "test_arms",
     "member_": "test_arms",
     "ensemble": "test_arms",
+    "prompts_new_task": "test_new_task",
+    "evaluation_new_task": "test_new_task",
 }
 WORDS = {r"{N}": r"\d+", r"{ARM}": r"[^/]+", "**": ".*", "*": "[^/]*", ".": r"\.", r"\|": "|"}
 

@@ -18,6 +18,7 @@ from metarm.cli.advise import advise
 from metarm.cli.bench import bench
 from metarm.cli.compare import compare
 from metarm.cli.doctor import doctor
+from metarm.cli.judge import judge, sheet
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
 from metarm.cli.plan import plan
@@ -42,6 +43,8 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "score": (score, None),
     "serve": (serve, "ServeSettings"),
     "report": (report, None),
+    "judge": (judge, "JudgeSettings"),
+    "sheet": (sheet, None),
     "compare": (compare, "CompareSettings"),
     "tune": (tune, "TuneSettings"),
     "advise": (advise, "AdviseSettings"),
@@ -49,7 +52,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "plan": (plan, None),
     "doctor": (doctor, None),
 }
-"""Each verb's function and the class of `metarm.config` whose settings it takes."""
+"""Each verb's function and the class of `settings_help.SOURCES` whose settings it takes."""
 
 # typer carries its own copy of click in newer versions: its public name leads to either.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
@@ -74,6 +77,7 @@ _KEPT: Final = {
     "advise": "finished splits are kept; the same command goes on from there",
     "tune": "finished trials are kept; the same command goes on from there",
     "bench": "finished measurements are kept; the same command goes on from there",
+    "judge": "answers are kept; the same command goes on from there",
     "sft": "checkpoints are kept beside --output; the same command goes on from the last one",
     "reward": "checkpoints are kept beside --output; the same command goes on from the last one",
     "optimize": "nothing half-made was put into --output; the same command begins again",

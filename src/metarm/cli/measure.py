@@ -22,8 +22,9 @@ from metarm.cli.options import (
 from metarm.cli.progress import choose_progress
 
 if TYPE_CHECKING:
+    from metarm.config import SamplingSettings
     from metarm.data.fields import Row
-    from metarm.schema import Prompt
+    from metarm.schema import Prompt, ResponseGroup
 
 __all__ = ["evaluate", "sample", "score"]
 
@@ -33,19 +34,34 @@ RewardModel = Annotated[
 
 
 def sample(
-    policy: Annotated[str, typer.Option("--policy", metavar="M", help="Policy: folder or hub id.")],
+    policy: Annotated[
+        str,
+        typer.Option(
+            "--policy", metavar="M", help="Policy: folder or hub id; its name at --endpoint."
+        ),
+    ],
     prompts: Annotated[str, typer.Option("--prompts", metavar="F", help="Prompts, one a row.")],
     output: Annotated[
         Path, typer.Option("--output", metavar="F.jsonl", help="File of groups to write.")
     ],
     words: SettingWords = None,
     config: ConfigFile = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint",
+            metavar="URL",
+            help="Sample at a server of OpenAI's protocol, `batch_size` requests in flight.",
+        ),
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Draw groups of responses from a policy.
 
     They are the meta set of the next reward model: nobody has to label them.
+    With --endpoint every response is kept as it comes, in OUTPUT.answers.jsonl: the same command
+    goes on where it was stopped.
     """
     from metarm.config import SamplingSettings
     from metarm.run_folder import hold_output
@@ -55,11 +71,14 @@ def sample(
         _refuse_existing(output)
 
         from metarm.data.meta_sets import load_prompts, save_groups
-        from metarm.policy.sampling import sample_groups
 
-        groups = sample_groups(
-            policy, load_prompts(prompts), settings, seed=seed, progress=choose_progress()
-        )
+        texts = load_prompts(prompts)
+        if endpoint is not None:
+            groups = _sample_at(endpoint, policy, texts, settings, output, seed)
+        else:
+            from metarm.policy.sampling import sample_groups
+
+            groups = sample_groups(policy, texts, settings, seed=seed, progress=choose_progress())
         save_groups(output, groups)
     finished = [flag for group in groups for flag in group.finished]
     document = {
@@ -69,6 +88,26 @@ def sample(
         "finished_fraction": sum(finished) / len(finished) if finished else None,
     }
     (print_json if as_json else print_table)(document)
+
+
+def _sample_at(
+    endpoint: str,
+    policy: str,
+    prompts: "list[Prompt]",
+    settings: "SamplingSettings",
+    output: Path,
+    seed: int,
+) -> "list[ResponseGroup]":
+    """Groups of a policy behind a URL."""
+    from metarm.endpoint.client import Endpoint
+    from metarm.endpoint.sampling import sample_groups_from
+    from metarm.judge_config import EndpointSettings
+
+    there = Endpoint(endpoint, policy, EndpointSettings(num_in_flight=settings.batch_size))
+    answers = output.with_name(f"{output.name}.answers.jsonl")
+    return sample_groups_from(
+        there, prompts, settings, answers, seed=seed, progress=choose_progress()
+    )
 
 
 def evaluate(

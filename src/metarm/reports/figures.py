@@ -19,6 +19,7 @@ from metarm.reports.panels import (
     gold_against_kl,
     histograms,
     saw_tooth,
+    two_tasks,
     win_bars,
 )
 from metarm.reports.read_run import Run, read_run
@@ -205,6 +206,15 @@ _PLANS = (
         "The dotted line is one half.",
         win_bars,
         ("win_fraction", "tie_fraction", "lose_fraction"),
+        with_gold=True,
+    ),
+    _Plan(
+        "The original task and the new one",
+        "The same policies against SFT, on prompts of the task that the original pairs are about "
+        "and on those of the new task, which the policies were optimised on and nobody has "
+        "labelled. The table of the new task has the numbers.",
+        two_tasks,
+        (),
         with_gold=True,
     ),
     _Plan(

@@ -135,6 +135,7 @@ def _context(run: Run) -> dict[str, Any]:
         ],
         "columns": columns,
         "final_rows": [*_rows(run, columns), *_restored_row(run, columns)],
+        "new_task_rows": _rows(run.new_task, columns) if run.new_task else [],
         "all_rounds": [
             (arm, rounds, _rows(run, [(arm, r) for r in rounds]))
             for arm in run.arms

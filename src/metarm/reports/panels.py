@@ -25,8 +25,16 @@ from metarm.reports.drawing import (
 )
 from metarm.reports.read_run import CurvePoint, Run
 
-__all__ = ["draw_gold_against_kl", "gold_against_kl", "histograms", "saw_tooth", "win_bars"]
+__all__ = [
+    "draw_gold_against_kl",
+    "gold_against_kl",
+    "histograms",
+    "saw_tooth",
+    "two_tasks",
+    "win_bars",
+]
 
+SHARES = ("win_fraction", "tie_fraction", "lose_fraction")
 TIE, LOSE = "#e9e9e9", "#bdbdbd"
 
 
@@ -189,9 +197,8 @@ def gold_against_kl(run: Run) -> Figure | None:
 def win_bars(run: Run) -> Figure | None:
     """Shares of prompts won, tied and lost against SFT, a bar per arm and round."""
     rows: list[tuple[str, int, list[float]]] = []
-    names = ("win_fraction", "tie_fraction", "lose_fraction")
     for arm in run.trained_arms:
-        by_name = [by_round(run, name, arm) for name in names]
+        by_name = [by_round(run, name, arm) for name in SHARES]
         for r in range(1, run.last_round + 1):
             if all(r in summaries for summaries in by_name):
                 rows.append((arm, r, [summaries[r].value for summaries in by_name]))
@@ -203,26 +210,57 @@ def win_bars(run: Run) -> Figure | None:
     for place, (arm, _, parts) in enumerate(rows):
         is_new_arm = place > 0 and rows[place - 1][0] != arm
         ys.append((ys[-1] + 1 + 0.5 * is_new_arm) if ys else 0.0)
-        left = 0.0
-        colours = (arm_colours(run)[arm], TIE, LOSE)
-        for part, colour, ink in zip(parts, colours, ("white", INK, INK), strict=True):
-            axes.barh(ys[-1], part, left=left, color=colour, height=0.82, edgecolor="white")
-            if part >= 0.06:
-                axes.text(left + part / 2, ys[-1], f"{part:.0%}", ha="center", va="center",
-                          color=ink, fontsize=8.5)  # fmt: skip
-            left += part
+        _draw_bar(axes, ys[-1], parts, arm_colours(run)[arm])
     axes.set_yticks(ys, [f"{name_in_figure(arm)}, round {r}" for arm, r, _ in rows])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_xlabel("share of prompts")
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
+    _finish_bars(figure, axes)
+    return figure
+
+
+def two_tasks(run: Run) -> Figure | None:
+    """The same arms against SFT on the original task and on the new one, side by side."""
+    if run.new_task is None:
+        return None
+    tasks = {"original task": run, "new task": run.new_task}
+    figure = Figure(figsize=(WIDTH, 1.4 + 0.32 * len(run.trained_arms)))
+    panels = figure.subplots(1, 2, sharey=True)
+    for (title, task), axes in zip(tasks.items(), panels, strict=True):
+        for place, arm in enumerate(run.trained_arms):
+            found = [summary_of(task, name, arm, run.final_round) for name in SHARES]
+            parts = [summary.value for summary in found if summary is not None]
+            if len(parts) == len(SHARES):
+                _draw_bar(axes, place, parts, arm_colours(run)[arm])
+        axes.set_title(f"{title}, round {run.final_round}")
+    names = [name_in_figure(arm) for arm in run.trained_arms]
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    _finish_bars(figure, *panels)
+    return figure
+
+
+def _draw_bar(axes: Axes, y: float, parts: list[float], arm_colour: str) -> None:
+    """Won, tied and lost, one after the other."""
+    left = 0.0
+    for part, colour, ink in zip(parts, (arm_colour, TIE, LOSE), ("white", INK, INK), strict=True):
+        axes.barh(y, part, left=left, color=colour, height=0.82, edgecolor="white")
+        if part >= 0.06:
+            axes.text(left + part / 2, y, f"{part:.0%}", ha="center", va="center",
+                      color=ink, fontsize=8.5)  # fmt: skip
+        left += part
+
+
+def _finish_bars(figure: Figure, *panels: Axes) -> None:
+    """Axes of shares, and what their colours mean."""
+    for axes in panels:
+        axes.set_xlim(0, 1)
+        axes.axvline(0.5, color=INK, linewidth=0.8, linestyle=":")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.set_xlabel("share of prompts")
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
     handles = [
         Patch(color=INK, label="more gold than SFT (arm's colour)"),
         Patch(color=TIE, label="tie"),
         Patch(color=LOSE, label="less gold than SFT"),
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=3)
-    return figure

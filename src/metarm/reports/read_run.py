@@ -18,6 +18,7 @@ from metarm.storage import read_json, read_json_lines
 
 __all__ = ["Cell", "CurvePoint", "Run", "Sample", "read_run"]
 
+NEW_TASK = "evaluation_new_task"
 OPTIONAL_FIELDS = frozenset(field.name for field in fields(Scorecard) if "None" in str(field.type))
 
 
@@ -65,6 +66,8 @@ class Run:
     """The content of `run.json`; empty where there is none."""
     missing: tuple[str, ...]
     """Sentences: what the settings announce and the folder does not hold, what is unreadable."""
+    new_task: "Run | None" = None
+    """The same arms on the prompts of a new task, where the run has one."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -163,7 +166,15 @@ def read_run(folder: Path) -> Run:
         settings_text=settings_text,
         facts=facts,
         missing=(*_missing_rounds(cards, settings), *problems),
+        new_task=_read_new_task(folder, settings),
     )
+
+
+def _read_new_task(folder: Path, settings: RunSettings | None) -> Run | None:
+    """What was measured on the prompts of a new task; None where the run has none."""
+    cards = {cell: _read_card(path) for cell, path in _cells(folder, f"{NEW_TASK}/scorecard.json")}
+    arms = _ordered_arms({cell.arm for cell in cards}, settings)
+    return Run(folder, arms, cards, {}, {}, settings, "", {}, ()) if cards else None
 
 
 def _cells(folder: Path, name: str) -> Iterator[tuple[Cell, Path]]:

@@ -44,9 +44,11 @@ def build_world(settings: WorldSettings, seed: int, output_dir: str | Path) -> d
     Writes:
         `demonstrations.jsonl`, `preferences.jsonl`, `preferences_test.jsonl`, `prompts.jsonl`,
         `prompts_test.jsonl`, `world.json`, and `model/` (a tokenizer and an untrained model).
+        With new topics also `prompts_new_task.jsonl` and `prompts_new_task_test.jsonl`.
     """
     output_dir = Path(output_dir)
-    language = build_language(settings)
+    whole = build_language(settings)
+    language = whole.about(whole.topics[: settings.num_topics])
     gold = GoldReward(language)
     draw = random.Random(f"data|{settings.seed}|{seed}")
     train_prompts, test_prompts = _draw_prompts(language, settings.num_prompts, draw)
@@ -62,13 +64,14 @@ def build_world(settings: WorldSettings, seed: int, output_dir: str | Path) -> d
         draw_pair(gold, draw.choice(test_prompts), settings.label_noise, draw)
         for _ in range(settings.num_test_pairs)
     ]
+    demonstrations += _write_new_task(settings, seed, whole, output_dir)
     write_json_lines(output_dir / "demonstrations.jsonl", demonstrations)
     write_json_lines(output_dir / "preferences.jsonl", (pair.to_json() for pair in train))
     write_json_lines(output_dir / "preferences_test.jsonl", (pair.to_json() for pair in test))
     write_json_lines(output_dir / "prompts.jsonl", ({"prompt": p} for p in train_prompts))
     write_json_lines(output_dir / "prompts_test.jsonl", ({"prompt": p} for p in test_prompts))
-    write_json(output_dir / "world.json", {"settings": settings.model_dump(), **asdict(language)})
-    _write_model(language, seed, output_dir / "model")
+    write_json(output_dir / "world.json", {"settings": settings.model_dump(), **asdict(whole)})
+    _write_model(whole, seed, output_dir / "model")
     gaps = [
         gold.score(str(p.prompt), p.chosen) - gold.score(str(p.prompt), p.rejected) for p in train
     ]
@@ -76,6 +79,29 @@ def build_world(settings: WorldSettings, seed: int, output_dir: str | Path) -> d
         "label_agreement_fraction": sum(gap > 0 for gap in gaps) / len(gaps),
         "gold_spread": math.sqrt(sum(gap * gap for gap in gaps) / len(gaps)),
     }
+
+
+def _write_new_task(
+    settings: WorldSettings, seed: int, whole: Language, output_dir: Path
+) -> list[dict[str, str]]:
+    """Write the prompts of the new task, if there is one, and return demonstrations of it.
+
+    The SFT policy speaks of all topics alike; what is about the original ones alone is the pairs.
+    """
+    if not settings.num_new_topics:
+        return []
+    language = whole.about(whole.topics[settings.num_topics :])
+    # A stream of its own: the original task is the same with a new one beside it.
+    draw = random.Random(f"new task|{settings.seed}|{seed}")
+    train_prompts, test_prompts = _draw_prompts(language, settings.num_prompts, draw)
+    for name, prompts in (("", train_prompts), ("_test", test_prompts)):
+        rows = ({"prompt": prompt} for prompt in prompts)
+        write_json_lines(output_dir / f"prompts_new_task{name}.jsonl", rows)
+    count = settings.num_sft_texts * settings.num_new_topics // settings.num_topics
+    return [
+        {"prompt": prompt, "response": " " + draw_response(language, prompt, draw)}
+        for prompt in draw.choices(train_prompts, k=count)
+    ]
 
 
 def draw_pair(

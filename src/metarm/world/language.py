@@ -10,7 +10,7 @@ weight of its own: weakly visible in the original pairs, never absent from them.
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from metarm.config import WorldSettings
@@ -87,6 +87,10 @@ class Language:
     quiet_odds: dict[str, float]
     """How often the SFT distribution uses it, relative to the others."""
 
+    def about(self, topics: Sequence[str]) -> "Language":
+        """The same language where prompts and answers are about some of its topics only."""
+        return replace(self, topics=tuple(topics))
+
     def topic_of(self, word: str) -> str | None:
         """The place a thing belongs to."""
         return next((topic for topic in self.topics if word in TOPICS[topic]), None)
@@ -98,8 +102,10 @@ def build_language(settings: WorldSettings) -> Language:
     Raises:
         ConfigError: When more topics or quiet words are asked for than the language has.
     """
+    num_topics = settings.num_topics + settings.num_new_topics
     for name, wanted, known in (
         ("num_topics", settings.num_topics, len(TOPICS)),
+        ("num_topics + num_new_topics", num_topics, len(TOPICS)),
         ("num_quiet_words", settings.num_quiet_words, len(QUIET_WORDS)),
     ):
         if wanted > known:
@@ -111,7 +117,7 @@ def build_language(settings: WorldSettings) -> Language:
     rho = settings.quiet_alignment
     noise = math.sqrt(1.0 - rho * rho)
     return Language(
-        topics=tuple(TOPICS)[: settings.num_topics],
+        topics=tuple(TOPICS)[:num_topics],
         quiet_weights={word: settings.quiet_weight * z for word, z in standard.items()},
         quiet_odds={
             word: math.exp(0.5 * (rho * z + noise * draw.gauss(0.0, 1.0)))

@@ -6,13 +6,14 @@ import inspect
 import pytest
 from pydantic import BaseModel
 
-from metarm import config
+from metarm import config, judge_config
 from metarm.cli.settings_help import settings_of
 from metarm.yaml_document import parse_yaml
 
 CLASSES = [
     (name, cls)
-    for name, cls in inspect.getmembers(config, inspect.isclass)
+    for module in (config, judge_config)
+    for name, cls in inspect.getmembers(module, inspect.isclass)
     if issubclass(cls, BaseModel) and name.endswith("Settings") and not name.startswith("_")
 ]
 

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far judges agree beyond chance: Cohen's kappa of two, Krippendorff's alpha of any number."""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+from metarm.errors import EmptySetError, ShapeError
+
+__all__ = ["agreement_fraction", "cohens_kappa", "krippendorffs_alpha"]
+
+
+def agreement_fraction(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
+    """Share of items that both judges call the same.
+
+    Args:
+        first: One label an item.
+        second: The other judge's, of the same items in the same order.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        EmptySetError: When there is no item.
+        ShapeError: When the two are not of one length.
+
+    Example:
+        >>> agreement_fraction(["tie", "first"], ["tie", "second"])
+        0.5
+    """
+    _check_pairs(first, second)
+    return sum(one == other for one, other in zip(first, second, strict=True)) / len(first)
+
+
+def cohens_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
+    """(observed - chance) / (1 - chance), with each judge's own shares of labels as chance.
+
+    Args:
+        first: One label an item.
+        second: The other judge's, of the same items in the same order.
+
+    Returns:
+        1 for full agreement, 0 for chance; None where both use one and the same label throughout,
+        so that chance agrees as well.
+
+    Raises:
+        EmptySetError: When there is no item.
+        ShapeError: When the two are not of one length.
+
+    Source:
+        Cohen 1960, unweighted.
+
+    Example:
+        >>> yes, no = "yes", "no"
+        >>> first = [yes] * 25 + [no] * 25
+        >>> second = [yes] * 20 + [no] * 5 + [yes] * 10 + [no] * 15
+        >>> round(cohens_kappa(first, second), 12)
+        0.4
+    """
+    observed = agreement_fraction(first, second)
+    counts, others = Counter(first), Counter(second)
+    total = sum(count * others[label] for label, count in counts.items())
+    if total == len(first) ** 2:
+        return None
+    chance = total / len(first) ** 2
+    return (observed - chance) / (1.0 - chance)
+
+
+def krippendorffs_alpha(ratings: Sequence[Sequence[Hashable | None]]) -> float | None:
+    """1 - observed disagreement / that of labels paired at random, for nominal labels.
+
+    Args:
+        ratings: One row a judge, one label an item, None where the judge has none; all rows of
+            one length.
+
+    Returns:
+        1 for full agreement, 0 for chance; None where only one label occurs.
+
+    Raises:
+        EmptySetError: When no item has two labels.
+        ShapeError: When the rows are not of one length.
+
+    Source:
+        Krippendorff 2011, Computing Krippendorff's alpha-reliability: coincidences of nominal
+        data with missing values.
+
+    Example:
+        >>> round(krippendorffs_alpha([[0, 1, 0, 0, 0, 0, 0, 0, 1, 0],
+        ...                            [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]]), 3)
+        0.095
+    """
+    if len({len(row) for row in ratings}) > 1:
+        raise ShapeError(f"expected rows of one length, got {[len(row) for row in ratings]}")
+    totals: Counter[Hashable] = Counter()
+    disagreement = 0.0
+    for item in zip(*ratings, strict=True):
+        labels = Counter(label for label in item if label is not None)
+        size = labels.total()
+        if size < 2:
+            continue
+        same = sum(count * (count - 1) for count in labels.values())
+        disagreement += (size * (size - 1) - same) / (size - 1)
+        totals.update(labels)
+    size = totals.total()
+    if not size:
+        raise EmptySetError("expected items with two labels or more, got none")
+    by_chance = size * size - sum(count * count for count in totals.values())
+    if not by_chance:
+        return None
+    return 1.0 - (size - 1) * disagreement / by_chance
+
+
+def _check_pairs(first: Sequence[Hashable], second: Sequence[Hashable]) -> None:
+    if len(first) != len(second):
+        raise ShapeError(f"expected labels of the same items, got {len(first)} and {len(second)}")
+    if not first:
+        raise EmptySetError("expected at least one item that both have judged, got none")
