@@ -3,10 +3,11 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from unit.reward_problem import distance, is_same, load_tokenizer, make_trainer, weights
-from unit.two_processes import in_two_processes
+from unit.two_processes import in_two_processes, train_folder
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +42,10 @@ AUTO = {
 }
 # torch cannot load the state of an optimiser that has none.
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3}
+FOLDERS = {
+    "whole": {"per_device_train_batch_size": 2},
+    "adapter": {"per_device_train_batch_size": 2, "use_peft": True, "lora_r": 2},
+}
 FIXED_CASES = {
     f"{way}-{name}": {"meta_batch_size": 5, "sharded": way == "fsdp2"} | case
     for way in ("ddp", "fsdp2")
@@ -57,6 +62,7 @@ CASES = {
         "sharded": True,
         "max_grad_norm": 0.5,
     },
+    **{f"folder-{name}": {"settings": case} for name, case in FOLDERS.items()},
     "fsdp2-resumed": AUTO["joint"] | {"sharded": True, "resume": 2} | ADAM,
     "fsdp2-unbroken": AUTO["joint"] | {"sharded": True} | ADAM,
 }
@@ -113,6 +119,20 @@ def test_shards_are_saved_as_a_whole_model(found, reward_model_dir):
     assert is_same(weights(model), cases["fsdp2-joint"][0][0])
     ids = load_tokenizer(reward_model_dir)(" a b c", return_tensors="pt").input_ids
     assert torch.isfinite(model(input_ids=ids).logits).all()
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_made_of_shards_is_that_of_one_process(found, reward_model_dir, tmp_path, name):
+    """Guarded, a probe chooses, an adapter is merged: what `metarm reward` does."""
+    cases, folder = found
+    (_, mine), (_, its) = cases[f"folder-{name}"]
+    settings = FOLDERS[name] | {"per_device_train_batch_size": 4}
+    record = train_folder(reward_model_dir, tmp_path / "one", settings)
+    assert mine == its == record
+    made = load_file(folder / f"folder-{name}" / "saved" / "model.safetensors")
+    one = load_file(tmp_path / "one" / "model.safetensors")
+    first = load_file(reward_model_dir / "model.safetensors")
+    assert distance(one, made) < 1e-4 < distance(first, made)
 
 
 def test_a_sharded_guarded_training_goes_on_bit_for_bit(found):

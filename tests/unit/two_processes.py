@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-__all__ = ["in_two_processes", "start_two"]
+__all__ = ["in_two_processes", "start_two", "train_folder"]
 
 
 def start_two(script: Path, arguments: list[str], repository: Path) -> None:
@@ -45,7 +45,8 @@ def in_two_processes(
         folder: The model to begin from.
         output_dir: To write into.
         cases: Options of `make_trainer`; `sharded: true` is FSDP2, where process 0 has all weights
-            and process 1 none, `resume: N` stops after N steps and goes on from the checkpoint.
+            and process 1 none, `resume: N` stops after N steps and goes on from the checkpoint;
+            `settings` are those of `train_folder`, sharded.
     """
     output_dir.mkdir()
     arguments = [str(folder), str(output_dir), json.dumps(cases)]
@@ -105,12 +106,51 @@ def _train(folder: Path, output_dir: Path, options: dict[str, Any]) -> None:
     (output_dir / f"rank_{rank}.json").write_text(json.dumps(record), encoding="utf-8")
 
 
+def train_folder(folder: Path, output_dir: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `metarm reward` does: a saved folder, and what is known of it."""
+    from metarm.config import RewardSettings
+    from metarm.progress import SilentProgress
+    from metarm.schema import PreferencePair, ResponseGroup
+    from metarm.training import train_reward_model
+    from unit.reward_problem import group_rows, pair_rows
+
+    pairs = [PreferencePair(row["prompt"], row["chosen"], row["rejected"]) for row in pair_rows(30)]
+    groups = [ResponseGroup(row["prompt"], tuple(row["responses"])) for row in group_rows(60)]
+    done = train_reward_model(
+        model=str(folder),
+        pairs=pairs[:24],
+        test_pairs=pairs[24:],
+        groups=groups,
+        settings=RewardSettings(**({"max_steps": 4, "learning_rate": 1e-3} | dict(options))),
+        output_dir=output_dir,
+        seed=0,
+        progress=SilentProgress(),
+        probe=pairs[:6],
+    )
+    return {"accuracy": done.accuracy.value, "kept": done.guard.kept if done.guard else None}
+
+
+def _train_folder(folder: Path, output_dir: Path, options: Mapping[str, Any]) -> None:
+    import torch
+
+    from unit.sharding import make_plugin, sharding
+
+    with sharding(make_plugin()):
+        record = train_folder(folder, output_dir / "saved", options)
+    rank = torch.distributed.get_rank()
+    save_file({}, output_dir / f"rank_{rank}.safetensors")
+    (output_dir / f"rank_{rank}.json").write_text(json.dumps(record), encoding="utf-8")
+
+
 def main(folder: str, output_dir: str, cases: str) -> None:
     """Train the model in `folder` once for each of `cases`, a JSON object."""
     for name, options in json.loads(cases).items():
         place = Path(output_dir) / name
         place.mkdir(exist_ok=True)
-        _train(Path(folder), place, options)
+        if "settings" in options:
+            _train_folder(Path(folder), place, options["settings"])
+        else:
+            _train(Path(folder), place, options)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,9 @@ def peak_memory(shape: ModelShape, training: Training) -> Memory:
     passing = training.tokens * 2 * shape.intermediate * width
     stream = training.tokens * shape.hidden * FP32
     kept = shape.layers * stream + one if training.recomputes else shape.layers * one
+    # Autocast's copies of the weights, until a pass ends; of shards one block's at a time.
+    if training.bf16 and not (training.is_sharded and training.recomputes):
+        kept += BF16 * shape.linear_weights
     gradients = FP32 * trained / parts
     at_begin = kept + passing + (gradients if training.accumulates else 0.0)
     at_end = one + passing + gradients

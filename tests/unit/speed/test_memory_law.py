@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from metarm.errors import ConfigError
+from metarm.speed import trainers
 from metarm.speed.counting import counting_tokens, peak_bytes
 from metarm.speed.law import Recipe, step_cost
 from metarm.speed.memory import Training, block_bytes, peak_memory
@@ -29,7 +30,8 @@ WAYS = {
 }
 KEPT_TOLERANCE = 0.05
 """The law leaves out masks, rotations, and the rest of a layer's odds and ends."""
-LIVE_TOLERANCE = 0.10
+LIVE_TOLERANCE = {"4m": 0.10, "tiny": 0.25}
+"""The smaller a model, the more the odds and ends are of it."""
 
 
 def _largest_pass(case: Case, name: str) -> int:
@@ -47,7 +49,8 @@ def _largest_pass(case: Case, name: str) -> int:
 
 def _predicted(case: Case, name: str) -> float:
     recomputes, moves = WAYS[name]
-    training = Training(_largest_pass(case, name), recomputes=recomputes, moves=moves)
+    tokens = _largest_pass(case, name)
+    training = Training(tokens, recomputes=recomputes, moves=moves, bf16=case.bf16)
     return peak_memory(SHAPES[case.size], training).total
 
 
@@ -69,16 +72,21 @@ def test_the_law_tells_what_was_counted_on_the_measured_models(case, name, measu
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="allocators of GPUs count in blocks")
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["trl", "trl-default", "plain", "meta"])
-def test_the_law_tells_what_is_counted_on_the_4m_model(name) -> None:
-    work = Workload(96, 32, 4, num_pairs=4, num_groups=4)
-    case = Case("lengths", "4m", work, (name,), 1, 1, bf16=False, seed=0)
-    problem = Problem(SHAPES["4m"], work)
+@pytest.mark.parametrize(("size", "tolerance"), LIVE_TOLERANCE.items())
+def test_the_law_tells_what_is_counted_here(monkeypatch, size, tolerance, name, bf16) -> None:
+    settings = trainers._settings
+    monkeypatch.setattr(trainers, "_settings", lambda *a: settings(*a) | {"use_cpu": True})
+    # Enough tokens that both models' prompts are worth sharing.
+    work = Workload(96, 32, 4, num_pairs=4 if size == "4m" else 40, num_groups=4)
+    case = Case("lengths", size, work, (name,), 1, 1, bf16=bf16, seed=0)
+    problem = Problem(SHAPES[size], work, bf16=bf16)
     with peak_bytes() as peak:
         model = problem.build_model()
         with counting_tokens(model) as tokens:
             METHODS[name].run(problem, model, 0, 1, tokens.end_step)
-    assert _predicted(case, name) == pytest.approx(peak[0], rel=LIVE_TOLERANCE)
+    assert _predicted(case, name) == pytest.approx(peak[0], rel=tolerance)
 
 
 def test_weights_cost_what_is_known_by_hand() -> None:
@@ -107,7 +115,11 @@ def test_activations_are_those_of_one_block_where_they_are_made_again() -> None:
     stream = 4 * tokens * shape.hidden
     one = tokens * block_bytes(shape)
     assert again.activations == shape.layers * stream + one + passing
-    assert block_bytes(shape, bf16=True) < 0.6 * block_bytes(shape)
+    cast = peak_memory(shape, Training(tokens, bf16=True))
+    assert block_bytes(shape, bf16=True) < 0.7 * block_bytes(shape)
+    copies = 2 * shape.linear_weights
+    expected = shape.layers * tokens * block_bytes(shape, bf16=True) + copies + passing / 2
+    assert cast.activations == expected
 
 
 def test_a_stage_has_the_operations_of_the_law() -> None:
@@ -150,7 +162,10 @@ def test_more_work_takes_longer_and_faster_links_do_not() -> None:
     hours = [stage.hours for stage in plan_run(base)]
     assert all(x > 0 for x in hours)
     longer = [stage.hours for stage in plan_run(replace(base, response_tokens=512))]
-    assert all(x > y for x, y in zip(longer, hours, strict=True))
+    assert all(x >= y for x, y in zip(longer, hours, strict=True))
+    alone = [stage.hours for stage in plan_run(replace(base, gpus=1))]
+    more = plan_run(replace(base, gpus=1, response_tokens=512))
+    assert all(x.hours > y for x, y in zip(more, alone, strict=True)), "nothing else to wait for"
     near = [stage.hours for stage in plan_run(replace(base, gpus_per_node=16))]
     assert all(x <= y for x, y in zip(near, hours, strict=True))
 
