@@ -685,6 +685,8 @@ class ServeSettings(_Settings):
     """Size of a request; 16 times as much is held of all requests together."""
     max_waiting_items: Count = 512
     """Items that wait for the model; a request that would make them more is refused with 429."""
+    max_wait_seconds: Positive = 30.0
+    """Wait that is foreseen at the rate of late; a request that would wait longer gets 429 too."""
     max_batch_items: Count = 64
     """Items of one batch, of several requests."""
     max_connections: Count = 1024
