@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from metarm.config import ServeSettings
 from metarm.errors import MetarmError
 from metarm.serving.counters import Counters
 from metarm.serving.model_slot import ModelSlot
 from metarm.serving.refusals import RefusedError
 from metarm.serving.served_model import EncodedItem, ItemScore, ScoreItem, ServedModel
+from metarm.serving.settings import ServeSettings
 from metarm.serving.wire import ModelFacts
 
 __all__ = ["Answer", "ScoreQueue"]
