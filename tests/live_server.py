@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metarm.config import ServeSettings
 from metarm.serving.app import Server, build_server
 from metarm.serving.counters import Counters
 from metarm.serving.guard import Token
 from metarm.serving.model_slot import ModelSlot
 from metarm.serving.run import web_server
+from metarm.serving.settings import ServeSettings
 
 __all__ = ["Gated", "Live", "Reply", "live_server"]
 

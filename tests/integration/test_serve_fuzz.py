@@ -77,7 +77,7 @@ def test_a_few_generated_requests(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_thousand_generated_requests(tmp_path: Path) -> None:
-    counts = run_cases(save_reward_model(tmp_path / "model"), 3200, seed=1)
+    counts = run_cases(save_reward_model(tmp_path / "model"), 2600, seed=1)
     assert sum(counts.values()) >= 2000, counts
     assert counts[200] > 100, counts
     assert counts[422] > 100, counts

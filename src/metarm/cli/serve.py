@@ -56,8 +56,8 @@ def serve(
     OpenRLHF's /get_reward and /v1/score (docs/serving.md). The address is printed once it answers.
     SIGHUP reads the model again; SIGTERM and Ctrl-C end it when all accepted requests are answered.
     """
-    from metarm.config import ServeSettings
     from metarm.errors import ConfigError
+    from metarm.serving.settings import ServeSettings
 
     settings = read_section(config, words, ServeSettings)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The KEY=VALUE part of a verb's help, read from the source of `metarm.config` and its like.
+"""The KEY=VALUE part of a verb's help, read from the source of the settings.
 
 Reading, not importing: help must not wait for the models to be built. A test holds this and them
 together.
@@ -13,7 +13,8 @@ from typing import Final
 
 __all__ = ["SettingHelp", "setting_lines", "settings_of"]
 
-SOURCES: Final = ("config.py", "judge_config.py")
+SOURCES: Final = ("config.py", "judge_config.py", "serving/settings.py")
+"""Files with classes of settings, below the package."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,13 @@ class SettingHelp:
 
 @functools.cache
 def _classes() -> dict[str, ast.ClassDef]:
-    trees = (ast.parse((files("metarm") / name).read_text(encoding="utf-8")) for name in SOURCES)
-    return {node.name: node for t in trees for node in t.body if isinstance(node, ast.ClassDef)}
+    sources = [files("metarm").joinpath(place).read_text(encoding="utf-8") for place in SOURCES]
+    nodes = [node for source in sources for node in ast.parse(source).body]
+    return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
 
 
 def settings_of(class_name: str) -> list[SettingHelp]:
-    """Every setting of a class of `SOURCES`, in its order."""
+    """Every setting of a class of settings, in its order."""
     body = _classes()[class_name].body
     found = []
     for node, following in zip(body, [*body[1:], None], strict=True):

@@ -16,13 +16,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from metarm.config import ServeSettings
 from metarm.serving.batching import Answer, ScoreQueue
 from metarm.serving.counters import Counters, resident_bytes
 from metarm.serving.guard import REASON, Guard, Token
 from metarm.serving.model_slot import ModelSlot
 from metarm.serving.refusals import STATUSES, RefusedError
 from metarm.serving.served_model import ScoreItem
+from metarm.serving.settings import ServeSettings
 from metarm.serving.wire import (
     ErrorAnswer,
     HealthAnswer,

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from metarm.config import ServeSettings
 from metarm.errors import MetarmError
 from metarm.serving.counters import Counters
 from metarm.serving.model_slot import ModelSlot
 from metarm.serving.refusals import RefusedError
 from metarm.serving.served_model import EncodedItem, ItemScore, ScoreItem, ServedModel
+from metarm.serving.settings import ServeSettings
 from metarm.serving.wire import ModelFacts
 
 __all__ = ["Answer", "ScoreQueue"]
@@ -110,10 +110,11 @@ class ScoreQueue:
             raise RefusedError("stopping", "the server is ending: ask another one", retry_seconds=5)
         if not self._thread.is_alive():
             raise RefusedError("failed", "the thread of the model has died: restart the server")
-        if self._num_waiting + num_items > self._settings.max_waiting_items:
+        is_full = self._num_waiting + num_items > self._settings.max_waiting_items
+        if is_full or self._foreseen_seconds() > self._settings.max_wait_seconds:
             raise RefusedError(
                 "overloaded",
-                f"{self._num_waiting} items wait, {self._settings.max_waiting_items} may: "
+                f"{self._num_waiting} items wait, about {self._foreseen_seconds():.0f} s of work: "
                 "try again later",
                 retry_seconds=self._retry_seconds(),
             )
@@ -152,10 +153,12 @@ class ScoreQueue:
                 self._jobs.remove(job)
                 self._num_waiting -= len(job.items)
 
+    def _foreseen_seconds(self) -> float:
+        """When what waits now will have been scored, at the rate of late; 0 before it is known."""
+        return self._num_waiting / self._items_per_second if self._items_per_second else 0.0
+
     def _retry_seconds(self) -> int:
-        """When what waits now will have been scored, at the rate of late."""
-        seconds = self._num_waiting / self._items_per_second if self._items_per_second else 1.0
-        return min(MOST_RETRY_SECONDS, max(1, math.ceil(seconds)))
+        return min(MOST_RETRY_SECONDS, max(1, math.ceil(self._foreseen_seconds())))
 
     def _run(self) -> None:
         try:

@@ -16,9 +16,9 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import Any, Final
 
-from metarm.config import ServeSettings
 from metarm.serving.counters import Counters
 from metarm.serving.refusals import RefusedError
+from metarm.serving.settings import ServeSettings
 from metarm.serving.wire import ModelFacts
 
 __all__ = ["KNOWN_ROUTES", "OPEN_ROUTES", "REASON", "SCORING_ROUTES", "Guard", "Token"]

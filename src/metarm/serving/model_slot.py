@@ -11,11 +11,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from metarm.config import ServeSettings
 from metarm.errors import MetarmError
 from metarm.serving.counters import Counters
 from metarm.serving.model_files import Signature, file_signature, find_model
 from metarm.serving.served_model import ServedModel, load_served_model
+from metarm.serving.settings import ServeSettings
 
 __all__ = ["ModelSlot", "Watcher"]
 

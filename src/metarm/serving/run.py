@@ -14,12 +14,12 @@ from typing import Final
 
 import uvicorn
 
-from metarm.config import ServeSettings
 from metarm.errors import ConfigError
 from metarm.serving.app import Server, build_server
 from metarm.serving.counters import Counters
 from metarm.serving.guard import Token
 from metarm.serving.model_slot import ModelSlot, Watcher
+from metarm.serving.settings import ServeSettings
 
 __all__ = ["read_token", "serve_model", "web_server"]
 

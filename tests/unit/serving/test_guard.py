@@ -5,10 +5,10 @@ import base64
 
 import pytest
 
-from metarm.config import ServeSettings
 from metarm.errors import ConfigError
 from metarm.serving.guard import Token
 from metarm.serving.run import _listen, _names, read_token
+from metarm.serving.settings import ServeSettings
 
 SECRET = "correct-horse-battery-staple"
 

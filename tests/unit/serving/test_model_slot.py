@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from metarm.config import ServeSettings
 from metarm.serving.counters import Counters
 from metarm.serving.model_slot import ModelSlot, Watcher
+from metarm.serving.settings import ServeSettings
 from metarm.storage import write_json
 from tiny_models import save_reward_model
 

@@ -242,6 +242,23 @@ def test_a_full_queue_is_429_and_what_was_let_in_is_answered(gated, reward_model
     assert gate.sizes == [1, 4], "what waited went together"
 
 
+def test_a_wait_that_would_be_too_long_is_429_before_it_begins(gated) -> None:
+    running, gate = gated
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(running.score, PAIRS[0])
+        assert gate.has_begun.wait(30)
+        second = pool.submit(running.score, PAIRS[1])
+        _wait_until(lambda: running.server.queue._num_waiting == 1)
+        running.server.queue._items_per_second = 1 / 25
+        third = pool.submit(running.score, PAIRS[2])  # 25 s of work wait, 30 s may
+        _wait_until(lambda: running.server.queue._num_waiting == 2)
+        refused = running.score(PAIRS[3])
+        assert (refused.status, refused.reason) == (429, "overloaded")
+        assert refused.headers["retry-after"] == "30"
+        gate.is_open.set()
+        assert [future.result().status for future in (first, second, third)] == [200] * 3
+
+
 def test_a_batch_is_no_larger_than_it_may(gated) -> None:
     running, gate = gated
     with ThreadPoolExecutor(4) as pool:
