@@ -78,6 +78,7 @@ class MetaPass:
         share: float = 1.0,
     ) -> None:
         self._score, self.share = score, share
+        self._groups, self._pad_token_id, self._device = groups, pad_token_id, device
         sizes = torch.tensor([len(group.response_ids) for group in groups], device=device)
         self.mask = torch.arange(int(sizes.max()), device=device) < sizes.unsqueeze(1)
         """True where there is a response, (groups, k)."""
@@ -86,13 +87,18 @@ class MetaPass:
         """Of the last `measure`, (groups, k), in fp32 or better."""
         self.parts: list[Part] = []
         """What is in memory together."""
-        for part in split_groups(groups, most_responses):
-            chosen = [groups[index] for index in part]
+        self.split(most_responses)
+
+    def split(self, most_responses: int) -> None:
+        """Take so many responses into memory at once, with the same result."""
+        self.parts = []
+        for part in split_groups(self._groups, most_responses):
+            chosen = [self._groups[index] for index in part]
             batches = tuple(
-                collate_groups(piece, pad_token_id, device)
+                collate_groups(piece, self._pad_token_id, self._device)
                 for piece in _fitting(chosen, most_responses)
             )
-            self.parts.append(Part(batches, torch.tensor(part, device=device)))
+            self.parts.append(Part(batches, torch.tensor(part, device=self._device)))
 
     def measure(self, parameters: Sequence[Tensor]) -> Direction:
         """J times its share, and its gradient; `scores` are those that it is of."""
