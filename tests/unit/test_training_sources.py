@@ -14,8 +14,8 @@ JOINT = {"meta_mode": "joint", "meta_weight": 0.7, "max_steps": 6, "meta_batch_s
 class _Noting(MetaRewardTrainer):
     """Notes the groups of each step, and the spreads that a hand would find."""
 
-    def _meta_pass(self, groups, share):
-        found = super()._meta_pass(groups, share)
+    def _meta_pass(self, step):
+        found = super()._meta_pass(step)
         ids = [batch.input_ids.tolist() for part in found.parts for batch in part.batches]
         self.batches = [*getattr(self, "batches", []), ids]
         return found

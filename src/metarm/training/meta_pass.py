@@ -83,6 +83,8 @@ class MetaPass:
         most: Callable[[list[int]], list[int]] = list,
     ) -> None:
         self._score, self.share = score, share
+        self._groups, self._pad_token_id, self._device = groups, pad_token_id, device
+        self._most = most
         sizes = torch.tensor([len(group.response_ids) for group in groups], device=device)
         self.mask = torch.arange(int(sizes.max()), device=device) < sizes.unsqueeze(1)
         """True where there is a response, (groups, k)."""
@@ -91,17 +93,22 @@ class MetaPass:
         """Of the last `measure`, (groups, k), in fp32 or better."""
         self.parts: list[Part] = []
         """What is in memory together."""
-        for part in split_groups(groups, most_responses):
-            chosen = [groups[index] for index in part]
-            batches = tuple(
-                collate_groups(piece, pad_token_id, device)
-                for piece in _fitting(chosen, most_responses)
-            )
-            self.parts.append(Part(batches, torch.tensor(part, device=device)))
-        self._passes = most([len(part.batches) for part in self.parts])
         shortest = min((ids for group in groups for ids in group.response_ids), key=len)
         alone = groups[0]._replace(response_ids=(shortest,))
         self._least = collate_groups([alone], pad_token_id, device)
+        self.split(most_responses)
+
+    def split(self, most_responses: int) -> None:
+        """Take so many responses into memory at once, with the same result."""
+        self.parts = []
+        for part in split_groups(self._groups, most_responses):
+            chosen = [self._groups[index] for index in part]
+            batches = tuple(
+                collate_groups(piece, self._pad_token_id, self._device)
+                for piece in _fitting(chosen, most_responses)
+            )
+            self.parts.append(Part(batches, torch.tensor(part, device=self._device)))
+        self._passes = self._most([len(part.batches) for part in self.parts])
 
     def measure(self, parameters: Sequence[Tensor], ranking: Tensor | None = None) -> Direction:
         """J times its share, and its gradient; `scores` are those that it is of.

@@ -210,7 +210,7 @@ class MetaRewardTrainer(GuardedTrainer):
             if not is_stored:
                 return
         self.model.train()
-        now = self._now = self._measure_groups(*self._draw_groups(step))
+        now = self._now = self._measure_groups(self._meta_pass(step))
         direction, measured = now.direction, now.measured
         assert measured is not None
         if not math.isfinite(direction.norm):
@@ -244,7 +244,7 @@ class MetaRewardTrainer(GuardedTrainer):
     def _most(self, counts: Sequence[int]) -> list[int]:
         return most_over_processes(self.accelerator, counts)
 
-    def _draw_groups(self, step: int) -> tuple[list[EncodedGroup], float]:
+    def _meta_pass(self, step: int) -> MetaPass:
         """This process's groups, and what their mean weighs in the mean over processes."""
         indices = self._mixture.draw(self.args.meta_batch_size, step)
         num_processes = self.accelerator.num_processes
@@ -254,12 +254,19 @@ class MetaRewardTrainer(GuardedTrainer):
             thin_group(self._groups[i], self.args.meta_group_size, seed=self.args.seed + step)
             for i in own or indices[:1]
         ]
-        return groups, len(own) * num_processes / len(indices)
+        return MetaPass(
+            groups,
+            self._score_responses,
+            most_responses=self._most_at_once(),
+            pad_token_id=self._encoder.pad_token_id,
+            device=self.accelerator.device,
+            share=len(own) * num_processes / len(indices),
+            most=self._most if self.is_sharded else list,
+        )
 
-    def _measure_groups(self, groups: list[EncodedGroup], share: float) -> StepState:
+    def _measure_groups(self, measured: MetaPass) -> StepState:
         """J of groups and its gradient, fewer responses at a time where memory is short."""
         while True:
-            measured = self._meta_pass(groups, share)
             try:
                 # The preference loss draws its own dropout, as without J.
                 with noise_put_back(self.accelerator.device):
@@ -270,6 +277,7 @@ class MetaRewardTrainer(GuardedTrainer):
                 if not (is_out_of_memory(error) and can_split):
                     raise
             self._most_responses = -(-self._most_at_once() // 2)
+            measured.split(self._most_responses)
             logger.warning(
                 "out of memory: from here on %d responses of the meta batch at once, with the "
                 "same updates",
@@ -282,17 +290,6 @@ class MetaRewardTrainer(GuardedTrainer):
         k, num_sides = self.args.meta_group_size, 2 * self.args.per_device_train_batch_size
         asked = self.args.meta_micro_batch_size or k * math.ceil(num_sides / k)
         return self._most_responses or asked
-
-    def _meta_pass(self, groups: list[EncodedGroup], share: float) -> MetaPass:
-        return MetaPass(
-            groups,
-            self._score_responses,
-            most_responses=self._most_at_once(),
-            pad_token_id=self._encoder.pad_token_id,
-            device=self.accelerator.device,
-            share=share,
-            most=self._most if self.is_sharded else list,
-        )
 
     def _leave_out(self, step: int) -> None:
         """A step whose J is not finite is done without it, once in a training.
