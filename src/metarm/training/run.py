@@ -226,7 +226,9 @@ def _train(
             keep_plain=keep_plain,
             callbacks=[StepReporter(bar)],
             processing_class=encoder.tokenizer,
-            peft_config=lora_config(settings) if settings.use_peft else None,
+            peft_config=lora_config(settings.lora_r, has_score_head=True)
+            if settings.use_peft
+            else None,
         )
         trainer.remove_callback(PrinterCallback)
         if settings.learning_rate is None:
