@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from metarm.config import ArmSettings, RewardSettings, RunSettings
-from metarm.data.meta_sets import load_groups, save_groups
+from metarm.config import ArmSettings, OptimizeSettings, RewardSettings, RunSettings
+from metarm.data.meta_sets import load_demonstrations, load_groups, save_groups
 from metarm.data.preferences import load_preferences, save_preferences
 from metarm.data.reservoir import keep_reservoir
 from metarm.evaluation.scorecard import (
@@ -31,9 +31,16 @@ from metarm.policy.optimizers import build_optimizer
 from metarm.policy.sampling import sample_groups
 from metarm.protocols import ProgressReporter
 from metarm.run_folder import open_run_folder
-from metarm.schema import PreferencePair, ResponseGroup
+from metarm.schema import PreferencePair, Prompt, ResponseGroup
 from metarm.sources import Sources, label_groups, prepare_sources, relabel_pairs
-from metarm.storage import Stage, build_stage, fingerprint, write_json, write_json_lines
+from metarm.storage import (
+    Stage,
+    build_stage,
+    content_digest,
+    fingerprint,
+    write_json,
+    write_json_lines,
+)
 from metarm.training import train_reward_model
 from metarm.workers import run_in_processes
 
@@ -368,9 +375,14 @@ class _SeedRun:
         own = self.settings.for_arm(arm)
         policy = start.policy if own.policy_start == "previous" else self.sources.policy
         seed = self._draw_seed("policy", round_number)
-        optimize = build_optimizer(own.optimize)
+        build_optimizer(own.optimize)  # a wrong name is an error now, not after hours of work
 
         def build(folder: Path) -> dict[str, Any]:
+            optimize = build_optimizer(
+                own.optimize,
+                pairs=self.sources.pairs,
+                demonstrations=self._demonstrations(own.optimize),
+            )
             return dict(
                 optimize(
                     policy_dir=policy.folder,
@@ -385,8 +397,21 @@ class _SeedRun:
                 )
             )
 
-        record = {"optimize": own.optimize.model_dump(), "seed": seed}
-        return build_stage(place, record, [policy, self.sources.policy, reward], build)
+        texts = own.optimize.ptx_texts
+        record = {
+            "optimize": own.optimize.model_dump(),
+            "seed": seed,
+            **({"ptx_texts": content_digest(texts)} if texts else {}),
+        }
+        inputs = [self.sources.data, policy, self.sources.policy, reward]
+        return build_stage(place, record, inputs, build)
+
+    def _demonstrations(self, optimize: OptimizeSettings) -> list[tuple[Prompt, str]]:
+        """What SFT was trained on, where its loss is mixed in."""
+        path = self.sources.demonstrations
+        if not optimize.ptx_coef or optimize.ptx_texts or path is None:
+            return []
+        return load_demonstrations(path)
 
     def _evaluation_stage(
         self,

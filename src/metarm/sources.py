@@ -46,6 +46,8 @@ class Sources:
     prompts: tuple[Prompt, ...]
     test_prompts: tuple[Prompt, ...]
     gold: ScoreFunction | None
+    demonstrations: Path | None = None
+    """The file that the SFT policy was trained on; None where it came trained."""
 
 
 def prepare_sources(
@@ -66,7 +68,7 @@ def prepare_sources(
             lambda place: build_world(world, seed, place),
         )
         gold: ScoreFunction | None = GoldReward(build_language(world))
-        demonstrations = data.folder / "demonstrations.jsonl"
+        demonstrations: Path | None = data.folder / "demonstrations.jsonl"
         policy = _sft_stage(
             settings, str(data.folder / "model"), demonstrations, [data], folder, seed, progress
         )
@@ -74,6 +76,8 @@ def prepare_sources(
         name = settings.evaluation.gold
         gold = load_gold(name, what="evaluation.gold") if name else None
         policy = _external_policy(settings, folder, seed, progress)
+        texts = settings.data.sft_texts
+        demonstrations = Path(texts) if texts else None
         data = _data_stage(settings, policy, gold, folder, seed, progress)
     backbone = policy
     if settings.reward_model_name_or_path:
@@ -88,6 +92,7 @@ def prepare_sources(
         prompts=tuple(load_prompts(data.folder / "prompts.jsonl")),
         test_prompts=tuple(load_prompts(data.folder / "prompts_test.jsonl")),
         gold=gold,
+        demonstrations=demonstrations,
     )
 
 
