@@ -227,8 +227,8 @@ def arm_description(run: Run, arm: str) -> str:
         return "the SFT policy, evaluated only"
     if _algo(run, arm) == "dpo":
         return (
-            "policy trained on the original pairs by DPO, from SFT in every round; the first reward "
-            "model only measures it"
+            "policy trained on the original pairs by DPO, from SFT in every round; the first "
+            "reward model only measures it"
         )
     if settings.reward == "frozen":
         return "policy optimised against the first reward model, which stays as it is"
