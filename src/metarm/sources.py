@@ -297,7 +297,7 @@ def _check_vocabulary(settings: RunSettings, policy: Stage, backbone: Stage) -> 
         raise ModelError(
             f"reward_model_name_or_path={backbone.folder} has another tokenizer than the policy: "
             "PPO's value model starts from the reward model and reads the policy's tokens. Give a "
-            "backbone of the policy's family, or set optimize.algo to best_of_n"
+            "backbone of the policy's family, or set optimize.algo to rloo or best_of_n"
         )
 
 

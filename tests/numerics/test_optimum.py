@@ -6,6 +6,8 @@ to ref exp(r / (s beta)). Rewards are divided by the running deviation s of all 
 last s is the one that counts, and it hardly moves in the last iterations.
 """
 
+import itertools
+
 import pytest
 import torch
 
@@ -132,7 +134,7 @@ def all_texts(num_ids):
 def worth(response):
     """What no token is worth by itself: runs, order and length."""
     words = response.split()
-    changes = sum(first != second for first, second in zip(words, words[1:], strict=False))
+    changes = sum(first != second for first, second in itertools.pairwise(words))
     return 1.5 * changes + (words[:1] == ["b"]) - 0.5 * (len(words) == 1)
 
 
