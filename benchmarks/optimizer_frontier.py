@@ -5,11 +5,12 @@
         --output benchmarks/results/world_optimizers.json
 
 Curves of trained policies come from their own logs, an iteration a point: the mean of `--window`
-neighbouring batches, read at a grid of KL on straight lines. Best-of-n is one pool of SFT's responses to
-the prompts that are optimised on, chosen from by the arm's own reward model: the mean over all subsets
-of every size up to the pool's. The proxy is in standard deviations of the reward model's scores of SFT's
-responses. Bands are 95 % bootstrap intervals over seeds; a curve ends where not every seed goes on.
-Seeds already in the output are not done again. Writes a table to the terminal, JSON, and an SVG beside.
+neighbouring batches, read at a grid of KL on straight lines. Best-of-n is one pool of SFT's
+responses to the prompts that are optimised on, chosen from by the arm's own reward model: the mean
+over all subsets of every size up to the pool's. The proxy is in standard deviations of the reward
+model's scores of SFT's responses. Bands are 95 % bootstrap intervals over seeds; a curve ends where
+not every seed goes on. Seeds already in the output are not done again. Prints a table, and writes
+JSON and an SVG beside it.
 """
 
 import argparse
