@@ -223,14 +223,15 @@ def _train(run: PpoRun, output_dir: Path, progress: ProgressReporter) -> dict[st
         bar.advance(state.iteration)
         while not is_last:
             started = time.monotonic()
-            if state.rollout is None:
-                state.rollout = _roll_out(run)
-                state.num_updates, state.totals = 0, {}
-                first = {"iteration": state.iteration + 1, **state.rollout.metrics}
-                is_last = not state.budget.allows(state.policy, first)
-            # What the last update made has written nothing yet: a budget is held against that too.
-            is_last = is_last or state.iteration == settings.num_iterations
+            is_new = state.rollout is None
+            if is_new:
+                _begin_iteration(run)
+            assert state.rollout is not None
             metrics = {"iteration": state.iteration + 1, **state.rollout.metrics}
+            # What the last update made has written nothing yet: a budget is held against that too.
+            is_last = state.iteration == settings.num_iterations
+            if is_new and not state.budget.allows(state.policy, metrics):
+                is_last = True
             if not is_last:
                 metrics |= _learn(run)
                 refuse_diverged(state.policy, length_at_start)
@@ -242,6 +243,11 @@ def _train(run: PpoRun, output_dir: Path, progress: ProgressReporter) -> dict[st
                 bar.advance(1, f"score {score:.2f}, KL {kl:.1f} nats")
                 is_last = settings.kl_budget is None and state.iteration == settings.num_iterations
     return metrics if settings.kl_budget is None else state.budget.restore(state.policy)
+
+
+def _begin_iteration(run: PpoRun) -> None:
+    run.state.rollout = _roll_out(run)
+    run.state.num_updates, run.state.totals = 0, {}
 
 
 def _finish_iteration(run: PpoRun) -> None:

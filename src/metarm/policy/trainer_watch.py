@@ -108,8 +108,8 @@ class Watch:
         self.iteration += 1
         return self.row
 
-    def draw_and_see(self) -> list[float]:
-        """Have the policy write a batch outside of TRL, and measure it; its raw scores."""
+    def draw_and_see(self) -> None:
+        """Have the policy write a batch outside of TRL, and measure it."""
         settings = self.settings
         prompts = prompt_batch(self.prompts, settings.batch_size, self.seed, self.iteration)
         was_training = self.policy.training
@@ -123,20 +123,23 @@ class Watch:
             max_completion_length=settings.max_completion_length,
             seed=draw_seed(self.seed, "responses", self.iteration),
         )
-        scores = self.see(
+        self.see(
             prompts,
             [sample.response_ids for sample in samples],
             [sample.finished for sample in samples],
             [sample.response for sample in samples],
         )
         self.policy.train(was_training)
-        return scores
 
-    def finish(self) -> dict[str, float]:
-        """What was measured of the weights that are kept, which are put back."""
+    def finish(self, *, is_measured: bool) -> dict[str, float]:
+        """What was measured of the weights that are kept, which are put back.
+
+        Args:
+            is_measured: Whether the last batch was written after the last update.
+        """
         if self.budget.limit is None:
             return self.row
-        if not self.is_beyond:
+        if not self.is_beyond and not is_measured:
             # What the last update made has written nothing yet: it is measured before it is kept.
             self.draw_and_see()
             self.check_budget()
@@ -146,6 +149,9 @@ class Watch:
 
 class Keeper(TrainerCallback):
     """Ends TRL's training where it diverges or leaves its KL budget."""
+
+    measures_after_updates = False
+    """Whether batches are written after an iteration's updates, or before."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -182,6 +188,8 @@ class IterationKeeper(Keeper):
 
 class PassKeeper(Keeper):
     """The same of DPO, which writes nothing: its policy is measured after each pass over pairs."""
+
+    measures_after_updates = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """A budget needs weights that are within it: those that training begins from."""

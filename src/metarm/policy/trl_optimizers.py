@@ -388,7 +388,7 @@ def _run(trainer: Any, keeper: Keeper, output_dir: Path) -> dict[str, float]:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(keeper)
     trainer.train()
-    metrics = watch.finish()
+    metrics = watch.finish(is_measured=keeper.measures_after_updates)
     merged = merge_adapter(trainer.accelerator.unwrap_model(trainer.model))
     # Not `save_model`: it would add a pickle of the arguments, with this machine's paths.
     merged.save_pretrained(output_dir)

@@ -108,8 +108,7 @@ def set_up(models, score=count_a, *, prompts=PROMPTS, texts=(), **changes):
 
 def roll_out(run):
     """The next iteration's responses, as the loop would leave them in the state."""
-    run.state.rollout = ppo._roll_out(run)
-    run.state.num_updates, run.state.totals = 0, {}
+    ppo._begin_iteration(run)
     return run.state.rollout
 
 
