@@ -385,11 +385,14 @@ def _train_on_groups(
 def _run(trainer: Any, keeper: Keeper, output_dir: Path) -> dict[str, float]:
     """Train, put back what a budget has kept, and save the policy as a plain folder."""
     watch = keeper.watch
+    had_cache = watch.policy.config.use_cache
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(keeper)
     trainer.train()
     metrics = watch.finish(is_measured=keeper.measures_after_updates)
     merged = merge_adapter(trainer.accelerator.unwrap_model(trainer.model))
+    # Trainers turn it off, and whoever generates from the folder would compute every text anew.
+    merged.config.use_cache = had_cache
     # Not `save_model`: it would add a pickle of the arguments, with this machine's paths.
     merged.save_pretrained(output_dir)
     watch.encoder.tokenizer.save_pretrained(output_dir)
