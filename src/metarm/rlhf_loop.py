@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from metarm.config import ArmSettings, OptimizeSettings, RewardSettings, RunSettings
+from metarm.config import ArmSettings, RewardSettings, RunSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.data.meta_sets import load_demonstrations, load_groups, save_groups
 from metarm.data.preferences import load_preferences, save_preferences
 from metarm.data.reservoir import keep_reservoir

@@ -68,16 +68,16 @@ def prepare_sources(
             lambda place: build_world(world, seed, place),
         )
         gold: ScoreFunction | None = GoldReward(build_language(world))
-        demonstrations: Path | None = data.folder / "demonstrations.jsonl"
+        texts = data.folder / "demonstrations.jsonl"
+        demonstrations: Path | None = texts
         policy = _sft_stage(
-            settings, str(data.folder / "model"), demonstrations, [data], folder, seed, progress
+            settings, str(data.folder / "model"), texts, [data], folder, seed, progress
         )
     else:
         name = settings.evaluation.gold
         gold = load_gold(name, what="evaluation.gold") if name else None
         policy = _external_policy(settings, folder, seed, progress)
-        texts = settings.data.sft_texts
-        demonstrations = Path(texts) if texts else None
+        demonstrations = Path(settings.data.sft_texts) if settings.data.sft_texts else None
         data = _data_stage(settings, policy, gold, folder, seed, progress)
     backbone = policy
     if settings.reward_model_name_or_path:

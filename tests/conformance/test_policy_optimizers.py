@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.errors import ConfigError
 from metarm.models.reward_model import load_score_function
 from metarm.policy.optimizers import OPTIMIZERS, build_optimizer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from docs.pages import REPOSITORY
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.models.reward_model import load_score_function
 from metarm.policy.optimizers import OPTIMIZERS, build_optimizer
 from metarm.progress import SilentProgress

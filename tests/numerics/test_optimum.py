@@ -11,7 +11,7 @@ import itertools
 import pytest
 import torch
 
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.models.loading import load_causal_lm, load_encoder
 from metarm.policy.optimizers import build_optimizer
 from metarm.policy.sampling import join_rows, response_log_probs

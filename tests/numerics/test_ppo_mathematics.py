@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.policy.control import adapted_kl_coef, learning_rate_factor
 from metarm.policy.ppo_losses import (
     clipped_policy_loss,

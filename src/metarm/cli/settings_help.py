@@ -9,8 +9,13 @@ import ast
 import functools
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Final
 
 __all__ = ["SettingHelp", "setting_lines", "settings_of"]
+
+
+SOURCES: Final = ("config.py", "config_optimize.py")
+"""The files that hold sections of settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +34,10 @@ class SettingHelp:
 
 @functools.cache
 def _classes() -> dict[str, ast.ClassDef]:
-    source = (files("metarm") / "config.py").read_text(encoding="utf-8")
-    return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    trees = (ast.parse((files("metarm") / name).read_text(encoding="utf-8")) for name in SOURCES)
+    return {
+        node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)
+    }
 
 
 def settings_of(class_name: str) -> list[SettingHelp]:

@@ -255,7 +255,7 @@ def optimize(
     By PPO, RLOO, GRPO, best-of-n (which trains nothing) or DPO (which needs no reward model, and is
     measured by it): see `algo` below.
     """
-    from metarm.config import OptimizeSettings
+    from metarm.config_optimize import OptimizeSettings
     from metarm.resolve import load_gold
 
     settings = read_section(config, words, OptimizeSettings)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metarm.config import EvaluationSettings, OptimizeSettings
+from metarm.config import EvaluationSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.data.encoding import Encoder
 from metarm.errors import DataError
 from metarm.metrics import (

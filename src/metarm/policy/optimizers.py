@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.policy.best_of_n import optimize_best_of_n
 from metarm.policy.ppo import optimize_ppo
 from metarm.policy.trl_optimizers import optimize_dpo, optimize_grpo, optimize_rloo

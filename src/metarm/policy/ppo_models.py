@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.data.encoding import Encoder
 from metarm.data.meta_sets import load_texts
 from metarm.errors import ConfigError, EmptySetError, ModelError

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.data.encoding import Encoder, check_prompt_length
 from metarm.errors import EmptySetError
 from metarm.models.loading import context_length

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 
 __all__ = ["RunningMoments", "ScoreScale", "reward_responses"]
 

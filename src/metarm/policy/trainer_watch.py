@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from transformers import TrainerCallback
 
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.data.encoding import Encoder
 from metarm.errors import ModelError
 from metarm.policy.batch_metrics import measure_batch

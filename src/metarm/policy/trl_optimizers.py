@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from transformers.trainer_callback import PrinterCallback
 
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.data.encoding import Encoder
 from metarm.errors import DataError, EmptySetError, ModelError
 from metarm.models.loading import context_length, load_causal_lm, load_encoder, lora_config

@@ -7,7 +7,8 @@ from dataclasses import fields
 import pytest
 import torch
 
-from metarm.config import EvaluationSettings, OptimizeSettings
+from metarm.config import EvaluationSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.errors import DataError, EmptySetError
 from metarm.evaluation.scorecard import (
     PolicySamples,

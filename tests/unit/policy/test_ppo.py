@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 import torch
 
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.errors import ConfigError, DataError, EmptySetError, ModelError
 from metarm.models.loading import load_causal_lm, load_encoder
 from metarm.policy import ppo
