@@ -52,6 +52,8 @@ class Watch:
     reward_model: str
     monitor: ScoreFunction | None
     log: Path
+    uses_cache: bool
+    """What the policy's own configuration says of generating with a cache."""
     scale: ScoreScale = field(default_factory=ScoreScale)
     budget: KlBudget = field(default_factory=lambda: KlBudget(None))
     iteration: int = 0

@@ -283,6 +283,7 @@ def _watch(
         reward_model=content_digest(reward_model_dir),
         monitor=monitor,
         log=output_dir / "metrics.jsonl",
+        uses_cache=bool(policy.config.use_cache),
         budget=KlBudget(settings.kl_budget),
     )
 
@@ -385,14 +386,13 @@ def _train_on_groups(
 def _run(trainer: Any, keeper: Keeper, output_dir: Path) -> dict[str, float]:
     """Train, put back what a budget has kept, and save the policy as a plain folder."""
     watch = keeper.watch
-    had_cache = watch.policy.config.use_cache
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(keeper)
     trainer.train()
     metrics = watch.finish(is_measured=keeper.measures_after_updates)
     merged = merge_adapter(trainer.accelerator.unwrap_model(trainer.model))
     # Trainers turn it off, and whoever generates from the folder would compute every text anew.
-    merged.config.use_cache = had_cache
+    merged.config.use_cache = watch.uses_cache
     # Not `save_model`: it would add a pickle of the arguments, with this machine's paths.
     merged.save_pretrained(output_dir)
     watch.encoder.tokenizer.save_pretrained(output_dir)

@@ -215,6 +215,7 @@ def test_a_score_is_that_of_the_projects_own_scorer(algo, models, optimize):
         assert row["objective/scores"] == pytest.approx(fmean(one_by_one), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", GROUPED)
 def test_a_policy_learns_what_is_rewarded(algo, optimize, tmp_path):
     start = save_fixed_policy(tmp_path / "start", FLAT)
@@ -233,6 +234,7 @@ def test_a_policy_learns_what_is_rewarded(algo, optimize, tmp_path):
     assert rows[-1]["objective/scores"] > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", GROUPED)
 def test_micro_batches_give_the_same_policy(algo, optimize):
     whole, _, _ = optimize(algo, num_iterations=2)
@@ -240,6 +242,7 @@ def test_micro_batches_give_the_same_policy(algo, optimize):
     assert distance(weights(whole), weights(parts)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", GROUPED)
 def test_the_monitor_is_logged_and_changes_nothing(algo, optimize):
     without, _, _ = optimize(algo)
