@@ -4,18 +4,20 @@
 Names follow Hugging Face and TRL where they have one. `None` means "decided by what it says".
 """
 
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from metarm.config_base import (
+    STRICT,
+    Count,
+    Fraction,
+    NonNegative,
+    PathText,
+    Positive,
+    Seed,
+)
+from metarm.config_optimize import OptimizeSettings
 from metarm.errors import nearest_names
 from metarm.meta_strength import META_NUMBERS, resolve_strength
 
@@ -29,7 +31,6 @@ __all__ = [
     "DataSettings",
     "EvaluationSettings",
     "HeadSettings",
-    "OptimizeSettings",
     "RangeSettings",
     "RewardSettings",
     "RunSettings",
@@ -40,20 +41,9 @@ __all__ = [
     "WorldSettings",
 ]
 
-PathText = Annotated[
-    Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)
-]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = STRICT
 
 
 class WorldSettings(_Settings):
@@ -203,53 +193,6 @@ class SamplingSettings(_Settings):
     """Responses generated at once."""
 
 
-class OptimizeSettings(_Settings):
-    """How the policy is moved. PPO defaults follow the paper where it names them."""
-
-    algo: str = "ppo"
-    """`ppo`, `best_of_n`, or `module:function` with the PolicyOptimizer protocol."""
-    learning_rate: Positive = 5e-7
-    """Policy's learning rate, constant. Paper: 5e-7 (7B)."""
-    value_learning_rate: Positive = 1.5e-6
-    """Value model's learning rate. Paper: 1.5e-6 (7B)."""
-    num_iterations: Count = 200
-    """Batches of fresh responses."""
-    batch_size: Count = 128
-    """Responses per iteration."""
-    num_mini_batches: Count = 2
-    """Optimiser steps per pass over an iteration's responses."""
-    micro_batch_size: Count | None = None
-    """Responses per forward and backward pass: less memory, same result; None: a mini-batch's."""
-    num_ppo_epochs: Count = 2
-    """Passes over an iteration's responses."""
-    kl_coef: NonNegative = 0.05
-    """Weight of the per-token KL to the SFT policy. Paper: 0.05."""
-    cliprange: Positive = 0.2
-    """Clip of the probability ratio."""
-    cliprange_value: Positive = 0.2
-    """Clip of the change of a value."""
-    vf_coef: NonNegative = 0.5
-    """Weight of the value loss, where policy and value share an optimiser step."""
-    gamma: Fraction = 1.0
-    """Discount per token."""
-    lam: Fraction = 0.95
-    """Lambda of generalised advantage estimation."""
-    reward_clip: Positive = 5.0
-    """Clip of the normalised score, in standard deviations."""
-    missing_eos_penalty: NonNegative = 1.0
-    """Taken off the normalised score of a response that did not end by itself."""
-    max_grad_norm: Positive = 1.0
-    """Clip of the gradient's norm."""
-    value_warmup_iterations: int = Field(default=2, ge=0)
-    """Iterations in which only the value model learns."""
-    temperature: Positive = 1.0
-    """Sampling temperature of the rollouts; log-probabilities are taken under it too."""
-    max_completion_length: Count = 64
-    """Longest response, in tokens."""
-    num_candidates: Annotated[int, Field(ge=2)] = 16
-    """Best-of-n: responses drawn per prompt, of which the best is kept."""
-
-
 class EvaluationSettings(_Settings):
     """What is measured after each round."""
 
@@ -297,8 +240,13 @@ ARM_PRESETS: dict[str, ArmSettings] = {
     "plain": ArmSettings(meta_mode="off"),
     "meta": ArmSettings(),
     "labels": ArmSettings(meta_mode="off", num_gold_labels=50),
+    "dpo": ArmSettings(
+        reward="frozen",
+        meta_mode="off",
+        settings={"policy_start": "sft", "optimize": {"algo": "dpo"}},
+    ),
 }
-"""The five arms of the demo: what each shows is in docs/world.md."""
+"""The five arms of the demo, and DPO on the original pairs: each is told of in docs/world.md."""
 
 
 class RunSettings(_Settings):

@@ -21,7 +21,8 @@ import torch
 from metarm.checkpoints import CheckpointPlace
 from metarm.chunk_log import ChunkLog
 from metarm.config import ArmSettings, RewardSettings, RunSettings
-from metarm.data.meta_sets import load_groups, save_groups
+from metarm.config_optimize import OptimizeSettings
+from metarm.data.meta_sets import load_demonstrations, load_groups, save_groups
 from metarm.data.preferences import load_preferences, save_preferences
 from metarm.data.reservoir import keep_reservoir
 from metarm.evaluation.scorecard import (
@@ -40,6 +41,7 @@ from metarm.storage import (
     Stage,
     build_stage,
     checkpoints_of,
+    content_digest,
     fingerprint,
     write_json,
     write_json_lines,
@@ -381,10 +383,16 @@ class _SeedRun:
         own = self.settings.for_arm(arm)
         policy = start.policy if own.policy_start == "previous" else self.sources.policy
         seed = self._draw_seed("policy", round_number)
-        optimize = build_optimizer(own.optimize)
-        keeps = "checkpoints" in inspect.signature(optimize).parameters
+        # Now: a wrong name is an error before hours of work.
+        named = build_optimizer(own.optimize)
+        keeps = "checkpoints" in inspect.signature(named).parameters
 
         def build(folder: Path) -> dict[str, Any]:
+            optimize = build_optimizer(
+                own.optimize,
+                pairs=self.sources.pairs,
+                demonstrations=self._demonstrations(own.optimize),
+            )
             return dict(
                 optimize(
                     policy_dir=policy.folder,
@@ -400,9 +408,21 @@ class _SeedRun:
                 )
             )
 
-        record = {"optimize": own.optimize.model_dump(), "seed": seed}
-        made_from = [policy, self.sources.policy, reward]
-        return build_stage(place, record, made_from, build, goes_on=keeps)
+        texts = own.optimize.ptx_texts
+        record = {
+            "optimize": own.optimize.model_dump(),
+            "seed": seed,
+            **({"ptx_texts": content_digest(texts)} if texts else {}),
+        }
+        inputs = [self.sources.data, policy, self.sources.policy, reward]
+        return build_stage(place, record, inputs, build, goes_on=keeps)
+
+    def _demonstrations(self, optimize: OptimizeSettings) -> list[tuple[Prompt, str]]:
+        """What SFT was trained on, where its loss is mixed in."""
+        path = self.sources.demonstrations
+        if not optimize.ptx_coef or optimize.ptx_texts or path is None:
+            return []
+        return load_demonstrations(path)
 
     def _evaluate(
         self,

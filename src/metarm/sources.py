@@ -54,6 +54,8 @@ class Sources:
     prompts: tuple[Prompt, ...]
     test_prompts: tuple[Prompt, ...]
     gold: ScoreFunction | None
+    demonstrations: Path | None = None
+    """The file that the SFT policy was trained on; None where it came trained."""
     new_task_prompts: tuple[Prompt, ...] = ()
     """Of another task than the pairs'; empty where there is none."""
     new_task_test_prompts: tuple[Prompt, ...] = ()
@@ -82,14 +84,16 @@ def prepare_sources(
             lambda place: build_world(world, seed, place),
         )
         gold: ScoreFunction | None = GoldReward(build_language(world))
-        demonstrations = data.folder / "demonstrations.jsonl"
+        texts = data.folder / "demonstrations.jsonl"
+        demonstrations: Path | None = texts
         policy = _sft_stage(
-            settings, str(data.folder / "model"), demonstrations, [data], folder, seed, progress
+            settings, str(data.folder / "model"), texts, [data], folder, seed, progress
         )
     else:
         name = settings.evaluation.gold
         gold = load_gold(name, what="evaluation.gold") if name else None
         policy = _external_policy(settings, folder, seed, progress)
+        demonstrations = Path(settings.data.sft_texts) if settings.data.sft_texts else None
         data = _data_stage(settings, policy, gold, folder, seed, progress)
     backbone = policy
     if settings.reward_model_name_or_path:
@@ -106,6 +110,7 @@ def prepare_sources(
         gold=gold,
         new_task_prompts=_saved_prompts(data.folder / "prompts_new_task.jsonl"),
         new_task_test_prompts=_saved_prompts(data.folder / "prompts_new_task_test.jsonl"),
+        demonstrations=demonstrations,
     )
 
 
@@ -331,7 +336,7 @@ def _check_vocabulary(settings: RunSettings, policy: Stage, backbone: Stage) -> 
         raise ModelError(
             f"reward_model_name_or_path={backbone.folder} has another tokenizer than the policy: "
             "PPO's value model starts from the reward model and reads the policy's tokens. Give a "
-            "backbone of the policy's family, or set optimize.algo to best_of_n"
+            "backbone of the policy's family, or set optimize.algo to rloo or best_of_n"
         )
 
 

@@ -6,18 +6,24 @@ import math
 
 import pytest
 
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.errors import ConfigError
 from metarm.models.reward_model import load_score_function
 from metarm.policy.optimizers import OPTIMIZERS, build_optimizer
 from metarm.policy.sampling import SampledPolicy
 from metarm.progress import SilentProgress
 from metarm.protocols import PolicyOptimizer
-from metarm.storage import read_json_lines
+from metarm.schema import PreferencePair
+from metarm.storage import read_json, read_json_lines
 from tiny_models import folder_digest, save_causal_lm, save_reward_model
 
 PROMPTS = ["a b c", "b", "c d"]
-NUM_ITERATIONS = {"ppo": 3, "best_of_n": 1}
+NUM_ITERATIONS = {"ppo": 3, "rloo": 3, "grpo": 3, "best_of_n": 1, "dpo": 2}
+PAIRS = [
+    PreferencePair("a b c", " d", " e f"),
+    PreferencePair("b", " a a", " c"),
+    PreferencePair("c d", " b", " f f f"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +45,15 @@ def settings(algo):
         value_learning_rate=1e-3,
         value_warmup_iterations=1,
         num_candidates=3,
+        num_generations=3,
+        dpo_epochs=2,
+        dpo_batch_size=2,
     )
 
 
 def optimize(models, output, algo, *, seed=0, policy="policy", monitor=None):
     output.mkdir()
-    return build_optimizer(settings(algo))(
+    return build_optimizer(settings(algo), pairs=PAIRS)(
         policy_dir=models / policy,
         reference_dir=models / "reference",
         reward_model_dir=models / "reward",
@@ -82,6 +91,8 @@ def without_time(rows):
 def test_its_parameters_are_those_of_the_protocol(algo):
     ours = dict(inspect.signature(OPTIMIZERS[algo]).parameters)
     assert ours.pop("settings").annotation is OptimizeSettings
+    for name in ("pairs", "demonstrations"):  # bound by `build_optimizer`, where they are asked for
+        ours.pop(name, None)
     theirs = dict(inspect.signature(PolicyOptimizer.__call__).parameters)
     theirs.pop("self")
     assert {name: p.kind for name, p in ours.items()} == {n: p.kind for n, p in theirs.items()}
@@ -140,9 +151,28 @@ def test_kl_is_to_the_reference_and_to_nothing_else(algo, models, tmp_path):
     other = next(read_json_lines(tmp_path / "other" / "metrics.jsonl"))["objective/kl"]
     if algo == "best_of_n":  # it always starts from the reference
         assert first == other > 0
+    elif algo == "dpo":  # measured after a pass, not before
+        assert abs(first) < 0.3 < other
     else:
         assert first == pytest.approx(0.0, abs=1e-5)
         assert other > 0.1
+
+
+@pytest.mark.parametrize("algo", OPTIMIZERS)
+def test_the_folder_holds_a_policy_and_nothing_that_runs_code(algo, models, tmp_path):
+    """Trainers like to leave a pickle of their arguments, with this machine's paths."""
+    optimize(models, tmp_path / "out", algo)
+    suffixes = {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".jsonl", ".safetensors"}
+
+
+@pytest.mark.parametrize("algo", [name for name in OPTIMIZERS if name != "best_of_n"])
+def test_what_is_saved_ends_and_samples_as_the_start_does(algo, models, tmp_path):
+    """No sampling setting of a trainer's becomes the policy's own."""
+    optimize(models, tmp_path / "out", algo)
+    for name in ("generation_config.json", "config.json"):
+        ours, theirs = (read_json(place / name) for place in (tmp_path / "out", models / "policy"))
+        assert ours == theirs, name
 
 
 def test_a_users_own_function_follows_the_protocol(models, tmp_path, monkeypatch):
@@ -153,10 +183,12 @@ def test_a_users_own_function_follows_the_protocol(models, tmp_path, monkeypatch
     (tmp_path / "own_optimizers.py").write_text(
         f"def plain(*, {parameters}):\n    return {{'seed': seed}}\n"
         f"def bound(*, {parameters}, settings):\n    return {{'n': settings.num_candidates}}\n"
+        f"def taught(*, {parameters}, pairs):\n    return {{'pairs': len(pairs)}}\n"
     )
     monkeypatch.chdir(tmp_path)
     assert optimize(models, tmp_path / "out1", "own_optimizers:plain", seed=4) == {"seed": 4}
     assert optimize(models, tmp_path / "out2", "own_optimizers:bound") == {"n": 3}
+    assert optimize(models, tmp_path / "out3", "own_optimizers:taught") == {"pairs": 3}
 
 
 def test_an_unknown_optimizer_is_named_with_its_neighbours():

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from docs.pages import REPOSITORY
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.models.reward_model import load_score_function
 from metarm.policy.optimizers import OPTIMIZERS, build_optimizer
 from metarm.progress import SilentProgress
-from metarm.schema import Scorecard
+from metarm.schema import PreferencePair, Scorecard
 from metarm.storage import read_json_lines
 from tiny_models import save_causal_lm, save_reward_model
 
@@ -54,8 +54,12 @@ def test_every_key_of_the_policys_log(algo: str, models: Path, tmp_path: Path) -
         max_completion_length=3,
         value_warmup_iterations=1,
         num_candidates=2,
+        num_generations=2,
+        ptx_coef=0.1,
     )
-    build_optimizer(settings)(
+    texts = [("a", " b"), ("c", " d")]
+    pairs = [PreferencePair(prompt, response, " f") for prompt, response in texts]
+    build_optimizer(settings, pairs=pairs, demonstrations=texts)(
         policy_dir=models / "policy",
         reference_dir=models / "policy",
         reward_model_dir=models / "reward",

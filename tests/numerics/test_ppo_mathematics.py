@@ -9,14 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metarm.policy.ppo import (
-    RunningMoments,
+from metarm.config_optimize import OptimizeSettings
+from metarm.policy.control import adapted_kl_coef, learning_rate_factor
+from metarm.policy.ppo_losses import (
     clipped_policy_loss,
     clipped_value_loss,
     estimate_advantages,
     shape_rewards,
+    token_loss_sum,
     whiten,
 )
+from metarm.policy.score_scale import RunningMoments, ScoreScale, reward_responses
 
 
 def draw_rows(seed, rows=5, tokens=7):
@@ -233,3 +236,99 @@ def test_scores_that_differ_by_rounding_have_no_spread(scores):
     moments = RunningMoments()
     moments.update(scores)
     assert moments.standard_deviation == 1.0
+
+
+def test_another_reward_model_begins_its_moments_anew():
+    """Scores of a second model, a thousand times as large: after the exchange only they count."""
+    small, large = [0.0, 1.0, 2.0], [5000.0, 6000.0, 7000.0, 9000.0]
+    scale = ScoreScale()
+    scale.take(small, of="first")
+    scale.take(small, of="first")
+    assert scale.moments.count == 6
+    scale.take(large, of="second")
+    fresh = ScoreScale()
+    fresh.take(large, of="second")
+    assert scale == fresh
+    assert scale.normalise(large, clip=None).tolist() == pytest.approx(
+        ((np.array(large) - np.mean(large)) / np.std(large, ddof=1)).tolist(), abs=1e-6
+    )
+    # Carried over, the first model's scores would have been part of mean and deviation.
+    mixed = np.array([*small, *small, *large])
+    assert abs((large[0] - mixed.mean()) / mixed.std(ddof=1)) < 0.8
+    assert scale.normalise(large, clip=None)[0].item() < -0.9
+
+
+def test_a_score_scale_comes_back_from_json():
+    scale = ScoreScale()
+    scale.take([0.25, 1.5, -3.0], of="one")
+    back = ScoreScale.from_json(scale.to_json())
+    assert back == scale
+    back.take([8.0], of="one")
+    scale.take([8.0], of="one")
+    assert back.to_json() == scale.to_json()
+
+
+def test_rewards_of_responses_by_hand():
+    """Mean 2, deviation 2: -1, 0 and 1; clipped at 0.5, and 0.75 off what did not end."""
+    scores, finished = [0.0, 2.0, 4.0], [True, False, True]
+    asked = OptimizeSettings(reward_clip=0.5, missing_eos_penalty=0.75)
+    ours = reward_responses(ScoreScale(), scores, finished, asked, of="one")
+    assert ours.tolist() == pytest.approx([-0.5, -0.75, 0.5])
+    raw = OptimizeSettings(normalize_scores=False, reward_clip=3.0, missing_eos_penalty=0.0)
+    assert reward_responses(ScoreScale(), scores, finished, raw, of="one").tolist() == [0, 2, 3]
+    free = OptimizeSettings(normalize_scores=False, reward_clip=None, missing_eos_penalty=0.0)
+    assert reward_responses(ScoreScale(), scores, finished, free, of="one").tolist() == scores
+
+
+# Weight 0.1, batch 500, target 4, horizon 1000: KL -> the next weight.
+CONTROLLER_CASES = [
+    (4.0, 0.1),
+    (4.4, 0.1 * (1 + 0.1 * 0.5)),
+    (3.6, 0.1 * (1 - 0.1 * 0.5)),
+    (400.0, 0.1 * (1 + 0.2 * 0.5)),  # never by more than a fifth of n / horizon
+    (0.0, 0.1 * (1 - 0.2 * 0.5)),
+    (-1.0, 0.1 * (1 - 0.2 * 0.5)),  # an estimate can be below 0
+]
+
+
+@pytest.mark.parametrize(("kl", "expected"), CONTROLLER_CASES)
+def test_the_adaptive_controller_by_hand(kl, expected):
+    assert adapted_kl_coef(0.1, kl, 500, target=4.0, horizon=1000) == pytest.approx(expected)
+
+
+def test_the_controller_brings_a_policy_to_its_target():
+    """A policy whose KL is 1 / weight: the weight settles where KL is the target."""
+    weight = 10.0
+    for _ in range(2000):
+        weight = adapted_kl_coef(weight, 1.0 / weight, 100, target=2.0, horizon=1000)
+    assert 1.0 / weight == pytest.approx(2.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "inverse_sqrt"])
+@pytest.mark.parametrize("warmup_fraction", [0.0, 0.25])
+def test_learning_rates_rise_to_their_peak_and_never_reach_zero(kind, warmup_fraction):
+    asked = OptimizeSettings(
+        lr_scheduler_type=kind, warmup_fraction=warmup_fraction, num_iterations=40
+    )
+    factors = [learning_rate_factor(iteration, asked) for iteration in range(40)]
+    rise = round(40 * warmup_fraction)
+    assert all(0 < factor <= 1 for factor in factors)
+    assert factors[rise] == 1.0
+    assert factors[: rise + 1] == sorted(factors[: rise + 1])
+    assert factors[rise:] == sorted(factors[rise:], reverse=True)
+    expected = {
+        "constant": 1.0,
+        "linear": 1 / (40 - rise),
+        "inverse_sqrt": math.sqrt(max(rise, 1) / 39),
+    }
+    assert factors[-1] == pytest.approx(expected[kind])
+
+
+def test_token_loss_is_the_negative_log_likelihood_of_the_labelled_tokens():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([[3, -100, 2, 1], [-100, 4, -100, -100]])
+    log_probs = torch.log_softmax(logits, dim=-1)
+    # The token at a place is predicted from the place before; the first by nothing.
+    expected = -(log_probs[0, 1, 2] + log_probs[0, 2, 1] + log_probs[1, 0, 4])
+    assert token_loss_sum(logits, labels).item() == pytest.approx(expected.item(), rel=1e-6)

@@ -6,7 +6,7 @@ import torch
 
 from metarm.models.loading import load_causal_lm, load_encoder, load_reward_model
 from metarm.policy.decoding import decode
-from metarm.policy.ppo import token_values
+from metarm.policy.ppo_models import token_values
 from metarm.policy.sampling import generate, join_rows, nucleus_draw, response_log_probs
 from tiny_models import EOS, save_causal_lm, save_reward_model
 

@@ -126,7 +126,7 @@ def test_wrong_values_are_named_with_place_and_key(path: Path, line: str, messag
         ("rewrd: {}", "unknown key `rewrd`: did you mean 'reward'?"),
         ("custom_arms: {a: {optimise: true}}", "unknown key `custom_arms.a.optimise`: did you"),
         ("sft: {max_lenght: 3}", "unknown key `sft.max_lenght`: did you mean 'max_length'?"),
-        ("lora_r: 3", "unknown key `lora_r`: did you mean 'reward.lora_r'?"),
+        ("lora_r: 3", "`lora_r`: did you mean 'reward.lora_r' or 'optimize.lora_r'?"),
         ("reward: {seeds: [1]}", "unknown key `reward.seeds`: did you mean 'seeds'?"),
         ("zzz: 1", "unknown key `zzz`: known: arms, custom_arms, data"),
     ],

@@ -254,6 +254,12 @@ def optimize(
             "--gold", metavar="MODULE:FUNCTION", help="True reward: watched, never optimised."
         ),
     ] = None,
+    preferences: Annotated[
+        str | None,
+        typer.Option(
+            "--preferences", metavar="F", help="Labelled pairs, for algo=dpo: file or hub id."
+        ),
+    ] = None,
     words: SettingWords = None,
     config: ConfigFile = None,
     seed: Seed = 0,
@@ -261,9 +267,10 @@ def optimize(
 ) -> None:
     """Move a policy towards higher scores.
 
-    By PPO, or by best-of-n, which trains nothing: see `algo` below.
+    By PPO, RLOO, GRPO, best-of-n (which trains nothing) or DPO (which needs no reward model, and is
+    measured by it): see `algo` below.
     """
-    from metarm.config import OptimizeSettings
+    from metarm.config_optimize import OptimizeSettings
     from metarm.resolve import load_gold
 
     settings = read_section(config, words, OptimizeSettings)
@@ -271,10 +278,12 @@ def optimize(
 
     def build(folder: Path) -> dict[str, Any]:
         from metarm.data.meta_sets import load_prompts
+        from metarm.data.preferences import load_preferences
         from metarm.models.ensemble import load_reward
         from metarm.policy.optimizers import build_optimizer
 
-        metrics = build_optimizer(settings)(
+        pairs = load_preferences(preferences).pairs if preferences else ()
+        metrics = build_optimizer(settings, pairs=pairs)(
             policy_dir=_model_path(policy),
             reference_dir=_model_path(reference or policy),
             reward_model_dir=_model_path(reward_model),
@@ -292,6 +301,8 @@ def optimize(
         "reference": reference,
         "reward_model": reward_model,
         "prompts": prompts,
+        **({"preferences": preferences} if preferences else {}),
+        **({"ptx_texts": settings.ptx_texts} if settings.ptx_texts else {}),
     }
     stage = build_output("optimize", output, settings, inputs, {"seed": seed, "gold": gold}, build)
     _print_result(output, stage, as_json=as_json)

@@ -11,7 +11,14 @@ from metarm.errors import EmptySetError
 from metarm.schema import Prompt, ResponseGroup
 from metarm.storage import write_json_lines
 
-__all__ = ["load_demonstrations", "load_groups", "load_prompts", "read_group", "save_groups"]
+__all__ = [
+    "load_demonstrations",
+    "load_groups",
+    "load_prompts",
+    "load_texts",
+    "read_group",
+    "save_groups",
+]
 
 RESPONSES = ("responses", "completions")
 RESPONSE = ("response", "completion")
@@ -117,6 +124,36 @@ def load_demonstrations(source: str | Path) -> list[tuple[Prompt, str]]:
         DataError: When there is no such file or data set.
     """
     return [_demonstration(row) for row in read_rows(source)]
+
+
+def load_texts(source: str | Path) -> list[str | tuple[Prompt, str]]:
+    """Texts for a language-model loss: plain lines, rows with a `text`, or demonstrations.
+
+    Returns:
+        A text by itself, or prompt and response, of which the response alone is learnt.
+
+    Raises:
+        FormatError: At the first row that holds neither.
+        EmptySetError: When there is no text at all.
+        DataError: When there is no such file or data set.
+    """
+    path = Path(source)
+    if path.is_file() and (".txt" in path.suffixes[-2:] or sniff_container(path) == "text"):
+        lines = [line.rstrip("\r\n") for _, line in read_lines(path) if line.strip()]
+        if not lines:
+            raise EmptySetError(f"{source}:1: expected texts, got blank lines only. Fill the file.")
+        return list(lines)
+    return [_text(row) for row in read_rows(source)]
+
+
+def _text(row: Row) -> str | tuple[Prompt, str]:
+    """The text, or the demonstration, that a row holds."""
+    if not row.has("text"):
+        return _demonstration(row)
+    text = row.text("text")
+    if not text.strip():
+        row.fail(("text",), "a text", "blank text", "Fill it or remove the row.")
+    return text
 
 
 def _demonstration(row: Row) -> tuple[Prompt, str]:

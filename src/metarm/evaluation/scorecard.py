@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from metarm.chunk_log import ChunkLog
-from metarm.config import EvaluationSettings, OptimizeSettings
+from metarm.config import EvaluationSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.data.encoding import Encoder
 from metarm.errors import DataError
 from metarm.metrics import (

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from metarm.config import RewardSettings
 from metarm.data.encoding import Encoder
 from metarm.errors import ConfigError, ModelError
 from metarm.models.safe_files import SAFE_OPTIONS, refuse_pickles
@@ -166,8 +165,8 @@ def default_learning_rate(model: torch.nn.Module) -> float:
     return min(5e-6 * math.sqrt(7e9 / num_weights), 1e-3)
 
 
-def lora_config(settings: RewardSettings) -> Any:
-    """An adapter on every linear layer, and the score head in full.
+def lora_config(lora_r: int, *, has_score_head: bool) -> Any:
+    """An adapter on every linear layer but a language model's head; a score head in full.
 
     Raises:
         ConfigError: When the peft package is not there.
@@ -177,11 +176,11 @@ def lora_config(settings: RewardSettings) -> Any:
     except ImportError as error:
         raise ConfigError("use_peft needs the peft package: pip install 'metarm[peft]'") from error
     return LoraConfig(
-        task_type="SEQ_CLS",
-        r=settings.lora_r,
-        lora_alpha=2 * settings.lora_r,
+        task_type="SEQ_CLS" if has_score_head else "CAUSAL_LM",
+        r=lora_r,
+        lora_alpha=2 * lora_r,
         target_modules="all-linear",
-        modules_to_save=["score"],
+        modules_to_save=["score"] if has_score_head else None,
     )
 
 

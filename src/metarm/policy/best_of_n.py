@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.errors import EmptySetError
 from metarm.policy.sampling import BEST_OF_N_FILE, BestOfN, SampledPolicy
 from metarm.protocols import ProgressReporter, ScoreFunction

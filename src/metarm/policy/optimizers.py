@@ -2,33 +2,49 @@
 """The front door to policy optimisation: a table of optimisers by name, or a user's own."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.policy.best_of_n import optimize_best_of_n
 from metarm.policy.ppo import optimize_ppo
+from metarm.policy.trl_optimizers import optimize_dpo, optimize_grpo, optimize_rloo
 from metarm.protocols import PolicyOptimizer
 from metarm.resolve import resolve_name
+from metarm.schema import PreferencePair, Prompt
 
 __all__ = ["OPTIMIZERS", "build_optimizer"]
 
 OPTIMIZERS: Final[Mapping[str, Callable[..., Mapping[str, float]]]] = {
     "ppo": optimize_ppo,
+    "rloo": optimize_rloo,
+    "grpo": optimize_grpo,
     "best_of_n": optimize_best_of_n,
+    "dpo": optimize_dpo,
 }
 
 
-def build_optimizer(settings: OptimizeSettings) -> PolicyOptimizer:
+def build_optimizer(
+    settings: OptimizeSettings,
+    *,
+    pairs: Sequence[PreferencePair] = (),
+    demonstrations: Sequence[tuple[Prompt, str]] = (),
+) -> PolicyOptimizer:
     """The optimiser that `settings.algo` names.
 
-    A built-in one has its settings bound; so has a user's own that takes `settings`.
+    What the protocol does not bring is bound here, to those whose signature asks for it by name: a
+    built-in optimiser or a user's own.
+
+    Args:
+        settings: For a parameter `settings`.
+        pairs: The original preference pairs, for a parameter `pairs`.
+        demonstrations: What SFT was trained on, for a parameter `demonstrations`.
 
     Raises:
         ConfigError: When the name is neither in the table nor an importable `module:function`.
     """
     function: Any = resolve_name(settings.algo, OPTIMIZERS, what="optimize.algo")
-    if "settings" in inspect.signature(function).parameters:
-        return partial(function, settings=settings)
-    return function
+    offered = {"settings": settings, "pairs": pairs, "demonstrations": demonstrations}
+    asked = inspect.signature(function).parameters
+    return partial(function, **{name: value for name, value in offered.items() if name in asked})

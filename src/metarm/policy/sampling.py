@@ -34,6 +34,7 @@ __all__ = [
     "Conversation",
     "Sample",
     "SampledPolicy",
+    "end_tokens",
     "generate",
     "join_rows",
     "nucleus_draw",
@@ -90,7 +91,7 @@ def generate(
         for prompt in dict.fromkeys(prompts)
     }
     rows = [encoded[prompt] for prompt in prompts]
-    ends = _end_tokens(model, encoder)
+    ends = end_tokens(model, encoder)
     draw = nucleus_draw(len(rows), temperature=temperature, top_p=top_p)
     with _seeded(seed):
         try:
@@ -189,7 +190,7 @@ def _report_slow_model(name: str, reason: str) -> None:
     )
 
 
-def _end_tokens(model: "PreTrainedModel", encoder: Encoder) -> list[int]:
+def end_tokens(model: "PreTrainedModel", encoder: Encoder) -> list[int]:
     """Ids that end a response: EOS, and the end of a turn where the model's settings name one."""
     named = model.generation_config.eos_token_id if model.generation_config else None
     others = named if isinstance(named, list) else [named]

@@ -18,7 +18,7 @@ from metarm.models.steady_steps import SteadySteps
 from metarm.protocols import ProgressReporter
 from metarm.schema import Prompt
 
-__all__ = ["train_sft"]
+__all__ = ["collate_texts", "encode_demonstration", "train_sft"]
 
 IGNORED = -100
 
@@ -63,7 +63,7 @@ def train_sft(
         pass
 
     encoder = load_encoder(model)
-    rows = [_encode(encoder, prompt, response) for prompt, response in demonstrations]
+    rows = [encode_demonstration(encoder, prompt, response) for prompt, response in demonstrations]
     fits = [row for row in rows if len(row["input_ids"]) <= settings.max_length]
     if not fits:
         raise EmptySetError(
@@ -96,7 +96,7 @@ def train_sft(
             model=policy,
             args=arguments,
             train_dataset=fits,
-            data_collator=lambda batch: _collate(batch, encoder.pad_token_id),
+            data_collator=lambda batch: collate_texts(batch, encoder.pad_token_id),
             callbacks=[StepReporter(bar)],
         )
         trainer.remove_callback(PrinterCallback)
@@ -136,7 +136,8 @@ class _SteadyRows(SteadySteps):
         self.take_steady_state(state)
 
 
-def _encode(encoder: Encoder, prompt: Prompt, response: str) -> dict[str, list[int]]:
+def encode_demonstration(encoder: Encoder, prompt: Prompt, response: str) -> dict[str, list[int]]:
+    """Ids of a prompt and its response up to EOS, and labels: -100 on the prompt, else the ids."""
     prompt_ids = encoder.encode_prompt(prompt)
     num_prompt = len(prompt_ids)
     ids = encoder.encode(prompt, response)
@@ -152,7 +153,8 @@ def _encode(encoder: Encoder, prompt: Prompt, response: str) -> dict[str, list[i
     return {"input_ids": ids[:num_prompt] + answer, "labels": [IGNORED] * num_prompt + answer}
 
 
-def _collate(batch: Sequence[Mapping[str, list[int]]], pad_token_id: int) -> dict[str, Tensor]:
+def collate_texts(batch: Sequence[Mapping[str, list[int]]], pad_token_id: int) -> dict[str, Tensor]:
+    """Texts with labels as tensors of shape (rows, tokens), padded on the right."""
     length = max(len(row["input_ids"]) for row in batch)
     input_ids = torch.full((len(batch), length), pad_token_id)
     labels = torch.full((len(batch), length), IGNORED)

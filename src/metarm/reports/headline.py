@@ -193,11 +193,19 @@ def _step(run: Run, arm: str) -> str:
     return words(reward) + (f", {num_kept} groups of earlier rounds kept" if num_kept else "")
 
 
+def _algo(run: Run, arm: str) -> str:
+    """The optimiser of a known arm."""
+    assert run.settings is not None
+    return run.settings.for_arm(arm).optimize.algo
+
+
 def _name(run: Run, arm: str) -> str:
     """An arm's name and, where the settings are known, its main trait."""
     settings = _settings_of(run, arm)
     if settings is None:
         return arm
+    if _algo(run, arm) == "dpo":
+        return f"{arm} (DPO on the original pairs)"
     if settings.reward == "frozen":
         return f"{arm} (reward model not retrained)"
     trait = _step(run, arm) or "retrained on original pairs"
@@ -217,6 +225,11 @@ def arm_description(run: Run, arm: str) -> str:
         return ""
     if not settings.optimize:
         return "the SFT policy, evaluated only"
+    if _algo(run, arm) == "dpo":
+        return (
+            "policy trained on the original pairs by DPO, from SFT in every round; the first "
+            "reward model only measures it"
+        )
     if settings.reward == "frozen":
         return "policy optimised against the first reward model, which stays as it is"
     text = "reward model retrained each round on the original pairs"

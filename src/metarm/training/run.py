@@ -214,7 +214,7 @@ def _make_model(name: str, encoder: Encoder, settings: RewardSettings, seed: int
         return model
     from peft import get_peft_model
 
-    adapted: nn.Module = get_peft_model(model, lora_config(settings))
+    adapted: nn.Module = get_peft_model(model, lora_config(settings.lora_r, has_score_head=True))
     return adapted
 
 
@@ -273,7 +273,9 @@ def _train(
             keep_plain=keep_plain,
             callbacks=[StepReporter(bar)],
             processing_class=encoder.tokenizer,
-            peft_config=lora_config(settings) if settings.use_peft else None,
+            peft_config=lora_config(settings.lora_r, has_score_head=True)
+            if settings.use_peft
+            else None,
         )
         trainer.remove_callback(PrinterCallback)
         if settings.learning_rate is None:

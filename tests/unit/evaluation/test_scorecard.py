@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from metarm.chunk_log import ChunkLog
-from metarm.config import EvaluationSettings, OptimizeSettings
+from metarm.config import EvaluationSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.errors import DataError, EmptySetError
 from metarm.evaluation.scorecard import (
     PolicySamples,

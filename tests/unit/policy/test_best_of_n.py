@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from metarm.config import OptimizeSettings
+from metarm.config_optimize import OptimizeSettings
 from metarm.errors import EmptySetError
 from metarm.models.reward_model import load_score_function
 from metarm.policy.best_of_n import optimize_best_of_n

@@ -7,13 +7,19 @@ from statistics import fmean
 import pytest
 import torch
 
-from metarm.config import OptimizeSettings
-from metarm.errors import DataError, EmptySetError, ModelError
+from metarm.config_optimize import OptimizeSettings
+from metarm.errors import ConfigError, DataError, EmptySetError, ModelError
 from metarm.models.loading import load_causal_lm, load_encoder
 from metarm.policy import ppo
+from metarm.policy.control import adapted_kl_coef
 from metarm.policy.ppo import optimize_ppo
+from metarm.policy.ppo_models import load_models, read_texts
+from metarm.policy.prompt_order import prompt_batch
+from metarm.policy.sampling import response_log_probs
+from metarm.policy.sft import collate_texts, encode_demonstration
 from metarm.progress import SilentProgress
 from metarm.storage import read_json_lines
+from metarm.streams import generator
 from tiny_models import (
     EOS,
     WORDS,
@@ -24,6 +30,7 @@ from tiny_models import (
 )
 
 PROMPTS = ["a b c", "b", "c d", "f"]
+DEMONSTRATIONS = [("a b", " c d"), ("c", " e f e"), ("f", " a"), ("b b b", " c a b")]
 
 
 def count_a(prompts, responses):
@@ -56,7 +63,16 @@ def optimize(models, tmp_path):
     """Runs PPO into a folder of its own; returns that folder and the rows of its log."""
     calls = iter(range(99))
 
-    def run(*, score=count_a, prompts=PROMPTS, seed=0, monitor=None, folders=None, **changes):
+    def run(
+        *,
+        score=count_a,
+        prompts=PROMPTS,
+        seed=0,
+        monitor=None,
+        folders=None,
+        demonstrations=(),
+        **changes,
+    ):
         output = tmp_path / f"out{next(calls)}"
         output.mkdir()
         places = {name: models / name for name in ("policy", "reference", "reward")}
@@ -72,24 +88,28 @@ def optimize(models, tmp_path):
             monitor=monitor,
             progress=SilentProgress(),
             settings=settings(**changes),
+            demonstrations=demonstrations,
         )
         rows = list(read_json_lines(output / "metrics.jsonl"))
-        assert rows[-1] == returned
+        if "kl_budget" not in changes:
+            assert rows[-1] == returned
         return output, rows
 
     return run
 
 
-def set_up(models, tmp_path, score=count_a, **changes):
-    return ppo._set_up(
-        settings(**changes),
-        models / "policy",
-        models / "reference",
-        models / "reward",
-        score,
-        None,
-        0,
-    )
+def set_up(models, score=count_a, *, prompts=PROMPTS, texts=(), **changes):
+    """A run before its first iteration, with as many responses as prompts if not told."""
+    asked = settings(**({"batch_size": len(prompts)} | changes))
+    loaded = load_models(asked, models / "policy", models / "reference", models / "reward", seed=0)
+    rows = read_texts(asked, texts, loaded.encoder, loaded.policy)
+    return ppo._start(asked, loaded, prompts, rows, score, models / "reward", None, 0)
+
+
+def roll_out(run):
+    """The next iteration's responses, as the loop would leave them in the state."""
+    ppo._begin_iteration(run)
+    return run.state.rollout
 
 
 def weights(folder):
@@ -114,13 +134,13 @@ def test_the_first_ratio_of_every_iteration_is_1(optimize, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_recomputed_log_probs_are_the_old_ones(models, tmp_path, temperature):
-    run = set_up(models, tmp_path, temperature=temperature)
-    rollout = ppo._roll_out(run, PROMPTS * 2, seed=4)
+def test_recomputed_log_probs_are_the_old_ones(models, temperature):
+    run = set_up(models, temperature=temperature, batch_size=8)
+    rollout = roll_out(run)
     with torch.no_grad():
         for rows in torch.randperm(8).chunk(2):
             batch = type(rollout.batch)(*(tensor[rows] for tensor in rollout.batch))
-            again = ppo.response_log_probs(run.policy, batch, temperature)
+            again = response_log_probs(run.state.policy, batch, temperature)
             assert (again - rollout.old_log_probs[rows]).abs().max() < 1e-5
 
 
@@ -165,17 +185,17 @@ def test_kl_is_to_the_reference_and_under_the_sampling_distribution(
     )
 
 
-def test_the_penalty_hits_the_unfinished_responses_alone(models, tmp_path):
+def test_the_penalty_hits_the_unfinished_responses_alone(models):
     run = set_up(
         models,
-        tmp_path,
         score=lambda prompts, responses: [3.0] * len(responses),
         missing_eos_penalty=0.75,
         kl_coef=0.0,
         gamma=1.0,
         lam=1.0,
+        batch_size=16,
     )
-    rollout = ppo._roll_out(run, PROMPTS * 4, seed=0)
+    rollout = roll_out(run)
     # Monte-Carlo returns of constant scores and no KL: each token's is the penalty of its row.
     penalties = [
         set(row[mask].round(decimals=5).tolist())
@@ -186,37 +206,37 @@ def test_the_penalty_hits_the_unfinished_responses_alone(models, tmp_path):
     assert penalties == [{-0.75} if cut else {0.0} for cut in unfinished]
 
 
-def test_scores_are_normalised_by_what_has_been_seen_in_this_call(models, tmp_path):
+def test_scores_are_normalised_by_what_has_been_seen_in_this_call(models):
     """First batch 0 and 2, then 4 and 6: mean 3 and deviation sqrt(20/3) of all four by then."""
     batches = iter([[0.0, 2.0], [4.0, 6.0]])
     run = set_up(
         models,
-        tmp_path,
         score=lambda prompts, responses: next(batches),
         missing_eos_penalty=0.0,
         kl_coef=0.0,
         gamma=1.0,
         lam=1.0,
+        prompts=["a", "b"],
     )
-    first = ppo._roll_out(run, ["a", "b"], seed=0).returns[:, 0]
+    first = roll_out(run).returns[:, 0]
     assert first.tolist() == pytest.approx([-1 / math.sqrt(2), 1 / math.sqrt(2)], abs=1e-5)
-    second = ppo._roll_out(run, ["a", "b"], seed=0).returns[:, 0]
+    second = roll_out(run).returns[:, 0]
     deviation = math.sqrt(20 / 3)
     assert second.tolist() == pytest.approx([1 / deviation, 3 / deviation], abs=1e-5)
 
 
-def test_normalised_scores_are_clipped_before_the_penalty(models, tmp_path):
+def test_normalised_scores_are_clipped_before_the_penalty(models):
     run = set_up(
         models,
-        tmp_path,
         score=lambda prompts, responses: [1000.0] + [0.0] * (len(responses) - 1),
         reward_clip=0.1,
         missing_eos_penalty=1.0,
         kl_coef=0.0,
         gamma=1.0,
         lam=1.0,
+        batch_size=16,
     )
-    rollout = ppo._roll_out(run, PROMPTS * 4, seed=0)
+    rollout = roll_out(run)
     cut = torch.tensor([EOS not in row for row in rollout.batch.response_ids.tolist()]).float()
     # The others' normalised score is -0.25: clipped to -0.1 as well.
     expected = torch.full((16,), -0.1)
@@ -224,9 +244,9 @@ def test_normalised_scores_are_clipped_before_the_penalty(models, tmp_path):
     torch.testing.assert_close(rollout.returns[:, 0], expected - cut, atol=1e-5, rtol=0)
 
 
-def test_advantages_are_whitened_and_returns_are_not(models, tmp_path):
-    run = set_up(models, tmp_path)
-    rollout = ppo._roll_out(run, PROMPTS * 4, seed=0)
+def test_advantages_are_whitened_and_returns_are_not(models):
+    run = set_up(models, batch_size=16)
+    rollout = roll_out(run)
     mask = rollout.batch.response_mask
     inside = rollout.advantages[mask]
     assert inside.mean().item() == pytest.approx(0.0, abs=1e-5)
@@ -270,25 +290,31 @@ def test_only_the_value_model_learns_while_it_warms_up(models, optimize):
     assert distance(weights(output), weights(models / "policy")) > 0
 
 
-def test_no_gradient_is_taken_of_the_policy_while_values_warm_up(models, tmp_path):
-    run = set_up(models, tmp_path, value_warmup_iterations=1)
-    rollout = ppo._roll_out(run, PROMPTS, seed=0)
-    ppo._update(run, rollout, torch.Generator(), 0)
-    assert all(weight.grad is None for weight in run.policy.parameters())
+def test_no_gradient_is_taken_of_the_policy_while_values_warm_up(models):
+    run = set_up(models, value_warmup_iterations=1, ptx_coef=1.0, texts=DEMONSTRATIONS)
+    roll_out(run)
+    ppo._learn(run)
+    assert all(weight.grad is None for weight in run.state.policy.parameters())
     assert all(weight.grad is None for weight in run.reference.parameters())
-    assert run.value_model.score.weight.grad.abs().sum() > 0
+    assert run.state.value_model.score.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("size", [1, 3, 64])
-def test_micro_batches_give_the_same_gradient(models, tmp_path, size):
+def test_micro_batches_give_the_same_gradient(models, size):
     """Responses differ in length: parts weighted by rows instead of tokens would be off."""
     gradients = []
-    changes = {"num_mini_batches": 1, "temperature": 30.0}  # hot: some end early
+    changes = {"num_mini_batches": 1, "temperature": 30.0, "batch_size": 8}  # hot: some end early
     for micro_batch_size in (None, size):
-        run = set_up(models, tmp_path, micro_batch_size=micro_batch_size, **changes)
-        rollout = ppo._roll_out(run, PROMPTS * 2, seed=0)
-        metrics = ppo._step(run, rollout, torch.arange(8), only_values=False)
-        weights_of = [*run.policy.parameters(), *run.value_model.parameters()]
+        run = set_up(
+            models,
+            micro_batch_size=micro_batch_size,
+            ptx_coef=0.5,
+            texts=DEMONSTRATIONS,
+            **changes,
+        )
+        rollout = roll_out(run)
+        metrics = ppo._step(run, torch.arange(8))
+        weights_of = [*run.state.policy.parameters(), *run.state.value_model.parameters()]
         gradients.append((torch.cat([w.grad.ravel() for w in weights_of]), metrics))
     assert len(set(rollout.batch.response_mask.sum(dim=1).tolist())) > 1
     (whole, told), (parts, told_in_parts) = gradients
@@ -296,28 +322,35 @@ def test_micro_batches_give_the_same_gradient(models, tmp_path, size):
     assert told_in_parts == pytest.approx(told, abs=1e-6)
 
 
-def test_each_model_has_its_learning_rate_and_its_own_clip(models, tmp_path):
-    run = set_up(models, tmp_path, learning_rate=3e-4, value_learning_rate=7e-4, max_grad_norm=1e-3)
+def test_each_model_has_its_learning_rate_and_its_own_clip(models):
+    run = set_up(
+        models,
+        learning_rate=3e-4,
+        value_learning_rate=7e-4,
+        max_grad_norm=1e-3,
+        batch_size=8,
+    )
     groups = [
         (group["lr"], {id(weight) for weight in group["params"]})
-        for group in run.optimizer.param_groups
+        for group in run.state.optimizer.param_groups
     ]
     assert groups == [
-        (3e-4, {id(weight) for weight in run.policy.parameters()}),
-        (7e-4, {id(weight) for weight in run.value_model.parameters()}),
+        (3e-4, {id(weight) for weight in run.state.policy.parameters()}),
+        (7e-4, {id(weight) for weight in run.state.value_model.parameters()}),
     ]
-    ppo._update(run, ppo._roll_out(run, PROMPTS * 2, seed=0), torch.Generator(), 0)
-    for model in (run.policy, run.value_model):
+    roll_out(run)
+    ppo._learn(run)
+    for model in (run.state.policy, run.state.value_model):
         norm = torch.stack([weight.grad.norm() for weight in model.parameters()]).norm()
         assert norm.item() == pytest.approx(1e-3, rel=0.01)
 
 
-def test_the_value_model_starts_as_the_reward_model(models, tmp_path):
+def test_the_value_model_starts_as_the_reward_model(models):
     from safetensors.torch import load_file
 
-    run = set_up(models, tmp_path)
+    run = set_up(models)
     saved = load_file(models / "reward" / "model.safetensors")
-    assert distance(saved, run.value_model.state_dict()) == 0
+    assert distance(saved, run.state.value_model.state_dict()) == 0
 
 
 def test_every_prompt_comes_once_before_any_comes_again(optimize):
@@ -430,3 +463,176 @@ def test_a_score_that_is_not_finite_is_an_error(optimize, tmp_path):
 def test_the_saved_policy_is_whole(optimize):
     output, _ = optimize(num_iterations=1)
     assert load_encoder(output).encode("a", " b") == [1, 4, 5, EOS]
+
+
+def test_prompts_of_an_iteration_depend_on_nothing_before_it():
+    """A run that is taken up in the middle reads what it would have read."""
+    prompts = list("abcdefg")
+    batches = [prompt_batch(prompts, 3, 5, iteration) for iteration in range(14)]
+    drawn = [prompt for batch in batches for prompt in batch]
+    passes = [drawn[start : start + 7] for start in range(0, 42, 7)]
+    assert all(sorted(one) == prompts for one in passes)
+    assert len({tuple(one) for one in passes}) > 1
+    assert prompt_batch(prompts, 3, 5, 9) == batches[9] != prompt_batch(prompts, 3, 6, 9)
+    assert sorted(prompt_batch(prompts, 14, 0, 0)) == sorted(prompts * 2), "more than one pass"
+
+
+def test_a_state_taken_up_in_the_middle_of_a_batch_ends_the_same(models):
+    """Steps that were taken are not taken again: bit for bit the weights of the whole."""
+    changes = {"num_mini_batches": 2, "num_ppo_epochs": 2, "batch_size": 8}
+    extra = {"ptx_coef": 0.1, "texts": DEMONSTRATIONS}
+    whole = set_up(models, **changes, **extra)
+    roll_out(whole)
+    ppo._learn(whole)
+    stopped = set_up(models, **changes, **extra)
+    roll_out(stopped)
+    steps = ppo._mini_batches(stopped)
+    for rows in steps[:3]:
+        ppo._step(stopped, rows)
+        stopped.state.num_updates += 1
+    ppo._learn(stopped)
+    assert stopped.state.num_updates == len(steps) == 4
+    assert distance(whole.state.policy.state_dict(), stopped.state.policy.state_dict()) == 0
+
+
+@pytest.mark.parametrize("coef", [0.3, 2.0])
+def test_text_gradients_are_added_in_the_same_step(models, coef):
+    """PPO's gradient + coef * that of the language-model loss, taken by transformers itself."""
+
+    def gradients(run, rows=None):
+        if rows is not None:
+            ppo._step(run, rows)
+        return [w.grad.clone() for w in run.state.policy.parameters()]
+
+    free = {"max_grad_norm": 1e9, "num_mini_batches": 1, "batch_size": 8}
+    plain, mixed = (
+        set_up(models, **free),
+        set_up(models, ptx_coef=coef, texts=DEMONSTRATIONS, ptx_batch_size=3, **free),
+    )
+    for run in (plain, mixed):
+        roll_out(run)
+    rows = torch.arange(8)
+    ppo_only = gradients(plain, rows)
+    both = gradients(mixed, rows)
+    alone = set_up(models, **free)
+    drawn = torch.randperm(4, generator=generator(0, "texts", 0, 0))[:3].tolist()
+    batch = [DEMONSTRATIONS[index] for index in drawn]
+    encoded = [encode_demonstration(alone.encoder, *text) for text in batch]
+    tensors = collate_texts(encoded, alone.encoder.pad_token_id)
+    loss = alone.state.policy(**tensors).loss
+    loss.backward()
+    text_only = gradients(alone)
+    for whole, first, second in zip(both, ppo_only, text_only, strict=True):
+        torch.testing.assert_close(whole, first + coef * second, atol=2e-6, rtol=1e-5)
+    assert max(gradient.abs().max() for gradient in text_only) > 1e-3
+
+
+def test_text_loss_is_logged_and_keeps_texts_likely(optimize):
+    changes = {"num_iterations": 12, "learning_rate": 3e-3}
+    _, rows = optimize(demonstrations=DEMONSTRATIONS, ptx_coef=1.0, **changes)
+    losses = [row["loss/ptx_avg"] for row in rows]
+    assert losses[-1] < 0.7 * losses[0]
+    _, rows = optimize(demonstrations=DEMONSTRATIONS, **changes)
+    assert all("loss/ptx_avg" not in row for row in rows)
+
+
+def test_texts_come_from_a_file_too(optimize, tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("a b c d\n\nf e d\n", encoding="utf-8")
+    _, rows = optimize(ptx_coef=0.5, ptx_texts=str(path))
+    assert all(row["loss/ptx_avg"] > 0 for row in rows)
+
+
+def test_a_text_loss_without_texts_is_an_error(optimize):
+    with pytest.raises(ConfigError, match=r"ptx_coef is 0\.5, but there are no texts.*ptx_texts"):
+        optimize(ptx_coef=0.5)
+
+
+def test_the_adaptive_weight_follows_its_controller(optimize):
+    _, rows = optimize(
+        kl_controller="adaptive", kl_target=1e-3, kl_horizon=40, num_iterations=5, kl_coef=0.1
+    )
+    weight = 0.1
+    for row in rows:
+        assert row["objective/kl_coef"] == pytest.approx(weight)
+        weight = adapted_kl_coef(weight, row["objective/kl"], 8, target=1e-3, horizon=40)
+    assert rows[-1]["objective/kl_coef"] > rows[0]["objective/kl_coef"]
+    _, rows = optimize(num_iterations=3, kl_coef=0.1)
+    assert {row["objective/kl_coef"] for row in rows} == {0.1}
+
+
+def test_a_kl_budget_keeps_the_last_weights_within_it(optimize, tmp_path):
+    """The run without a budget goes through the same weights: what is kept is one of them."""
+    start = save_fixed_policy(tmp_path / "start", FLAT)
+    changes = {
+        "folders": {"policy": start, "reference": start},
+        "score": lambda prompts, responses: [float(r == " e") for r in responses],
+        "max_completion_length": 1,
+        "batch_size": 64,
+        "learning_rate": 0.02,
+        "kl_coef": 0.0,
+        "missing_eos_penalty": 0.0,
+    }
+    _, free = optimize(num_iterations=12, **changes)
+    output, rows = optimize(num_iterations=12, kl_budget=0.5, **changes)
+    kls = [row["objective/kl"] for row in rows]
+    assert len(rows) < 12
+    assert kls == [row["objective/kl"] for row in free[: len(rows)]]
+    assert all(kl <= 0.5 for kl in kls[:-1])
+    assert kls[-1] > 0.5
+    assert "loss/policy_avg" not in rows[-1], "a measurement alone"
+    # What is kept wrote the last batch but one: as many iterations of learning as come before it.
+    kept, _ = optimize(num_iterations=len(rows) - 2, **changes)
+    assert distance(weights(output), weights(kept)) == 0
+
+
+def test_a_kl_budget_is_held_against_the_last_update_too(optimize, models):
+    at_home = {"folders": {"policy": models / "reference"}}
+    output, rows = optimize(num_iterations=3, kl_budget=50.0, **at_home)
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
+    assert "loss/policy_avg" not in rows[-1]
+    free, _ = optimize(num_iterations=3, **at_home)
+    assert distance(weights(output), weights(free)) == 0
+    with pytest.raises(ConfigError, match="before its first update: raise it"):
+        optimize(kl_budget=1e-9)
+
+
+def test_learning_rates_fall_as_the_schedule_says(optimize):
+    _, rows = optimize(lr_scheduler_type="linear", num_iterations=4, learning_rate=1e-3)
+    assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_advantages_can_be_left_as_they_are_and_clipped(models):
+    plain = roll_out(set_up(models, normalize_advantages=False, batch_size=16))
+    mask = plain.batch.response_mask
+    torch.testing.assert_close(
+        plain.advantages[mask], (plain.returns - plain.old_values)[mask], atol=1e-5, rtol=0
+    )
+    clipped = roll_out(set_up(models, advantage_clip=0.5, batch_size=16)).advantages
+    whole = roll_out(set_up(models, batch_size=16)).advantages
+    assert torch.equal(clipped, whole.clamp(-0.5, 0.5))
+    assert not torch.equal(clipped, whole)
+
+
+def test_an_adapter_learns_and_is_merged(models, optimize):
+    """The reference stays SFT itself; every later stage reads a plain folder."""
+    output, rows = optimize(use_peft=True, lora_r=2, learning_rate=1e-2, num_iterations=4)
+    assert rows[-1]["loss/policy_avg"] != 0
+    saved, start = weights(output), weights(models / "policy")
+    assert set(saved) == set(start), "no adapter is left"
+    moved = {name for name in saved if (saved[name] - start[name]).abs().max() > 1e-6}
+    assert any("q_proj" in name for name in moved)
+    assert not any("embed" in name or "lm_head" in name or "norm" in name for name in moved)
+    assert rows[0]["objective/kl"] == pytest.approx(
+        optimize(num_iterations=1)[1][0]["objective/kl"]
+    )
+
+
+def test_an_adapter_trains_nothing_else(models):
+    run = set_up(models, use_peft=True, lora_r=2)
+    for model, extra in ((run.state.policy, ()), (run.state.value_model, ("score",))):
+        trained = [name for name, w in model.named_parameters() if w.requires_grad]
+        assert trained
+        assert all("lora_" in name or name.startswith(extra or "lora_") for name in trained)
+    again = set_up(models, use_peft=True, lora_r=2)
+    assert distance(run.state.policy.state_dict(), again.state.policy.state_dict()) == 0
