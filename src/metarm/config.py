@@ -282,6 +282,8 @@ class ArmSettings(_Settings):
     """What this arm has otherwise: keys of `reward`, `sampling`, `optimize`; `policy_start`."""
     meta_reservoir: int = Field(default=0, ge=0)
     """Groups of earlier rounds kept in the meta set, each round a source; 0: own round alone."""
+    keep_champion: bool = False
+    """Use a round's reward model only if it is not worse than the one before: docs/watching.md."""
 
 
 ARM_SECTIONS = ("policy_start", "reward_start", "reward", "sampling", "optimize")
@@ -352,6 +354,11 @@ class RunSettings(_Settings):
                 raise ValueError(
                     f"custom_arms.{name}: {what} change nothing where the reward model is frozen: "
                     "set reward: retrain, or leave them out"
+                )
+            if arm.keep_champion and (arm.reward == "frozen" or arm.members > 1):
+                raise ValueError(
+                    f"custom_arms.{name}.keep_champion compares one reward model a round with "
+                    "the one before: set reward: retrain and members: 1, or leave it out"
                 )
             if arm.pessimism and arm.members == 1:
                 raise ValueError(

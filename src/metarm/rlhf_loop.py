@@ -21,6 +21,7 @@ from metarm.config import ArmSettings, RewardSettings, RunSettings
 from metarm.data.meta_sets import load_groups, save_groups
 from metarm.data.preferences import load_preferences, save_preferences
 from metarm.data.reservoir import keep_reservoir
+from metarm.evaluation.champion import PromotionRules, compare_champion
 from metarm.evaluation.scorecard import (
     ScoreFunctions,
     evaluate_round,
@@ -33,7 +34,14 @@ from metarm.protocols import ProgressReporter
 from metarm.run_folder import open_run_folder
 from metarm.schema import PreferencePair, ResponseGroup
 from metarm.sources import Sources, label_groups, prepare_sources, relabel_pairs
-from metarm.storage import Stage, build_stage, fingerprint, write_json, write_json_lines
+from metarm.storage import (
+    Stage,
+    build_stage,
+    content_digest,
+    fingerprint,
+    write_json,
+    write_json_lines,
+)
 from metarm.training import train_reward_model
 from metarm.workers import run_in_processes
 
@@ -178,6 +186,10 @@ class _SeedRun:
             trained += members
             if self.settings.arm(arm).meta_reservoir:
                 past = (*past, *samples)
+        if self.settings.arm(arm).keep_champion:
+            decided = self._champion_stage(place / "champion", start.reward, members[0], samples)
+            trained.append(decided)
+            members = (members[0] if decided.metrics["replaces"] else start.reward,)
         reward = members[0]
         if len(members) > 1:
             reward = self._ensemble_stage(place / "reward", arm, members)
@@ -198,7 +210,8 @@ class _SeedRun:
 
     def _needs_samples(self, arm: str) -> bool:
         meta_mode = self.settings.for_arm(arm).reward.meta_mode
-        return meta_mode != "off" or bool(self.settings.arm(arm).num_gold_labels)
+        own = self.settings.arm(arm)
+        return meta_mode != "off" or bool(own.num_gold_labels) or own.keep_champion
 
     def _draw_seed(self, what: str, round_number: int) -> int:
         """The same in every arm, so that arms are compared on the same draws.
@@ -303,6 +316,32 @@ class _SeedRun:
         seed = self._draw_seed("reservoir", 0)
         kept = keep_reservoir(earlier, arm.meta_reservoir, seed=seed)
         return [*(replace(group, source=f"round_{round_number}") for group in own), *kept]
+
+    def _champion_stage(
+        self, place: Path, champion: Stage, challenger: Stage, samples: Sequence[Stage]
+    ) -> Stage:
+        """Whether the round's reward model takes the place of the one before, and why."""
+        rules = PromotionRules()
+
+        def build(folder: Path) -> dict[str, Any]:
+            ours, theirs = (load_reward(stage.folder) for stage in (challenger, champion))
+            groups = [
+                group for stage in samples for group in load_groups(stage.folder / "groups.jsonl")
+            ]
+            pairs = ours.fitting_pairs(self.sources.test_pairs)
+            decision = compare_champion(ours, theirs, pairs, groups, rules)
+            kept = challenger if decision.replaces else champion
+            write_json(folder / "decision.json", decision.to_json())
+            pointer = {
+                "model": os.path.relpath(kept.folder, place),
+                "digest": content_digest(kept.folder),
+                "decision": 1,
+            }
+            write_json(folder / "champion.json", pointer)
+            return {"replaces": decision.replaces, "reason": decision.reason}
+
+        inputs = [self.sources.data, champion, challenger, *samples]
+        return build_stage(place, {"rules": asdict(rules)}, inputs, build)
 
     def _ensemble_stage(self, place: Path, arm: str, members: Sequence[Stage]) -> Stage:
         pessimism = self.settings.arm(arm).pessimism

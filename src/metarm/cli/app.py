@@ -20,10 +20,12 @@ from metarm.cli.compare import compare
 from metarm.cli.doctor import doctor
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
+from metarm.cli.promote import promote
 from metarm.cli.runs import report, run
 from metarm.cli.settings_help import settings_of
 from metarm.cli.train import optimize, reward, sft
 from metarm.cli.tune import tune
+from metarm.cli.watch import watch
 from metarm.errors import ConfigError, MetarmError, nearest_names
 
 __all__ = ["VERBS", "build_command", "run_command"]
@@ -40,6 +42,8 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "compare": (compare, "CompareSettings"),
     "tune": (tune, "TuneSettings"),
     "advise": (advise, "AdviseSettings"),
+    "watch": (watch, "RewardSettings"),
+    "promote": (promote, None),
     "bench": (bench, "BenchSettings"),
     "doctor": (doctor, None),
 }
@@ -63,6 +67,8 @@ _KEPT: Final = {
     "compare": "finished cells are kept; the same command goes on from there",
     "advise": "finished splits are kept; the same command goes on from there",
     "tune": "finished trials are kept; the same command goes on from there",
+    "watch": "looks that were taken are kept; the same command takes the next one",
+    "promote": "no decision was taken; the same command begins again",
     "bench": "finished measurements are kept; the same command goes on from there",
     "sft": "nothing half-made was put into --output; the same command begins again",
     "reward": "nothing half-made was put into --output; the same command begins again",

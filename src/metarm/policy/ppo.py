@@ -38,7 +38,7 @@ from metarm.models.loading import (
     load_reward_model,
 )
 from metarm.policy.sampling import Conversation, generate, join_rows, response_log_probs
-from metarm.protocols import ProgressReporter, ScoreFunction
+from metarm.protocols import IterationObserver, ProgressReporter, ScoreFunction
 from metarm.schema import Prompt
 from metarm.storage import append_json_line
 
@@ -250,6 +250,7 @@ def optimize_ppo(
     monitor: ScoreFunction | None,
     progress: ProgressReporter,
     settings: OptimizeSettings,
+    observer: IterationObserver | None = None,
 ) -> Mapping[str, float]:
     """Optimise a policy against `score` and save it: a `protocols.PolicyOptimizer`.
 
@@ -264,6 +265,7 @@ def optimize_ppo(
         monitor: Another score function, only logged (gold).
         progress: Gets one bar.
         settings: See `config.OptimizeSettings`.
+        observer: Looks at the policy after each iteration, and may end the optimisation there.
 
     Returns:
         The last iteration's metrics; docs/metrics.md explains each.
@@ -294,6 +296,10 @@ def optimize_ppo(
             bar.advance(
                 1, f"score {metrics['objective/scores']:.2f}, KL {metrics['objective/kl']:.1f} nats"
             )
+            if observer is not None and observer(
+                iteration=iteration + 1, policy=run.policy, encoder=run.encoder
+            ):
+                break
     run.policy.save_pretrained(output_dir)
     run.encoder.tokenizer.save_pretrained(output_dir)
     return metrics
