@@ -16,6 +16,7 @@ ELSEWHERE = {
     "best_of_n": "test_arms",
     "member_": "test_arms",
     "ensemble": "test_arms",
+    "champion": "test_watch",
 }
 WORDS = {r"{N}": r"\d+", r"{ARM}": r"[^/]+", "**": ".*", "*": "[^/]*", ".": r"\.", r"\|": "|"}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`metarm watch` and `metarm promote` from the command line: looks, adaptations, one-line errors."""
+"""`metarm watch` and `metarm promote`: looks, adaptations, decisions, one-line errors."""
 
 import json
 from pathlib import Path
