@@ -157,10 +157,10 @@ def record_seed(folder: Path, seed: int, kl_coef: float) -> None:
         common = {"max_completion_length": 32, "num_fresh": NUM_FRESH, "seed": seed}
         plans = (
             ProbePlan(num_prompts=NUM_PROBES, num_reference=NUM_REFERENCE, **common),
-            ProbePlan(num_prompts=384, num_reference=2, **common),
+            ProbePlan(num_prompts=368, num_reference=2, **common),
             ProbePlan(num_prompts=NUM_PROBES, num_reference=POOL, **common | {"seed": seed + 1}),
         )
-        parts = (prompts[:NUM_PROBES], prompts[NUM_PROBES:512], prompts[:NUM_PROBES])
+        parts = (prompts[:NUM_PROBES], prompts[NUM_PROBES : NUM_PROBES + 368], prompts[:NUM_PROBES])
         probes, truth, pool = (
             build_probes(out / name, sources.policy.folder, own, plan, progress=quiet)
             for name, own, plan in zip(("probes", "truth", "pool"), parts, plans, strict=True)

@@ -28,7 +28,10 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"`adapt` above {rules.disagree_above:g}" in PAGE
     assert f"`--alpha` ({rules.budget.alpha:g})" in PAGE
     assert f"`--margin` ({100 * promotion.margin:g} points)" in PAGE
-    assert f"({fewest_prompts(promotion.margin, promotion.alpha)} by default)" in PAGE
+    assert (
+        f"fewer than {fewest_prompts(promotion.margin, promotion.alpha)} prompts (by default)"
+        in PAGE
+    )
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ it is sane where figures that need no label say so on groups of the watched poli
 answer is a no: too few pairs, or a test that fails, keep the champion.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -117,9 +118,10 @@ def non_inferiority(
 ) -> NonInferiority:
     """Whether one score orders pairs not worse than another by more than a margin.
 
-    t = (difference + margin) / error with G - 1 degrees of freedom, G the number of prompts. The
-    error is the larger of the one clustered by prompt and the one that H0 itself implies: where
-    the truth is -margin, no fewer than `margin` of the pairs are discordant, however few were seen.
+    t = (difference + margin - 1 / (2 G)) / error with G - 1 degrees of freedom, G the number of
+    prompts: corrected for continuity, and the error the larger of the one clustered by prompt and
+    the likeliest one at which the truth is -margin. Without the second, few pairs of which none
+    happens to be discordant would prove anything.
 
     Args:
         challenger: 1 right, 0 wrong, 0.5 a tie, shape (pairs,).
@@ -132,7 +134,7 @@ def non_inferiority(
         DataError: When there are no pairs, or the lengths differ.
 
     Source:
-        Liang & Zeger 1986 for clusters; Tango 1998, Nam 1997 for the error under H0.
+        Liang & Zeger 1986 for clusters; Tango 1998 for the likeliest error under H0.
 
     Example:
         >>> non_inferiority([1] * 200, [1] * 200, range(200), margin=0.03, alpha=0.05).holds
@@ -153,19 +155,19 @@ def non_inferiority(
     mean = float(gaps.mean())
     sums = np.bincount(labels, weights=gaps - mean)
     clustered = count / max(count - 1, 1) * float((sums**2).sum()) / gaps.size**2
-    second_moment = float((gaps**2).mean())
     # Prompts, not pairs: those of one prompt may all err together.
-    implied = (max(second_moment, margin) - margin**2) / count
-    error = math.sqrt(max(clustered, implied))
+    likeliest = _variance_at(margin, mean, float((gaps**2).mean()), count)
+    error = math.sqrt(max(clustered, likeliest))
     freedom = max(count - 1, 1)
+    half = 0.5 / count
     fewest = fewest_prompts(margin, alpha)
-    p_value = float(stats.t.sf((mean + margin) / error, freedom))
+    p_value = float(stats.t.sf((mean + margin - half) / error, freedom))
     # Pairs of a prompt that err together make the difference as uncertain as fewer prompts would.
     unit = error**2 * count
     reach = float(stats.norm.ppf(1.0 - alpha) + stats.norm.ppf(0.9))
     return NonInferiority(
         difference=mean,
-        lower=mean - float(stats.t.ppf(1.0 - alpha, freedom)) * error,
+        lower=mean - half - float(stats.t.ppf(1.0 - alpha, freedom)) * error,
         p_value=p_value,
         holds=count >= fewest and p_value <= alpha,
         num_pairs=int(gaps.size),
@@ -176,16 +178,38 @@ def non_inferiority(
     )
 
 
+@functools.cache
 def fewest_prompts(margin: float, alpha: float) -> int:
-    """Pairs of as many prompts must show no error before a loss of `margin` can be ruled out.
+    """Prompts below which not even a challenger that differs on no pair can be told to hold.
 
-    (1 - margin)^n <= alpha: the chance to see none of the errors of which there are that many.
+    At least ln(alpha) / ln(1 - margin): with fewer, none of the errors that there are may show.
 
     Example:
         >>> fewest_prompts(0.03, 0.05)
-        99
+        120
     """
-    return math.ceil(math.log(alpha) / math.log1p(-margin))
+    count = math.ceil(math.log(alpha) / math.log1p(-margin))
+    while True:
+        error = math.sqrt(_variance_at(margin, 0.0, 0.0, count))
+        if (margin - 0.5 / count) / error >= stats.t.ppf(1.0 - alpha, count - 1):
+            return count
+        count += 1
+
+
+def _variance_at(margin: float, mean: float, second_moment: float, count: int) -> float:
+    """Variance of the mean difference where its truth is -margin, at the likeliest discordance.
+
+    The share p of pairs that only the challenger has right solves b / p + c / (p + margin) =
+    2 (1 - b - c) / (1 - 2 p - margin), with b and c the shares of pairs that only the challenger
+    and only the champion have right; the variance is (2 p + margin - margin^2) / count.
+    """
+    wins, losses = (second_moment + mean) / 2.0, (second_moment - mean) / 2.0
+    linear = (wins + losses) * (1.0 - margin) - 2.0 * wins * margin
+    linear -= 2.0 * (1.0 - wins - losses) * margin
+    constant = wins * margin * (1.0 - margin)
+    # 2 p^2 - linear * p - constant = 0, its root that is not negative.
+    share = max((linear + math.sqrt(linear**2 + 8.0 * constant)) / 4.0, 0.0)
+    return (2.0 * share + margin - margin**2) / count
 
 
 def compare_champion(

@@ -7,6 +7,8 @@ model behind it, its place among the values of other labellings gives an exact p
 is borrowed from elsewhere, none depends on a distribution that was assumed.
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -33,7 +35,9 @@ ENOUGH: Final = 20
 FIRST_BATCH: Final = 128
 MOST_CELLS: Final = 2**21
 """Labels in memory at once."""
+MOST_WAYS: Final = 20_000
 NUM_DIMENSIONS: Final = 32
+MEDIAN_POINTS: Final = 512
 ROUNDING: Final = 1e-9
 TINY: Final = 1e-12
 
@@ -117,7 +121,8 @@ def shift_test(
         ShapeError: When the shapes do not fit.
 
     Source:
-        Gretton et al. 2012, A kernel two-sample test; its labels permuted within prompts.
+        Gretton et al. 2012, A kernel two-sample test; its labels permuted within prompts, and the
+        median that of the first prompts' 512 responses.
     """
     values, mask = _pool(reference, fresh, num_axes=3)
     num_prompts, size = values.shape[:2]
@@ -126,7 +131,9 @@ def shift_test(
     )
     lengths = (points**2).sum(axis=1)
     distances = np.maximum(lengths[:, None] + lengths - 2.0 * points @ points.T, 0.0)
-    apart = distances[np.triu_indices(len(distances), k=1)]
+    # Of whole prompts, so that it is the same whichever responses are called fresh.
+    few = min(num_prompts, max(1, MEDIAN_POINTS // size)) * size
+    apart = distances[:few, :few][np.triu_indices(few, k=1)]
     apart = apart[apart > TINY * max(float(lengths.max()), TINY)]
     if apart.size == 0:
         return ShiftTest(0.0, 1.0)
@@ -282,10 +289,23 @@ def _relabel(
 
 def _labels(count: int, num_prompts: int, mask: Mask, generator: np.random.Generator) -> Mask:
     """Labellings with as many fresh ones in every prompt as there are, shape (count, P, K)."""
+    ways = _ways(mask.size, int(mask.sum()))
+    if ways is not None:
+        found: Mask = ways[generator.integers(len(ways), size=(count, num_prompts))]
+        return found
     keys = generator.random((count, num_prompts, mask.size), dtype=np.float32)
-    ranks = keys.argsort(axis=2, kind="stable")
-    found: Mask = mask[ranks]
-    return found
+    return mask[keys.argsort(axis=2, kind="stable")]
+
+
+@functools.cache
+def _ways(size: int, chosen: int) -> Mask | None:
+    """Every way to choose, shape (ways, size); None where there are too many to write down."""
+    if math.comb(size, chosen) > MOST_WAYS:
+        return None
+    table = np.zeros((math.comb(size, chosen), size), dtype=np.bool_)
+    for row, places in enumerate(itertools.combinations(range(size), chosen)):
+        table[row, list(places)] = True
+    return table
 
 
 def _pool(reference: ArrayLike, fresh: ArrayLike, num_axes: int = 2) -> tuple[Floats, Mask]:

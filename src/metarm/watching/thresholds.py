@@ -11,7 +11,7 @@ __all__ = ["AlarmBudget", "num_relabellings"]
 
 RESERVE: Final = 0.1
 """Share of the budget kept for looks beyond the plan."""
-SPARE: Final = 4
+SPARE: Final = 2
 """Relabellings, in units of the least number with which the level can be reached at all."""
 MOST_RELABELLINGS: Final = 200_000
 
@@ -68,6 +68,6 @@ def num_relabellings(level: float) -> int:
 
     Example:
         >>> num_relabellings(0.001)
-        4000
+        2000
     """
     return min(SPARE * math.ceil(1.0 / level), MOST_RELABELLINGS)

@@ -46,7 +46,7 @@ def simulated(runs: int, *, prompts: int, each: int, loss: float, discordant: fl
     [(100, 1, 0.03), (150, 1, 0.05), (400, 1, 0.2), (120, 4, 0.1), (300, 2, 0.3)],
 )
 def test_one_that_is_worse_by_the_margin_passes_at_most_as_often(prompts, each, discordant) -> None:
-    runs = 1500
+    runs = 600
     held = simulated(runs, prompts=prompts, each=each, loss=MARGIN, discordant=discordant)
     assert stats.binomtest(held, runs, ALPHA, "greater").pvalue > 1e-4, held / runs
 
@@ -57,7 +57,7 @@ def test_one_that_is_as_good_passes_nine_times_of_ten_with_the_prompts_that_are_
     first = non_inferiority(one, other, range(4000), margin=MARGIN, alpha=ALPHA)
     share = first.discordant_share
     assert first.prompts_needed == pytest.approx(
-        (stats.norm.ppf(0.95) + stats.norm.ppf(0.9)) ** 2 * share / MARGIN**2, rel=0.01
+        (stats.norm.ppf(0.95) + stats.norm.ppf(0.9)) ** 2 * share / MARGIN**2, rel=0.05
     )
     held = simulated(400, prompts=first.prompts_needed, each=1, loss=0.0, discordant=share, seed=2)
     assert held / 400 == pytest.approx(0.9, abs=0.05)
@@ -67,22 +67,43 @@ def test_the_error_is_the_paired_t_tests_where_many_differ() -> None:
     draw = np.random.default_rng(3)
     one, other = ((draw.random(500) < 0.6).astype(float) for _ in range(2))
     found = non_inferiority(one, other, range(500), margin=MARGIN, alpha=ALPHA)
-    paired = stats.ttest_1samp(one - other, -MARGIN, alternative="greater")
+    paired = stats.ttest_1samp(one - other, 0.001 - MARGIN, alternative="greater")
     assert found.p_value == pytest.approx(paired.pvalue, rel=0.02)
     assert found.difference == pytest.approx((one - other).mean())
 
 
-def test_the_fewest_prompts_are_those_of_the_exact_binomial() -> None:
+def test_with_fewer_prompts_not_even_one_that_differs_nowhere_holds() -> None:
     count = fewest_prompts(MARGIN, ALPHA)
-    assert (1 - MARGIN) ** count <= ALPHA < (1 - MARGIN) ** (count - 1)
+    # Fewer than these, and of the errors that a loss of the margin means none may have shown.
+    assert (1 - MARGIN) ** count <= ALPHA
     ones = np.ones(count)
     assert non_inferiority(ones, ones, range(count), margin=MARGIN, alpha=ALPHA).holds
     few = non_inferiority(ones[1:], ones[1:], range(count - 1), margin=MARGIN, alpha=ALPHA)
     assert not few.holds
+    assert few.p_value > ALPHA
     # Many pairs of few prompts are few prompts.
     many = np.ones(count * 10)
     clusters = np.arange(count * 10) % 20
     assert not non_inferiority(many, many, list(clusters), margin=MARGIN, alpha=ALPHA).holds
+
+
+@pytest.mark.parametrize("count", [60, 130, 250])
+@pytest.mark.parametrize("discordant", [0.0301, 0.05, 0.12, 0.3])
+def test_the_size_is_within_alpha_for_every_table_of_pairs(count: int, discordant: float) -> None:
+    """All outcomes of one pair a prompt, each with its chance: no simulation."""
+    worse, better = (discordant + MARGIN) / 2, (discordant - MARGIN) / 2
+    wins, losses = (axis.ravel() for axis in np.indices((count + 1, count + 1)))
+    rest = count - wins - losses
+    outcomes = np.stack([wins, losses, rest], axis=1)[rest >= 0]
+    chances = stats.multinomial.pmf(outcomes, count, [better, worse, 1 - discordant])
+    likely = chances > 1e-6
+    size = 0.0
+    for (won, lost, _), chance in zip(outcomes[likely].tolist(), chances[likely], strict=True):
+        gaps = np.repeat([1.0, -1.0, 0.0], [won, lost, count - won - lost])
+        one, other = (gaps > 0).astype(float), (gaps < 0).astype(float)
+        found = non_inferiority(one, other, range(count), margin=MARGIN, alpha=ALPHA)
+        size += float(chance) * found.holds
+    assert size <= ALPHA
 
 
 class Table:
@@ -159,7 +180,7 @@ def test_a_worse_one_keeps_the_champion_and_ties_do_not_help() -> None:
 def test_too_few_pairs_say_what_is_needed() -> None:
     decision = compare_champion(scores(), scores(), PAIRS[:50])
     assert not decision.replaces
-    assert "too few pairs: of 50 prompts, where 99 are the fewest" in decision.reason
+    assert "too few pairs: of 50 prompts, where 120 are the fewest" in decision.reason
     with pytest.raises(DataError, match="got none"):
         compare_champion(scores(), scores(), [])
 

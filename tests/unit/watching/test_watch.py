@@ -39,8 +39,8 @@ def rules(**changes) -> WatchRules:
     [
         (side(1, 4), "fine", None),
         (side(1, 4, move=1.0), "look", "responses are others"),
-        (side(1, 4, spread=0.6), "adapt", "spread 0.6"),
-        (side(1, 4, spread=0.1), "stop", "spread 0.1"),
+        (side(1, 4, spread=0.6), "adapt", "rewards spread 0."),
+        (side(1, 4, spread=0.1), "stop", "rewards spread 0."),
         (side(1, 4, spread=3.0), "fine", None),
     ],
 )
