@@ -5,7 +5,7 @@
     python benchmarks/watching.py summarise runs/watching --output benchmarks/results/watching.json
 
 `record` makes one world and one PPO run against a frozen reward model for each seed, and keeps at
-each look (every second iteration) what a watch would see at its probe prompts, and what nobody can
+each iteration what a watch would see at its probe prompts, and what nobody can
 see: gold accuracy on pairs of the policy's responses to other prompts, many of them. It also keeps
 a pool of the SFT policy's own responses to the probe prompts.
 
@@ -35,20 +35,24 @@ from metarm.models.loading import load_causal_lm
 from metarm.models.reward_model import load_score_function
 from metarm.policy.ppo import optimize_ppo
 from metarm.progress import SilentProgress
-from metarm.schema import Estimate
+from metarm.schema import Estimate, Prompt
 from metarm.sources import prepare_sources
-from metarm.storage import build_stage, write_json
+from metarm.storage import Stage, build_stage, write_json
 from metarm.training import train_reward_model
 from metarm.watching.measuring import Measured, measure
 from metarm.watching.probes import ProbePlan, build_probes, draw_fresh
 from metarm.watching.thresholds import AlarmBudget
 from metarm.watching.watch import Watch, WatchRules
 
-EVERY: Final = 2
-NUM_ITERATIONS: Final = 40
+EVERY: Final = 1
+NUM_ITERATIONS: Final = 24
 NUM_PROBES: Final = 128
 NUM_REFERENCE: Final = 8
 NUM_FRESH: Final = 4
+NUM_TRUTH: Final = 256
+"""Other prompts, on which gold accuracy is measured."""
+POOLED: Final = 3
+"""Every third seed has a pool."""
 POOL: Final = 96
 """SFT responses to each probe prompt, of which runs without a shift are drawn."""
 NULL_LOOKS: Final = 20
@@ -59,11 +63,11 @@ Floats = NDArray[np.float64]
 
 
 def settings_of(folder: Path, seed: int) -> RunSettings:
-    """A world smaller than the demo's, as world_policy.yaml has it."""
+    """The demo's world and reward model."""
     return RunSettings(
         output_dir=folder,
         seeds=[seed],
-        world=WorldSettings(num_pairs=800, num_test_pairs=200, num_sft_texts=6000),
+        world=WorldSettings(num_pairs=1600, num_test_pairs=200, num_sft_texts=8000),
         sft=SftSettings(
             num_train_epochs=1.0,
             learning_rate=0.005,
@@ -81,7 +85,7 @@ def settings_of(folder: Path, seed: int) -> RunSettings:
 
 def optimize_settings(kl_coef: float) -> OptimizeSettings:
     return OptimizeSettings(
-        learning_rate=0.0005,
+        learning_rate=0.0003,
         value_learning_rate=0.001,
         num_iterations=NUM_ITERATIONS,
         value_warmup_iterations=1,
@@ -157,19 +161,14 @@ def record_seed(folder: Path, seed: int, kl_coef: float) -> None:
         common = {"max_completion_length": 32, "num_fresh": NUM_FRESH, "seed": seed}
         plans = (
             ProbePlan(num_prompts=NUM_PROBES, num_reference=NUM_REFERENCE, **common),
-            ProbePlan(num_prompts=368, num_reference=2, **common),
-            ProbePlan(num_prompts=NUM_PROBES, num_reference=POOL, **common | {"seed": seed + 1}),
+            ProbePlan(num_prompts=NUM_TRUTH, num_reference=2, **common),
         )
-        parts = (prompts[:NUM_PROBES], prompts[NUM_PROBES : NUM_PROBES + 368], prompts[:NUM_PROBES])
-        probes, truth, pool = (
+        parts = (prompts[:NUM_PROBES], prompts[NUM_PROBES : NUM_PROBES + NUM_TRUTH])
+        probes, truth = (
             build_probes(out / name, sources.policy.folder, own, plan, progress=quiet)
-            for name, own, plan in zip(("probes", "truth", "pool"), parts, plans, strict=True)
+            for name, own, plan in zip(("probes", "truth"), parts, plans, strict=True)
         )
-        for name, own in (("reference", probes), ("pool", pool)):
-            seen = measure(score, own.groups)
-            assert seen.states is not None
-            columns = {"scores": seen.scores, "lengths": seen.lengths, "states": seen.states}
-            save_file(columns, out / f"{name}.safetensors")
+        save_side(out / "reference.safetensors", measure(score, probes.groups))
         recorder = Recorder(
             probes, truth, score, sources.gold, load_causal_lm(sources.policy.folder)
         )
@@ -193,6 +192,30 @@ def record_seed(folder: Path, seed: int, kl_coef: float) -> None:
         save_file(stacked, out / "looks.safetensors")
 
     build_stage(place / f"kl_{kl_coef:g}", {"seed": seed, "kl": kl_coef}, [reward], run)
+    if seed % POOLED == FIRST_REPORTED_SEED % POOLED:
+        draw_pool(place, sources.policy.folder, sources.test_prompts, reward, seed)
+
+
+def draw_pool(
+    place: Path, policy: Path, prompts: Sequence[Prompt], reward: Stage, seed: int
+) -> None:
+    """Many responses of the SFT policy to each probe prompt, as the reward model sees them."""
+    plan = ProbePlan(NUM_PROBES, POOL, NUM_FRESH, max_completion_length=32, seed=seed + 1)
+
+    def build(out: Path) -> None:
+        own = list(prompts[:NUM_PROBES])
+        pool = build_probes(out / "pool", policy, own, plan, progress=SilentProgress())
+        save_side(
+            out / "pool.safetensors", measure(load_score_function(reward.folder), pool.groups)
+        )
+
+    build_stage(place / "pool", {"seed": seed}, [reward], build)
+
+
+def save_side(path: Path, seen: Measured) -> None:
+    assert seen.states is not None
+    columns = {"scores": seen.scores, "lengths": seen.lengths, "states": seen.states}
+    save_file(columns, path)
 
 
 def side(columns: dict[str, Floats], rows: Any = slice(None)) -> Measured:
@@ -293,7 +316,10 @@ def summarise(folder: Path, seeds: Sequence[int], null_runs: int) -> dict[str, A
         places = sorted((folder / f"seed_{seed}").glob("kl_*"))
         for place in places:
             runs[f"seed {seed}, kl_coef {place.name[3:]}"] = watch_collapse(place, rules)
-        nulls.append(null_alarms(places[0], rules, null_runs, seed))
+        if (folder / f"seed_{seed}" / "pool").exists():
+            place = folder / f"seed_{seed}" / "pool"
+            null_rules = WatchRules(budget=AlarmBudget(planned_looks=NULL_LOOKS))
+            nulls.append(null_alarms(place, null_rules, null_runs, seed))
     lost = {name: run for name, run in runs.items() if run["lost_at"] is not None}
     kept = {name: run for name, run in runs.items() if run["lost_at"] is None}
 

@@ -348,17 +348,13 @@ class RunSettings(_Settings):
             bought = {
                 "labels": arm.num_gold_labels or arm.relabel_original,
                 "members": arm.members > 1,
+                "keep_champion": arm.keep_champion,
             }
             if arm.reward == "frozen" and any(bought.values()):
                 what = next(key for key, value in bought.items() if value)
                 raise ValueError(
                     f"custom_arms.{name}: {what} change nothing where the reward model is frozen: "
                     "set reward: retrain, or leave them out"
-                )
-            if arm.keep_champion and (arm.reward == "frozen" or arm.members > 1):
-                raise ValueError(
-                    f"custom_arms.{name}.keep_champion compares one reward model a round with "
-                    "the one before: set reward: retrain and members: 1, or leave it out"
                 )
             if arm.pessimism and arm.members == 1:
                 raise ValueError(

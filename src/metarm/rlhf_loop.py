@@ -21,7 +21,8 @@ from metarm.config import ArmSettings, RewardSettings, RunSettings
 from metarm.data.meta_sets import load_groups, save_groups
 from metarm.data.preferences import load_preferences, save_preferences
 from metarm.data.reservoir import keep_reservoir
-from metarm.evaluation.champion import PromotionRules, compare_champion
+from metarm.evaluation.champion import PromotionRules
+from metarm.evaluation.champion_folder import keep_better
 from metarm.evaluation.scorecard import (
     ScoreFunctions,
     evaluate_round,
@@ -34,14 +35,7 @@ from metarm.protocols import ProgressReporter
 from metarm.run_folder import open_run_folder
 from metarm.schema import PreferencePair, ResponseGroup
 from metarm.sources import Sources, label_groups, prepare_sources, relabel_pairs
-from metarm.storage import (
-    Stage,
-    build_stage,
-    content_digest,
-    fingerprint,
-    write_json,
-    write_json_lines,
-)
+from metarm.storage import Stage, build_stage, fingerprint, write_json, write_json_lines
 from metarm.training import train_reward_model
 from metarm.workers import run_in_processes
 
@@ -186,14 +180,15 @@ class _SeedRun:
             trained += members
             if self.settings.arm(arm).meta_reservoir:
                 past = (*past, *samples)
-        if self.settings.arm(arm).keep_champion:
-            decided = self._champion_stage(place / "champion", start.reward, members[0], samples)
-            trained.append(decided)
-            members = (members[0] if decided.metrics["replaces"] else start.reward,)
         reward = members[0]
         if len(members) > 1:
             reward = self._ensemble_stage(place / "reward", arm, members)
             trained.append(reward)
+        if self.settings.arm(arm).keep_champion:
+            decided = self._champion_stage(place / "champion", start.reward, reward, samples)
+            trained.append(decided)
+            if not decided.metrics["replaces"]:
+                reward, members = start.reward, start.members
         policy = self._policy_stage(place / "policy", arm, start, reward, round_number)
         seconds = sum(stage.seconds for stage in [*samples, *trained, policy])
         evaluation = self._evaluation_stage(
@@ -322,25 +317,14 @@ class _SeedRun:
     ) -> Stage:
         """Whether the round's reward model takes the place of the one before, and why."""
         rules = PromotionRules()
+        groups = [g for stage in samples for g in load_groups(stage.folder / "groups.jsonl")]
+        inputs = [self.sources.data, champion, challenger, *samples]
 
         def build(folder: Path) -> dict[str, Any]:
-            ours, theirs = (load_reward(stage.folder) for stage in (challenger, champion))
-            groups = [
-                group for stage in samples for group in load_groups(stage.folder / "groups.jsonl")
-            ]
-            pairs = ours.fitting_pairs(self.sources.test_pairs)
-            decision = compare_champion(ours, theirs, pairs, groups, rules)
-            kept = challenger if decision.replaces else champion
-            write_json(folder / "decision.json", decision.to_json())
-            pointer = {
-                "model": os.path.relpath(kept.folder, place),
-                "digest": content_digest(kept.folder),
-                "decision": 1,
-            }
-            write_json(folder / "champion.json", pointer)
-            return {"replaces": decision.replaces, "reason": decision.reason}
+            pairs = self.sources.test_pairs
+            both = challenger.folder, champion.folder
+            return keep_better(folder, place, *both, pairs, groups, rules)
 
-        inputs = [self.sources.data, champion, challenger, *samples]
         return build_stage(place, {"rules": asdict(rules)}, inputs, build)
 
     def _ensemble_stage(self, place: Path, arm: str, members: Sequence[Stage]) -> Stage:

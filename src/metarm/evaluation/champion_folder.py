@@ -10,16 +10,25 @@ one to look finishes the swap.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from metarm.errors import FormatError, RunError
-from metarm.evaluation.champion import Decision
+from metarm.evaluation.champion import Decision, PromotionRules, compare_champion
+from metarm.models.ensemble import load_reward
+from metarm.schema import PreferencePair, ResponseGroup
 from metarm.storage import check_writable, content_digest, read_json, write_json
 
-__all__ = ["CHAMPION_FILE", "Champion", "crown", "read_champion", "read_decisions"]
+__all__ = [
+    "CHAMPION_FILE",
+    "Champion",
+    "crown",
+    "keep_better",
+    "read_champion",
+    "read_decisions",
+]
 
 CHAMPION_FILE: Final = "champion.json"
 DECISIONS: Final = "decisions"
@@ -90,6 +99,46 @@ def crown(
         raise RunError(f"{path} is there already: another process decides in {folder}; wait for it")
     write_json(path, row)
     return _swap(folder, row) if row["replaces"] else read_champion(folder)
+
+
+def keep_better(
+    folder: Path,
+    place: Path,
+    challenger: Path,
+    champion: Path,
+    pairs: Sequence[PreferencePair],
+    groups: Sequence[ResponseGroup],
+    rules: PromotionRules,
+) -> dict[str, Any]:
+    """One decision of a run's round: what `crown` keeps, for one time, in a stage of its own.
+
+    Args:
+        folder: Where to write.
+        place: Where the folder will stand when it is whole.
+        challenger: The round's reward model or ensemble.
+        champion: The one before it.
+        pairs: Held-out original pairs.
+        groups: Responses of the policy that began the round.
+        rules: What the challenger must show.
+
+    Returns:
+        `replaces` and `reason`.
+
+    Writes:
+        `decision.json` and `champion.json`.
+    """
+    ours, theirs = load_reward(challenger), load_reward(champion)
+    fitting = theirs.fitting_pairs(ours.fitting_pairs(pairs))
+    decision = compare_champion(ours, theirs, fitting, groups, rules)
+    kept = challenger if decision.replaces else champion
+    pointer = {
+        "model": os.path.relpath(kept, place),
+        "digest": content_digest(kept),
+        "decision": 1,
+    }
+    write_json(folder / "decision.json", decision.to_json())
+    write_json(folder / CHAMPION_FILE, pointer)
+    return {"replaces": decision.replaces, "reason": decision.reason}
 
 
 def read_decisions(folder: Path) -> list[dict[str, Any]]:

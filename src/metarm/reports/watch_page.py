@@ -4,6 +4,7 @@
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,11 +68,11 @@ def draw_looks(looks: Sequence[LookRow]) -> Figure:
     """Effects, p-values beside their level, and KL, look by look."""
     names = _test_names(looks)
     panels: list[tuple[str, Callable[[Axes], None]]] = [
-        (LABELS[name], lambda axes, name=name: _draw_effect(axes, looks, name)) for name in names
+        (LABELS[name], partial(_draw_effect, looks, name)) for name in names
     ]
-    panels.append(("p-values and their level", lambda axes: _draw_p_values(axes, looks, names)))
+    panels.append(("p-values and their level", partial(_draw_p_values, looks, names)))
     if any(look["kl_nats"] is not None for look in looks):
-        panels.append(("KL to the reference (nats)", lambda axes: _draw_kl(axes, looks)))
+        panels.append(("KL to the reference (nats)", partial(_draw_kl, looks)))
     columns = 3
     rows = -(-len(panels) // columns)
     with matplotlib.rc_context(STYLE):
@@ -102,14 +103,14 @@ def _points(axes: Axes, looks: Sequence[LookRow], values: Sequence[float | None]
             axes.plot(look["step"], value, MARKERS[state], color=COLOURS[state], zorder=2)
 
 
-def _draw_effect(axes: Axes, looks: Sequence[LookRow], name: str) -> None:
+def _draw_effect(looks: Sequence[LookRow], name: str, axes: Axes) -> None:
     tests = [look["tests"].get(name) for look in looks]
     effects = [test and test["effect"] for test in tests]
     _points(axes, looks, [e if e is not None and math.isfinite(e) else None for e in effects])
     axes.axhline(UNMOVED[name], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
 
 
-def _draw_p_values(axes: Axes, looks: Sequence[LookRow], names: Sequence[str]) -> None:
+def _draw_p_values(looks: Sequence[LookRow], names: Sequence[str], axes: Axes) -> None:
     steps = [look["step"] for look in looks]
     for number, name in enumerate(names):
         tests = [look["tests"].get(name) for look in looks]
@@ -121,7 +122,7 @@ def _draw_p_values(axes: Axes, looks: Sequence[LookRow], names: Sequence[str]) -
     axes.legend(fontsize=8)
 
 
-def _draw_kl(axes: Axes, looks: Sequence[LookRow]) -> None:
+def _draw_kl(looks: Sequence[LookRow], axes: Axes) -> None:
     _points(axes, looks, [look["kl_nats"] for look in looks])
 
 

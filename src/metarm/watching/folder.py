@@ -81,7 +81,7 @@ class OpenWatch:
         total = len(self.probes.groups) * self.probes.plan.num_fresh
         with progress.stage("sample the probes", total) as bar:
             fresh = draw_fresh(self.probes, policy, look=number, reference=reference, bar=bar)
-        save_groups(self.folder / fresh_file(number), fresh.groups)
+        save_groups(self.folder / _fresh_file(number), fresh.groups)
         seen = measure(self.score, fresh.groups)
         return self.watch.look(seen, step=step, kl=fresh.kl_nats), fresh
 
@@ -92,7 +92,7 @@ class OpenWatch:
             `watch.json`, once the new figures are there.
         """
         record = replace(
-            self.record, reward_model=_full(reward_model), compared_with=fresh_file(look.number)
+            self.record, reward_model=_full(reward_model), compared_with=_fresh_file(look.number)
         )
         score = load_reward(reward_model)
         self.watch.compare_with(_figures(self.folder, record, score))
@@ -100,7 +100,7 @@ class OpenWatch:
         write_json(self.folder / WATCH_FILE, record.to_json())
 
 
-def fresh_file(number: int) -> str:
+def _fresh_file(number: int) -> str:
     """Where the responses of a look are kept."""
     return f"fresh_{number:04d}.jsonl"
 

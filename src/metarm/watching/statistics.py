@@ -130,14 +130,20 @@ def shift_test(
         (values - values.mean(axis=1, keepdims=True)).reshape(num_prompts * size, -1)
     )
     lengths = (points**2).sum(axis=1)
-    distances = np.maximum(lengths[:, None] + lengths - 2.0 * points @ points.T, 0.0)
+    # In place from here to the kernel: it is the largest array of a look.
+    kernel = points @ points.T
+    kernel *= -2.0
+    kernel += lengths[:, None]
+    kernel += lengths
+    np.maximum(kernel, 0.0, out=kernel)
     # Of whole prompts, so that it is the same whichever responses are called fresh.
     few = min(num_prompts, max(1, MEDIAN_POINTS // size)) * size
-    apart = distances[:few, :few][np.triu_indices(few, k=1)]
+    apart = kernel[:few, :few][np.triu_indices(few, k=1)]
     apart = apart[apart > TINY * max(float(lengths.max()), TINY)]
     if apart.size == 0:
         return ShiftTest(0.0, 1.0)
-    kernel = np.exp(-distances / np.median(apart))
+    kernel /= -np.median(apart)
+    np.exp(kernel, out=kernel)
     ours, theirs = num_prompts * mask.sum(), num_prompts * (~mask).sum()
 
     def statistic(masks: Mask) -> Floats:
