@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a watch is worth in the embedded world: false alarms without a shift, collapses it sees.
 
-    python benchmarks/watching.py record runs/watching --seeds 100 101 102
+    python benchmarks/watching.py record runs/watching --seeds 101 102 --kl-coef 0 0.02
     python benchmarks/watching.py summarise runs/watching --output benchmarks/results/watching.json
 
 `record` makes one world and one PPO run against a frozen reward model for each seed, and keeps at
@@ -14,7 +14,7 @@ pool without replacement: any word but `fine` is a false alarm. A run has collap
 look on at which accuracy, averaged with its two neighbours', is 5 points below SFT's. It was seen
 where an alarm came at or before that look.
 
-Seeds below 100 were looked at while the watch was built; only seeds from 100 on are reported.
+Seeds up to 100 were looked at while the watch was built; only seeds from 101 on are reported.
 """
 
 import argparse
@@ -45,19 +45,19 @@ from metarm.watching.thresholds import AlarmBudget
 from metarm.watching.watch import Watch, WatchRules
 
 EVERY: Final = 1
-NUM_ITERATIONS: Final = 24
+NUM_ITERATIONS: Final = 12
 NUM_PROBES: Final = 128
-NUM_REFERENCE: Final = 8
-NUM_FRESH: Final = 4
+NUM_REFERENCE: Final = 16
+NUM_FRESH: Final = 8
 NUM_TRUTH: Final = 256
 """Other prompts, on which gold accuracy is measured."""
 POOLED: Final = 3
 """Every third seed has a pool."""
 POOL: Final = 96
 """SFT responses to each probe prompt, of which runs without a shift are drawn."""
-NULL_LOOKS: Final = 20
+NULL_LOOKS: Final = 10
 LOST: Final = 0.05
-FIRST_REPORTED_SEED: Final = 100
+FIRST_REPORTED_SEED: Final = 101
 
 Floats = NDArray[np.float64]
 
@@ -158,10 +158,10 @@ def record_seed(folder: Path, seed: int, kl_coef: float) -> None:
     def run(out: Path) -> None:
         score = load_score_function(reward.folder)
         prompts = list(sources.test_prompts)
-        common = {"max_completion_length": 32, "num_fresh": NUM_FRESH, "seed": seed}
+        common = {"max_completion_length": 32, "seed": seed}
         plans = (
-            ProbePlan(num_prompts=NUM_PROBES, num_reference=NUM_REFERENCE, **common),
-            ProbePlan(num_prompts=NUM_TRUTH, num_reference=2, **common),
+            ProbePlan(NUM_PROBES, NUM_REFERENCE, NUM_FRESH, **common),
+            ProbePlan(NUM_TRUTH, 2, 4, **common),
         )
         parts = (prompts[:NUM_PROBES], prompts[NUM_PROBES : NUM_PROBES + NUM_TRUTH])
         probes, truth = (
@@ -180,7 +180,8 @@ def record_seed(folder: Path, seed: int, kl_coef: float) -> None:
             score=score,
             prompts=sources.prompts,
             output_dir=out,
-            seed=seed,
+            # Another stream for another coefficient: two runs of a world, not one twice.
+            seed=seed + round(1e6 * kl_coef),
             monitor=None,
             progress=quiet,
             settings=optimize_settings(kl_coef),
@@ -250,6 +251,7 @@ def watch_collapse(folder: Path, rules: WatchRules) -> dict[str, Any]:
                 "state": found.state,
                 "kl": round(kl, 3),
                 "spread_ratio": round(found.tests["spread"].effect, 3),
+                "rise": round(found.tests["reward"].effect, 3),
                 "mmd": round(found.tests["shift"].effect, 4),
                 "accuracy": round(float(looks["accuracy"][place]), 4),
                 "gold": round(float(looks["gold"][place]), 3),
@@ -337,7 +339,7 @@ def summarise(folder: Path, seeds: Sequence[int], null_runs: int) -> dict[str, A
             "looks_per_run": NULL_LOOKS,
             "by_test": {
                 name: sum(n["by_test"].get(name, 0) for n in nulls)
-                for name in ("spread", "shift", "length")
+                for name in ("spread", "reward", "shift", "length")
             },
         },
         "num_collapses": len(lost),
@@ -381,7 +383,7 @@ def main() -> None:
     both.add_argument("folder", type=Path)
     both.add_argument("--output", type=Path, required=True)
     both.add_argument("--null-runs", type=int, default=100)
-    both.add_argument("--built-on", action="store_true", help="the seeds below 100, for a look")
+    both.add_argument("--built-on", action="store_true", help="the seeds up to 100, for a look")
     options = parser.parse_args()
     if options.verb == "record":
         torch.set_num_threads(1)

@@ -43,7 +43,7 @@ def test_a_watch_is_begun_looked_with_and_gone_on_with(folder: Path, metarm) -> 
     assert document["look"]["step"] == 50
     assert document["look"]["kl_nats"] > 0.1
     assert document["state"] == "stop"
-    assert set(document["look"]["tests"]) == {"spread", "shift", "length"}
+    assert set(document["look"]["tests"]) == {"spread", "reward", "shift", "length"}
     lines = (folder / "w/looks.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 50]
     page = (folder / "w/watch.html").read_text("utf-8")

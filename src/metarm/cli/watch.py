@@ -76,10 +76,10 @@ def watch(
     ] = 128,
     num_reference: Annotated[
         int, typer.Option("--num-reference", metavar="N", min=2, help="Reference responses each.")
-    ] = 8,
+    ] = 16,
     num_fresh: Annotated[
         int, typer.Option("--num-fresh", metavar="N", min=2, help="Fresh responses each, a look.")
-    ] = 4,
+    ] = 8,
     max_completion_length: Annotated[
         int,
         typer.Option("--max-completion-length", metavar="N", min=1, help="Longest, in tokens."),

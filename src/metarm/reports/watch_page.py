@@ -23,11 +23,12 @@ COLOURS: Final = {"fine": "#009E73", "look": "#E69F00", "adapt": "#D55E00", "sto
 MARKERS: Final = {"fine": "o", "look": "s", "adapt": "^", "stop": "X"}
 LABELS: Final = {
     "spread": "spread of rewards, ratio",
+    "reward": "rise of rewards, standard deviations",
     "shift": "shift of responses, MMD²",
     "disagreement": "disagreement of members, ratio",
     "length": "reward and length, rise",
 }
-UNMOVED: Final = {"spread": 1.0, "shift": 0.0, "disagreement": 1.0, "length": 0.0}
+UNMOVED: Final = {"spread": 1.0, "reward": 0.0, "shift": 0.0, "disagreement": 1.0, "length": 0.0}
 LEAST_P: Final = 1e-6
 
 LookRow = Mapping[str, Any]
@@ -115,7 +116,7 @@ def _draw_p_values(looks: Sequence[LookRow], names: Sequence[str], axes: Axes) -
     for number, name in enumerate(names):
         tests = [look["tests"].get(name) for look in looks]
         values = [max(test["p_value"], LEAST_P) if test else math.nan for test in tests]
-        colour = ("#0072B2", "#CC79A7", "#56B4E9", "#000000")[number]
+        colour = ("#0072B2", "#CC79A7", "#56B4E9", "#000000", "#A89500")[number]
         axes.plot(steps, values, marker=".", linewidth=1.1, color=colour, label=name)
     axes.plot(steps, [look["level"] for look in looks], color=INK, linestyle=":", label="level")
     axes.set_yscale("log")

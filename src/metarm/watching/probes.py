@@ -51,9 +51,9 @@ class ProbePlan:
 
     num_prompts: int = 128
     """Prompts; half as many see a loss of spread half again as large."""
-    num_reference: int = 8
+    num_reference: int = 16
     """Responses of the reference policy to each."""
-    num_fresh: int = 4
+    num_fresh: int = 8
     """Responses of the watched policy to each at every look."""
     temperature: float = 1.0
     """Of the sampling: the one that the policy is optimised under."""

@@ -25,6 +25,7 @@ from metarm.watching.statistics import (
     ShiftTest,
     disagreement_test,
     length_test,
+    reward_test,
     shift_test,
     spread_test,
 )
@@ -104,6 +105,12 @@ def _spread(
     return spread_test(reference.scores, fresh.scores, most=most, generator=draw)
 
 
+def _reward(
+    reference: Measured, fresh: Measured, most: int, draw: np.random.Generator
+) -> ShiftTest:
+    return reward_test(reference.scores, fresh.scores, most=most, generator=draw)
+
+
 def _shift(reference: Measured, fresh: Measured, most: int, draw: np.random.Generator) -> ShiftTest:
     assert reference.states is not None  # `_tests_for` has checked both
     assert fresh.states is not None
@@ -127,6 +134,7 @@ def _length(
 
 TESTS: Final[Mapping[str, Test]] = {
     "spread": _spread,
+    "reward": _reward,
     "shift": _shift,
     "disagreement": _disagreement,
     "length": _length,
@@ -263,6 +271,10 @@ def _spread_means(rules: WatchRules, ratio: float) -> tuple[str, str]:
     return state, f"within a prompt, rewards spread {ratio:.2f} times as far as the reference's"
 
 
+def _reward_means(rules: WatchRules, rise: float) -> tuple[str, str]:
+    return "look", f"rewards are {rise:.2f} standard deviations above the reference's"
+
+
 def _shift_means(rules: WatchRules, discrepancy: float) -> tuple[str, str]:
     return "look", f"responses are others than the reference's (MMD^2 {discrepancy:.3f})"
 
@@ -278,6 +290,7 @@ def _length_means(rules: WatchRules, rise: float) -> tuple[str, str]:
 
 _MEANING: Final[Mapping[str, Callable[[WatchRules, float], tuple[str, str]]]] = {
     "spread": _spread_means,
+    "reward": _reward_means,
     "shift": _shift_means,
     "disagreement": _disagreement_means,
     "length": _length_means,

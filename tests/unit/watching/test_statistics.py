@@ -15,6 +15,7 @@ from metarm.watching.statistics import (
     disagreement_test,
     length_test,
     permutation_p_value,
+    reward_test,
     shift_test,
     spread_test,
 )
@@ -143,6 +144,25 @@ def test_more_features_than_responses_give_the_same_as_their_principal_axes() ->
     assert shift_test(np.ones((4, 2, 3)), np.ones((4, 2, 3)), most=9, generator=draws()) == (0, 1)
 
 
+def test_a_rise_of_rewards_is_seen_in_units_of_each_prompt() -> None:
+    draw = draws(21)
+    scale, place = np.exp(draw.normal(size=(128, 1))), 50 * draw.normal(size=(128, 1))
+    reference, fresh = draw.normal(size=(128, 8)), draw.normal(size=(128, 4))
+    same = reward_test(
+        place + scale * reference, place + scale * fresh, most=999, generator=draws()
+    )
+    assert same.effect == pytest.approx(0.0, abs=0.2)
+    assert same.p_value > 0.01
+    # KL of 0.045 nats between normals whose means are 0.3 standard deviations apart.
+    raised = [place + scale * side for side in (reference, fresh + 0.3)]
+    found = reward_test(*raised, most=999, generator=draws())
+    assert found.effect == pytest.approx(0.3, abs=0.15)
+    assert found.p_value == 0.001
+    fallen = reward_test(*raised[::-1], most=999, generator=draws())
+    assert fallen.p_value > 0.9
+    assert reward_test(np.ones((9, 3)), np.ones((9, 3)), most=99, generator=draws()) == (0, 1)
+
+
 def test_disagreement_rises_where_members_part() -> None:
     draw = draws(7)
     common, fresh = draw.normal(size=(1, 80, 8)), draw.normal(size=(1, 80, 4))
@@ -218,13 +238,15 @@ def null_p_values(test, runs: int) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", ["spread", "shift", "length", "disagreement"])
+@pytest.mark.parametrize("name", ["spread", "reward", "shift", "length", "disagreement"])
 def test_size_with_heavy_tails_and_few_prompts(name: str) -> None:
     def run(values, draw) -> float:
         before, now = values[:, :6], values[:, 6:]
         common = {"most": 199, "generator": draw}
         if name == "spread":
             return spread_test(before, now, **common).p_value
+        if name == "reward":
+            return reward_test(before, now, **common).p_value
         if name == "length":
             other = draw.integers(1, 5, size=values.shape) + values
             return length_test((before, other[:, :6]), (now, other[:, 6:]), **common).p_value

@@ -48,7 +48,7 @@ def test_what_it_says(fresh: Measured, state: str, reason: str | None) -> None:
     look = Watch(REFERENCE, rules()).look(fresh, step=7)
     assert look.state == state
     assert (look.number, look.step) == (1, 7)
-    assert set(look.tests) == {"spread", "shift", "length"}
+    assert set(look.tests) == {"spread", "reward", "shift", "length"}
     if reason is None:
         assert look.reasons == ()
     else:
@@ -69,7 +69,7 @@ def test_members_that_part_ask_for_an_adaptation() -> None:
     found = watch.look(side(2, 4, members=0.6), step=2)
     assert found.state == "adapt"
     assert "disagree" in found.reasons[0]
-    assert set(found.tests) == {"spread", "shift", "disagreement", "length"}
+    assert set(found.tests) == {"spread", "reward", "shift", "disagreement", "length"}
 
 
 def test_the_kl_budget_and_broken_rewards_stop() -> None:
@@ -87,8 +87,8 @@ def test_the_kl_budget_and_broken_rewards_stop() -> None:
 def test_of_a_callable_rewards_and_lengths_are_tested() -> None:
     plain = [Measured(one.scores, one.lengths, None, None) for one in (REFERENCE, side(1, 4))]
     look = Watch(plain[0], rules()).look(plain[1], step=1)
-    assert set(look.tests) == {"spread", "length"}
-    assert look.level == pytest.approx(0.05 * 0.9 / 10 / 2)
+    assert set(look.tests) == {"spread", "reward", "length"}
+    assert look.level == pytest.approx(0.05 * 0.9 / 10 / 3)
 
 
 def test_looks_are_kept_and_the_budget_stays_spent(tmp_path: Path) -> None:
