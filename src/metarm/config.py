@@ -229,6 +229,8 @@ class ArmSettings(_Settings):
     """What this arm has otherwise: keys of `reward`, `sampling`, `optimize`; `policy_start`."""
     meta_reservoir: int = Field(default=0, ge=0)
     """Groups of earlier rounds kept in the meta set, each round a source; 0: own round alone."""
+    keep_champion: bool = False
+    """Use a round's reward model only if it is not worse than the one before: docs/watching.md."""
 
 
 ARM_SECTIONS = ("policy_start", "reward_start", "reward", "sampling", "optimize")
@@ -300,6 +302,7 @@ class RunSettings(_Settings):
             bought = {
                 "labels": arm.num_gold_labels or arm.relabel_original,
                 "members": arm.members > 1,
+                "keep_champion": arm.keep_champion,
             }
             if arm.reward == "frozen" and any(bought.values()):
                 what = next(key for key, value in bought.items() if value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seams: what a score function, a judge, an optimiser and an observer of progress must do.
+"""The seams: what a score function, a judge, an optimiser and those who look on must do.
 
 Each law below is a test of the conformance suites in `tests/conformance`.
 """
@@ -7,11 +7,18 @@ Each law below is a test of the conformance suites in `tests/conformance`.
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from metarm.schema import Prompt, Verdict
 
-__all__ = ["Judge", "PolicyOptimizer", "ProgressReporter", "ScoreFunction", "StageProgress"]
+__all__ = [
+    "IterationObserver",
+    "Judge",
+    "PolicyOptimizer",
+    "ProgressReporter",
+    "ScoreFunction",
+    "StageProgress",
+]
 
 
 @runtime_checkable
@@ -56,6 +63,18 @@ class ProgressReporter(Protocol):
 
     def stage(self, name: str, total: int) -> AbstractContextManager[StageProgress]:
         """Open a bar for `total` steps of the stage called `name`."""
+        ...
+
+
+class IterationObserver(Protocol):
+    """Looks on while a policy is optimised, after each iteration.
+
+    Laws: weights, gradients, the mode of the model and the global random state are as before when
+    it returns.
+    """
+
+    def __call__(self, *, iteration: int, policy: Any, encoder: Any) -> bool:
+        """Look at the policy after iteration 1, 2, ...; whether the optimisation is to end here."""
         ...
 
 

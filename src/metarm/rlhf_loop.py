@@ -25,6 +25,8 @@ from metarm.config_optimize import OptimizeSettings
 from metarm.data.meta_sets import load_demonstrations, load_groups, save_groups
 from metarm.data.preferences import load_preferences, save_preferences
 from metarm.data.reservoir import keep_reservoir
+from metarm.evaluation.champion import PromotionRules
+from metarm.evaluation.champion_folder import keep_better
 from metarm.evaluation.scorecard import (
     ScoreFunctions,
     evaluate_round,
@@ -197,6 +199,11 @@ class _SeedRun:
         if len(members) > 1:
             reward = self._ensemble_stage(place / "reward", arm, members)
             trained.append(reward)
+        if self.settings.arm(arm).keep_champion:
+            decided = self._champion_stage(place / "champion", start.reward, reward, samples)
+            trained.append(decided)
+            if not decided.metrics["replaces"]:
+                reward, members = start.reward, start.members
         policy = self._policy_stage(place / "policy", arm, start, reward, round_number)
         seconds = sum(stage.seconds for stage in [*samples, *trained, policy])
         evaluation, new_task = self._evaluate(
@@ -210,7 +217,8 @@ class _SeedRun:
 
     def _needs_samples(self, arm: str) -> bool:
         meta_mode = self.settings.for_arm(arm).reward.meta_mode
-        return meta_mode != "off" or bool(self.settings.arm(arm).num_gold_labels)
+        own = self.settings.arm(arm)
+        return meta_mode != "off" or bool(own.num_gold_labels) or own.keep_champion
 
     def _draw_seed(self, what: str, round_number: int) -> int:
         """The same in every arm, so that arms are compared on the same draws.
@@ -316,6 +324,21 @@ class _SeedRun:
         seed = self._draw_seed("reservoir", 0)
         kept = keep_reservoir(earlier, arm.meta_reservoir, seed=seed)
         return [*(replace(group, source=f"round_{round_number}") for group in own), *kept]
+
+    def _champion_stage(
+        self, place: Path, champion: Stage, challenger: Stage, samples: Sequence[Stage]
+    ) -> Stage:
+        """Whether the round's reward model takes the place of the one before, and why."""
+        rules = PromotionRules()
+        groups = [g for stage in samples for g in load_groups(stage.folder / "groups.jsonl")]
+        inputs = [self.sources.data, champion, challenger, *samples]
+
+        def build(folder: Path) -> dict[str, Any]:
+            pairs = self.sources.test_pairs
+            both = challenger.folder, champion.folder
+            return keep_better(folder, place, *both, pairs, groups, rules)
+
+        return build_stage(place, {"rules": asdict(rules)}, inputs, build)
 
     def _ensemble_stage(self, place: Path, arm: str, members: Sequence[Stage]) -> Stage:
         pessimism = self.settings.arm(arm).pessimism

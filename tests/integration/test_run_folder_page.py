@@ -18,6 +18,7 @@ ELSEWHERE = {
     "ensemble": "test_arms",
     "prompts_new_task": "test_new_task",
     "evaluation_new_task": "test_new_task",
+    "champion": "test_watch",
 }
 WORDS = {r"{N}": r"\d+", r"{ARM}": r"[^/]+", "**": ".*", "*": "[^/]*", ".": r"\.", r"\|": "|"}
 

@@ -22,11 +22,13 @@ from metarm.cli.judge import judge, sheet
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
 from metarm.cli.plan import plan
+from metarm.cli.promote import promote
 from metarm.cli.runs import report, run
 from metarm.cli.serve import serve
 from metarm.cli.settings_help import settings_of
 from metarm.cli.train import optimize, reward, sft
 from metarm.cli.tune import tune
+from metarm.cli.watch import watch
 from metarm.errors import ConfigError, MetarmError, nearest_names
 from metarm.interrupts import Stopped, stop_on_signals
 from metarm.launched import is_first, num_processes, process_index
@@ -48,6 +50,8 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "compare": (compare, "CompareSettings"),
     "tune": (tune, "TuneSettings"),
     "advise": (advise, "AdviseSettings"),
+    "watch": (watch, "RewardSettings"),
+    "promote": (promote, None),
     "bench": (bench, "BenchSettings"),
     "plan": (plan, None),
     "doctor": (doctor, None),
@@ -76,6 +80,8 @@ _KEPT: Final = {
     "compare": "finished cells are kept; the same command goes on from there",
     "advise": "finished splits are kept; the same command goes on from there",
     "tune": "finished trials are kept; the same command goes on from there",
+    "watch": "looks that were taken are kept; the same command takes the next one",
+    "promote": "no decision was taken; the same command begins again",
     "bench": "finished measurements are kept; the same command goes on from there",
     "judge": "answers are kept; the same command goes on from there",
     "sft": "checkpoints are kept beside --output; the same command goes on from the last one",

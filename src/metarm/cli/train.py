@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from metarm.config import RewardSettings
     from metarm.storage import Stage
     from metarm.training import GuardReport
+    from metarm.watching.callbacks import PolicyWatcher
 
 __all__ = ["optimize", "reward", "sft"]
 
@@ -260,6 +261,16 @@ def optimize(
             "--preferences", metavar="F", help="Labelled pairs, for algo=dpo: file or hub id."
         ),
     ] = None,
+    watch: Annotated[
+        Path | None,
+        typer.Option(
+            "--watch", metavar="DIR", help="Look on the way, and stop where it says stop (`watch`)."
+        ),
+    ] = None,
+    watch_every: Annotated[
+        int,
+        typer.Option("--watch-every", metavar="N", min=1, help="Iterations between two looks."),
+    ] = 10,
     words: SettingWords = None,
     config: ConfigFile = None,
     seed: Seed = 0,
@@ -283,7 +294,8 @@ def optimize(
         from metarm.policy.optimizers import build_optimizer
 
         pairs = load_preferences(preferences).pairs if preferences else ()
-        metrics = build_optimizer(settings, pairs=pairs)(
+        observer = None if watch is None else _watcher(watch, reward_model, watch_every)
+        metrics = build_optimizer(settings, pairs=pairs, observer=observer)(
             policy_dir=_model_path(policy),
             reference_dir=_model_path(reference or policy),
             reward_model_dir=_model_path(reward_model),
@@ -304,8 +316,37 @@ def optimize(
         **({"preferences": preferences} if preferences else {}),
         **({"ptx_texts": settings.ptx_texts} if settings.ptx_texts else {}),
     }
-    stage = build_output("optimize", output, settings, inputs, {"seed": seed, "gold": gold}, build)
+    # A look changes nothing, but where it says stop the policy is another one.
+    facts = {"seed": seed, "gold": gold, **({"watch_every": watch_every} if watch else {})}
+    stage = build_output("optimize", output, settings, inputs, facts, build)
     _print_result(output, stage, as_json=as_json)
+
+
+def _watcher(folder: Path, reward_model: str, every: int) -> "PolicyWatcher":
+    """The watch in a folder as one that looks on.
+
+    Raises:
+        ConfigError: When it watches another reward model.
+    """
+    from metarm.errors import ConfigError
+    from metarm.storage import content_digest
+    from metarm.watching.callbacks import PolicyWatcher
+    from metarm.watching.folder import open_watch
+    from metarm.watching.probes import load_reference_model
+
+    opened = open_watch(folder)
+    if content_digest(opened.record.reward_model) != content_digest(reward_model):
+        raise ConfigError(
+            f"the watch in {folder} is of {opened.record.reward_model}, and the policy is to be "
+            f"optimised against {reward_model}: give one of them, or begin another watch"
+        )
+    return PolicyWatcher(
+        opened.probes,
+        opened.watch,
+        opened.score,
+        reference=load_reference_model(opened.probes),
+        every=every,
+    )
 
 
 def _model_path(model: str) -> Path:

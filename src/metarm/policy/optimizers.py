@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any, Final
 
 from metarm.config_optimize import OptimizeSettings
+from metarm.errors import ConfigError
 from metarm.policy.best_of_n import optimize_best_of_n
 from metarm.policy.ppo import optimize_ppo
 from metarm.policy.trl_optimizers import optimize_dpo, optimize_grpo, optimize_rloo
-from metarm.protocols import PolicyOptimizer
+from metarm.protocols import IterationObserver, PolicyOptimizer
 from metarm.resolve import resolve_name
 from metarm.schema import PreferencePair, Prompt
 
@@ -30,6 +31,7 @@ def build_optimizer(
     *,
     pairs: Sequence[PreferencePair] = (),
     demonstrations: Sequence[tuple[Prompt, str]] = (),
+    observer: IterationObserver | None = None,
 ) -> PolicyOptimizer:
     """The optimiser that `settings.algo` names.
 
@@ -40,11 +42,23 @@ def build_optimizer(
         settings: For a parameter `settings`.
         pairs: The original preference pairs, for a parameter `pairs`.
         demonstrations: What SFT was trained on, for a parameter `demonstrations`.
+        observer: For a parameter `observer`.
 
     Raises:
-        ConfigError: When the name is neither in the table nor an importable `module:function`.
+        ConfigError: When the name is neither in the table nor an importable `module:function`, or
+            there is an observer and the optimiser takes none.
     """
     function: Any = resolve_name(settings.algo, OPTIMIZERS, what="optimize.algo")
-    offered = {"settings": settings, "pairs": pairs, "demonstrations": demonstrations}
+    offered = {
+        "settings": settings,
+        "pairs": pairs,
+        "demonstrations": demonstrations,
+        **({} if observer is None else {"observer": observer}),
+    }
     asked = inspect.signature(function).parameters
+    if observer is not None and "observer" not in asked:
+        raise ConfigError(
+            f"algo={settings.algo} takes no observer and cannot be watched on its way: leave "
+            "the watch out, and look at the policy it has made with `metarm watch --policy`"
+        )
     return partial(function, **{name: value for name, value in offered.items() if name in asked})

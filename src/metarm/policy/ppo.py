@@ -53,7 +53,7 @@ from metarm.policy.prompt_order import check_prompts, prompt_batch
 from metarm.policy.sampling import Conversation, generate, join_rows, response_log_probs
 from metarm.policy.score_scale import ScoreScale, reward_responses
 from metarm.policy.sft import collate_texts
-from metarm.protocols import ProgressReporter, ScoreFunction
+from metarm.protocols import IterationObserver, ProgressReporter, ScoreFunction
 from metarm.schema import Prompt
 from metarm.storage import append_json_line, content_digest
 from metarm.streams import draw_seed, generator
@@ -127,6 +127,7 @@ def optimize_ppo(
     progress: ProgressReporter,
     settings: OptimizeSettings,
     demonstrations: Sequence[tuple[Prompt, str]] = (),
+    observer: IterationObserver | None = None,
 ) -> Mapping[str, float]:
     """Optimise a policy against `score` and save it: a `protocols.PolicyOptimizer`.
 
@@ -143,6 +144,7 @@ def optimize_ppo(
         settings: See `config.OptimizeSettings`.
         demonstrations: What the SFT policy was trained on: the texts of `ptx_coef`, where
             `ptx_texts` names no others.
+        observer: Looks at the policy after each iteration, and may end the optimisation there.
 
     Returns:
         The metrics of the last iteration; with a KL budget those of the weights that are saved,
@@ -163,7 +165,7 @@ def optimize_ppo(
     )
     texts = read_texts(settings, demonstrations, models.encoder, models.policy)
     run = _start(settings, models, prompts, texts, score, reward_model_dir, monitor, seed)
-    metrics = _train(run, output_dir, progress)
+    metrics = _train(run, output_dir, progress, observer)
     merge_adapter(models.adapter or run.state.policy).save_pretrained(output_dir)
     run.encoder.tokenizer.save_pretrained(output_dir)
     return metrics
@@ -213,7 +215,12 @@ def _start(
     )
 
 
-def _train(run: PpoRun, output_dir: Path, progress: ProgressReporter) -> dict[str, float]:
+def _train(
+    run: PpoRun,
+    output_dir: Path,
+    progress: ProgressReporter,
+    observer: IterationObserver | None,
+) -> dict[str, float]:
     """Go on from the run's state to its end; returns the metrics of the weights it ends with."""
     settings, state = run.settings, run.state
     length_at_start = weights_length(state.policy)
@@ -242,6 +249,10 @@ def _train(run: PpoRun, output_dir: Path, progress: ProgressReporter) -> dict[st
                 kl, score = metrics["objective/kl"], metrics["objective/scores"]
                 bar.advance(1, f"score {score:.2f}, KL {kl:.1f} nats")
                 is_last = settings.kl_budget is None and state.iteration == settings.num_iterations
+                if observer is not None:
+                    is_last |= observer(
+                        iteration=state.iteration, policy=state.policy, encoder=run.encoder
+                    )
     return metrics if settings.kl_budget is None else state.budget.restore(state.policy)
 
 
