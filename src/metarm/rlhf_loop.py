@@ -415,6 +415,7 @@ class _SeedRun:
                 own.optimize,
                 pairs=self.sources.pairs,
                 demonstrations=self._demonstrations(own.optimize),
+                checkpoints=self._checkpoints(folder),
             )
             return dict(
                 optimize(
@@ -427,7 +428,6 @@ class _SeedRun:
                     seed=seed,
                     monitor=self.sources.gold,
                     progress=self.progress,
-                    **({"checkpoints": self._checkpoints(folder)} if keeps else {}),
                 )
             )
 

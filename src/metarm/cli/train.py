@@ -273,6 +273,7 @@ def optimize(
     ] = 10,
     words: SettingWords = None,
     config: ConfigFile = None,
+    checkpoint_steps: CheckpointSteps = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -288,14 +289,18 @@ def optimize(
     monitor = load_gold(gold, what="--gold") if gold else None
 
     def build(folder: Path) -> dict[str, Any]:
+        from metarm.checkpoints import CheckpointPlace
         from metarm.data.meta_sets import load_prompts
         from metarm.data.preferences import load_preferences
         from metarm.models.ensemble import load_reward
         from metarm.policy.optimizers import build_optimizer
+        from metarm.storage import checkpoints_of
 
+        place = CheckpointPlace(checkpoints_of(folder), checkpoint_steps)
         pairs = load_preferences(preferences).pairs if preferences else ()
         observer = None if watch is None else _watcher(watch, reward_model, watch_every)
-        metrics = build_optimizer(settings, pairs=pairs, observer=observer)(
+        optimizer = build_optimizer(settings, pairs=pairs, observer=observer, checkpoints=place)
+        metrics = optimizer(
             policy_dir=_model_path(policy),
             reference_dir=_model_path(reference or policy),
             reward_model_dir=_model_path(reward_model),
@@ -318,7 +323,7 @@ def optimize(
     }
     # A look changes nothing, but where it says stop the policy is another one.
     facts = {"seed": seed, "gold": gold, **({"watch_every": watch_every} if watch else {})}
-    stage = build_output("optimize", output, settings, inputs, facts, build)
+    stage = build_output("optimize", output, settings, inputs, facts, build, goes_on=True)
     _print_result(output, stage, as_json=as_json)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+from metarm.checkpoints import CheckpointPlace
 from metarm.config_optimize import OptimizeSettings
 from metarm.errors import ConfigError
 from metarm.policy.best_of_n import optimize_best_of_n
@@ -32,6 +33,7 @@ def build_optimizer(
     pairs: Sequence[PreferencePair] = (),
     demonstrations: Sequence[tuple[Prompt, str]] = (),
     observer: IterationObserver | None = None,
+    checkpoints: CheckpointPlace | None = None,
 ) -> PolicyOptimizer:
     """The optimiser that `settings.algo` names.
 
@@ -43,6 +45,7 @@ def build_optimizer(
         pairs: The original preference pairs, for a parameter `pairs`.
         demonstrations: What SFT was trained on, for a parameter `demonstrations`.
         observer: For a parameter `observer`.
+        checkpoints: Where to go on from, for a parameter `checkpoints`.
 
     Raises:
         ConfigError: When the name is neither in the table nor an importable `module:function`, or
@@ -54,6 +57,7 @@ def build_optimizer(
         "pairs": pairs,
         "demonstrations": demonstrations,
         **({} if observer is None else {"observer": observer}),
+        **({} if checkpoints is None else {"checkpoints": checkpoints}),
     }
     asked = inspect.signature(function).parameters
     if observer is not None and "observer" not in asked:

@@ -21,16 +21,19 @@ docs/ppo.md lists every detail.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from metarm.checkpoints import CheckpointPlace, StateKeeper
 from metarm.config_optimize import OptimizeSettings
 from metarm.data.encoding import Encoder
 from metarm.errors import ModelError
+from metarm.interrupts import at_boundaries
 from metarm.models.saving import merge_adapter
 from metarm.policy.control import (
     DIVERGED_REMEDY,
@@ -49,6 +52,7 @@ from metarm.policy.ppo_losses import (
     whiten,
 )
 from metarm.policy.ppo_models import PpoModels, TextRow, load_models, read_texts, token_values
+from metarm.policy.ppo_state import PpoState, Rollout
 from metarm.policy.prompt_order import check_prompts, prompt_batch
 from metarm.policy.sampling import Conversation, generate, join_rows, response_log_probs
 from metarm.policy.score_scale import ScoreScale, reward_responses
@@ -61,39 +65,7 @@ from metarm.streams import draw_seed, generator
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["PpoRun", "PpoState", "Rollout", "optimize_ppo"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rollout:
-    """One iteration's responses and what they were worth when they were written."""
-
-    batch: Conversation
-    old_log_probs: Tensor
-    old_values: Tensor
-    advantages: Tensor
-    returns: Tensor
-    metrics: dict[str, float]
-
-
-@dataclass(eq=False)
-class PpoState:
-    """All that changes while PPO runs: with the seed, all that a checkpoint must hold."""
-
-    policy: "PreTrainedModel"
-    value_model: "PreTrainedModel"
-    optimizer: torch.optim.Optimizer
-    scale: ScoreScale
-    budget: KlBudget
-    kl_coef: float
-    iteration: int = 0
-    """Iterations that are over."""
-    rollout: Rollout | None = None
-    """The responses that are being learnt from; None between two iterations."""
-    num_updates: int = 0
-    """Optimiser steps taken on them."""
-    totals: dict[str, float] = field(default_factory=dict)
-    """Sums over those steps of what is logged as their mean."""
+__all__ = ["PpoRun", "optimize_ppo"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +83,8 @@ class PpoRun:
     reward_model: str
     """Tells the reward model from others: its scores are normalised by their own moments."""
     monitor: ScoreFunction | None
+    keeper: StateKeeper
+    """Of checkpoints, one after an optimiser step."""
     state: PpoState
 
 
@@ -128,6 +102,7 @@ def optimize_ppo(
     settings: OptimizeSettings,
     demonstrations: Sequence[tuple[Prompt, str]] = (),
     observer: IterationObserver | None = None,
+    checkpoints: CheckpointPlace | None = None,
 ) -> Mapping[str, float]:
     """Optimise a policy against `score` and save it: a `protocols.PolicyOptimizer`.
 
@@ -145,6 +120,7 @@ def optimize_ppo(
         demonstrations: What the SFT policy was trained on: the texts of `ptx_coef`, where
             `ptx_texts` names no others.
         observer: Looks at the policy after each iteration, and may end the optimisation there.
+        checkpoints: Where to go on from, in the middle of a batch too; None: nothing is kept.
 
     Returns:
         The metrics of the last iteration; with a KL budget those of the weights that are saved,
@@ -164,8 +140,11 @@ def optimize_ppo(
         models.encoder, prompts, (models.policy, models.value_model), settings, what="PPO"
     )
     texts = read_texts(settings, demonstrations, models.encoder, models.policy)
-    run = _start(settings, models, prompts, texts, score, reward_model_dir, monitor, seed)
-    metrics = _train(run, output_dir, progress, observer)
+    keeper = StateKeeper(checkpoints)
+    run = _start(settings, models, prompts, texts, score, reward_model_dir, monitor, keeper, seed)
+    block: AbstractContextManager[None] = at_boundaries() if checkpoints else nullcontext()
+    with block:
+        metrics = _train(run, output_dir, progress, observer)
     merge_adapter(models.adapter or run.state.policy).save_pretrained(output_dir)
     run.encoder.tokenizer.save_pretrained(output_dir)
     return metrics
@@ -179,6 +158,7 @@ def _start(
     score: ScoreFunction,
     reward_model_dir: Path,
     monitor: ScoreFunction | None,
+    keeper: StateKeeper,
     seed: int,
 ) -> PpoRun:
     """A run before its first iteration."""
@@ -211,6 +191,7 @@ def _start(
         score=score,
         reward_model=content_digest(reward_model_dir),
         monitor=monitor,
+        keeper=keeper,
         state=state,
     )
 
@@ -226,6 +207,10 @@ def _train(
     length_at_start = weights_length(state.policy)
     metrics: dict[str, float] = {}
     is_last = False
+    if (kept := run.keeper.newest()) is not None:
+        state.take_values(kept[1])
+        for line in state.log:
+            append_json_line(output_dir / "metrics.jsonl", line)
     with progress.stage("optimise the policy (PPO)", settings.num_iterations) as bar:
         bar.advance(state.iteration)
         while not is_last:
@@ -244,6 +229,7 @@ def _train(
                 refuse_diverged(state.policy, length_at_start)
             metrics["seconds"] = time.monotonic() - started
             append_json_line(output_dir / "metrics.jsonl", metrics)
+            state.log.append(metrics)
             if not is_last:
                 _finish_iteration(run)
                 kl, score = metrics["objective/kl"], metrics["objective/scores"]
@@ -348,6 +334,8 @@ def _learn(run: PpoRun) -> dict[str, float]:
         for name, value in _step(run, rows).items():
             state.totals[name] = state.totals.get(name, 0.0) + value
         state.num_updates += 1
+        num_done = state.iteration * len(steps) + state.num_updates
+        run.keeper.at_boundary(num_done, state.to_values)
     means = {name: total / len(steps) for name, total in state.totals.items()}
     return means | {"learning_rate": settings.learning_rate * factor}
 

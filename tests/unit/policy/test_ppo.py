@@ -7,6 +7,7 @@ from statistics import fmean
 import pytest
 import torch
 
+from metarm.checkpoints import CheckpointPlace, StateKeeper
 from metarm.config_optimize import OptimizeSettings
 from metarm.errors import ConfigError, DataError, EmptySetError, ModelError
 from metarm.models.loading import load_causal_lm, load_encoder
@@ -71,6 +72,7 @@ def optimize(models, tmp_path):
         monitor=None,
         folders=None,
         demonstrations=(),
+        checkpoints=None,
         **changes,
     ):
         output = tmp_path / f"out{next(calls)}"
@@ -89,6 +91,7 @@ def optimize(models, tmp_path):
             progress=SilentProgress(),
             settings=settings(**changes),
             demonstrations=demonstrations,
+            checkpoints=checkpoints,
         )
         rows = list(read_json_lines(output / "metrics.jsonl"))
         if "kl_budget" not in changes:
@@ -103,7 +106,9 @@ def set_up(models, score=count_a, *, prompts=PROMPTS, texts=(), **changes):
     asked = settings(**({"batch_size": len(prompts)} | changes))
     loaded = load_models(asked, models / "policy", models / "reference", models / "reward", seed=0)
     rows = read_texts(asked, texts, loaded.encoder, loaded.policy)
-    return ppo._start(asked, loaded, prompts, rows, score, models / "reward", None, 0)
+    return ppo._start(
+        asked, loaded, prompts, rows, score, models / "reward", None, StateKeeper(None), 0
+    )
 
 
 def roll_out(run):
@@ -636,3 +641,34 @@ def test_an_adapter_trains_nothing_else(models):
         assert all("lora_" in name or name.startswith(extra or "lora_") for name in trained)
     again = set_up(models, use_peft=True, lora_r=2)
     assert distance(run.state.policy.state_dict(), again.state.policy.state_dict()) == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"kl_budget": 50.0, "kl_controller": "adaptive", "ptx_coef": 0.5}, {"use_peft": True}],
+    ids=["plain", "budget, controller and texts", "adapter"],
+)
+@pytest.mark.parametrize("stops", [(1,), (2, 5), (3, 4, 8)])
+def test_a_run_goes_on_from_the_middle_of_a_batch(optimize, tmp_path, monkeypatch, changes, stops):
+    """Stopped after these optimiser steps of eight: weights and log are an unbroken run's."""
+    changes = {"num_iterations": 2, "demonstrations": DEMONSTRATIONS, "seed": 3} | changes
+    whole, whole_log = optimize(**changes)
+    place = CheckpointPlace(tmp_path / "checkpoints", every=1)
+    at_boundary, waiting = StateKeeper.at_boundary, list(stops)
+
+    def stop_there(self, step, state):
+        at_boundary(self, step, state)
+        if waiting and step == waiting[0]:
+            waiting.pop(0)
+            raise InterruptedError
+
+    monkeypatch.setattr(StateKeeper, "at_boundary", stop_there)
+    for _ in stops:
+        with pytest.raises(InterruptedError):
+            optimize(**changes, checkpoints=place)
+    parts, log = optimize(**changes, checkpoints=place)
+    assert not waiting
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, parts)]
+    assert weights[0] == weights[1]
+    lines = [[row | {"seconds": 0} for row in rows] for rows in (whole_log, log)]
+    assert lines[0] == lines[1]
