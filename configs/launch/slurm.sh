@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# A reward model trained on two nodes of eight GPUs: sbatch configs/launch/slurm.sh
+# A 70B reward model on two nodes of eight H200 (four of H100: metarm plan says what fits):
+#   sbatch configs/launch/slurm.sh
 #SBATCH --job-name=metarm-reward
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

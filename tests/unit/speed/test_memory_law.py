@@ -72,10 +72,18 @@ def test_the_law_tells_what_was_counted_on_the_measured_models(case, name, measu
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="allocators of GPUs count in blocks")
-@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["trl", "trl-default", "plain", "meta"])
-@pytest.mark.parametrize(("size", "tolerance"), LIVE_TOLERANCE.items())
-def test_the_law_tells_what_is_counted_here(monkeypatch, size, tolerance, name, bf16) -> None:
+@pytest.mark.parametrize(
+    ("size", "name", "bf16"),
+    [
+        ("4m", "trl", False),
+        ("4m", "trl-default", True),
+        ("4m", "plain", True),
+        ("4m", "meta", False),
+        ("tiny", "trl", True),
+        ("tiny", "meta", False),
+    ],
+)
+def test_the_law_tells_what_is_counted_here(monkeypatch, size, name, bf16) -> None:
     settings = trainers._settings
     monkeypatch.setattr(trainers, "_settings", lambda *a: settings(*a) | {"use_cpu": True})
     # Enough tokens that both models' prompts are worth sharing.
@@ -86,7 +94,7 @@ def test_the_law_tells_what_is_counted_here(monkeypatch, size, tolerance, name, 
         model = problem.build_model()
         with counting_tokens(model) as tokens:
             METHODS[name].run(problem, model, 0, 1, tokens.end_step)
-    assert _predicted(case, name) == pytest.approx(peak[0], rel=tolerance)
+    assert _predicted(case, name) == pytest.approx(peak[0], rel=LIVE_TOLERANCE[size])
 
 
 def test_weights_cost_what_is_known_by_hand() -> None:
