@@ -55,10 +55,8 @@ __all__ = [
     "place_ahead",
     "read_sum",
     "signed_step",
-    "standing_at",
     "through_look_ahead",
     "weights_norm",
-    "widest",
 ]
 
 MetaMode = Literal["off", "ascent", "descent", "joint"]

@@ -22,10 +22,10 @@ from metarm.meta_step import (
     gradient_norm,
     look_ahead,
     weights_norm,
-    widest,
 )
 from metarm.meta_strength import LEAST_RANK_CORRELATION
 from metarm.metrics import mean_group_spearman
+from metarm.placement import widest
 
 __all__ = [
     "LONGEST_FRACTION",

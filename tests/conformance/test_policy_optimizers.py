@@ -91,7 +91,8 @@ def without_time(rows):
 def test_its_parameters_are_those_of_the_protocol(algo):
     ours = dict(inspect.signature(OPTIMIZERS[algo]).parameters)
     assert ours.pop("settings").annotation is OptimizeSettings
-    for name in ("pairs", "demonstrations"):  # bound by `build_optimizer`, where they are asked for
+    # Bound by `build_optimizer`, where they are asked for.
+    for name in ("pairs", "demonstrations", "observer", "checkpoints"):
         ours.pop(name, None)
     theirs = dict(inspect.signature(PolicyOptimizer.__call__).parameters)
     theirs.pop("self")

@@ -49,7 +49,7 @@ def test_killed_at_random_moments_it_ends_the_same(repository: Path, tmp_path: P
         repository, "kill_and_resume.py", "--kills", "20", str(tmp_path / "result.json")
     )
     assert result["kills"] == 20
-    assert result["runs_identical"] == result["runs"] >= 3
+    assert result["runs_identical"] == result["runs"] >= 2
     assert result["kills_with_something_to_go_on_from"] >= 1
 
 

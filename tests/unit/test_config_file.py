@@ -128,7 +128,7 @@ def test_wrong_values_are_named_with_place_and_key(path: Path, line: str, messag
         ("sft: {max_lenght: 3}", "unknown key `sft.max_lenght`: did you mean 'max_length'?"),
         ("lora_r: 3", "`lora_r`: did you mean 'reward.lora_r' or 'optimize.lora_r'?"),
         ("reward: {seeds: [1]}", "unknown key `reward.seeds`: did you mean 'seeds'?"),
-        ("zzz: 1", "unknown key `zzz`: known: arms, custom_arms, data"),
+        ("zzz: 1", "unknown key `zzz`: known: arms, checkpoint_steps, custom_arms, data"),
     ],
 )
 def test_unknown_keys_name_the_nearest_known_one(path: Path, line: str, message: str) -> None:

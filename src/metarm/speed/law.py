@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from metarm.speed.shapes import ModelShape
 from metarm.speed.workload import Bundle
 
-__all__ = ["Cost", "Recipe", "packed_cost", "padded_cost", "step_cost"]
+__all__ = ["BACKWARD", "Cost", "Recipe", "packed_cost", "padded_cost", "step_cost"]
 
 BACKWARD = 3
 """Forward and backward together, in forwards."""

@@ -13,7 +13,8 @@ import torch
 
 from metarm.config import BenchSettings
 from metarm.errors import ConfigError, MetarmError, nearest_names
-from metarm.meta_step import place_ahead, standing_at
+from metarm.meta_step import place_ahead
+from metarm.placement import standing_at
 from metarm.protocols import ProgressReporter
 from metarm.run_folder import hold_folder
 from metarm.speed.cases import plan_cases

@@ -12,7 +12,7 @@ from typing import Final
 
 from metarm.speed.shapes import ModelShape
 
-__all__ = ["Memory", "Training", "block_bytes", "peak_memory"]
+__all__ = ["BF16", "FP32", "Memory", "Training", "block_bytes", "peak_memory"]
 
 FP32: Final = 4
 BF16: Final = 2

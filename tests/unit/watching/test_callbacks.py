@@ -45,7 +45,7 @@ def optimise(watched, output, observer=None, **changes):
         value_warmup_iterations=1,
         **changes,
     )
-    build_optimizer(settings, observer)(
+    build_optimizer(settings, observer=observer)(
         policy_dir=watched / "policy",
         reference_dir=watched / "policy",
         reward_model_dir=watched / "reward",
