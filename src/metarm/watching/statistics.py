@@ -105,7 +105,7 @@ def shift_test(
 ) -> ShiftTest:
     """Maximum mean discrepancy of features, with an RBF kernel of the median distance.
 
-    Of the first prompts' responses, 1536 in all. Features are taken less their prompt's mean and cut
+    Of the first prompts' responses, 1536 in all. Features are less their prompt's mean and cut
     to their first 32 principal axes; both look at all responses alike, so that relabelling stays
     exact.
 
