@@ -22,6 +22,8 @@ LOOK = ["watch", "--output", "w", "--policy"]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     save_shift(tmp_path)
+    lines = (tmp_path / "pairs.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "held.jsonl").write_text("".join(lines[:10]), "utf-8")
     save_reward_model(tmp_path / "reward")
     # Never an end, and one word more and more often.
     for name, preference in (("narrow", 2.0), ("collapsed", 40.0)):
@@ -54,7 +56,8 @@ def test_a_watch_is_begun_looked_with_and_gone_on_with(folder: Path, metarm) -> 
 
 def test_a_collapse_is_seen_and_an_adaptation_is_decided(folder: Path, metarm) -> None:
     assert metarm(*BEGIN).code == 0
-    words = ["--adapt", "--preferences", "pairs.jsonl", "max_steps=2", "meta_batch_size=4"]
+    words = ["--adapt", "--preferences", "pairs.jsonl", "--preferences-test", "held.jsonl"]
+    words += ["max_steps=2", "meta_batch_size=4"]
     found = metarm(*LOOK, "narrow", *words, "--json")
     assert found.code == 0, found.err
     document = json.loads(found.out)
@@ -62,7 +65,7 @@ def test_a_collapse_is_seen_and_an_adaptation_is_decided(folder: Path, metarm) -
     assert 0.25 < document["look"]["tests"]["spread"]["effect"] < 0.9
     adapted = document["adapted"]
     assert (folder / "w/reward_0001/model.safetensors").exists()
-    # Twelve prompts are held out: nobody can tell with so few.
+    # Ten prompts are held out: nobody can tell with so few.
     assert adapted["replaces"] is False
     assert "too few pairs" in adapted["reason"]
     assert read_json(folder / "w/decision_0001.json")["replaces"] is False

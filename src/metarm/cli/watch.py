@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["watch"]
 
-HELD_OUT = 0.2
-
 
 def watch(
     words: SettingWords = None,
@@ -97,7 +95,15 @@ def watch(
     ] = False,
     preferences: Annotated[
         str | None,
-        typer.Option("--preferences", metavar="F", help="--adapt: original pairs, one fifth kept."),
+        typer.Option("--preferences", metavar="F", help="--adapt: original pairs to train on."),
+    ] = None,
+    preferences_test: Annotated[
+        str | None,
+        typer.Option(
+            "--preferences-test",
+            metavar="F",
+            help="--adapt: held-out pairs, which the reward model in use was not trained on.",
+        ),
     ] = None,
     config: ConfigFile = None,
     seed: Seed = 0,
@@ -114,8 +120,11 @@ def watch(
     from metarm.errors import ConfigError
 
     settings = read_section(config, words, RewardSettings)
-    if adapt and preferences is None:
-        raise ConfigError("--adapt trains on original pairs: give --preferences FILE")
+    if adapt and (preferences is None or preferences_test is None):
+        raise ConfigError(
+            "--adapt trains on original pairs and is judged by others: give --preferences FILE and "
+            "--preferences-test FILE"
+        )
     if run_dir is None and output is None:
         raise ConfigError("give --output DIR, the folder of a watch, or --run RUN_DIR")
 
@@ -164,8 +173,9 @@ def watch(
         if policy is not None:
             at = len(opened.watch.looks) + 1 if step is None else step
             look, fresh = opened.look_at(policy, step=at, progress=choose_progress())
-            if look.state == "adapt" and adapt and preferences is not None:
-                adapted = _adapt(opened, look, fresh, preferences, settings, seed)
+            if adapt and look.state == "adapt" and preferences and preferences_test:
+                files = preferences, preferences_test
+                adapted = _adapt(opened, look, fresh, files, settings, seed)
         _print_watch(opened, adapted, as_json=as_json)
 
 
@@ -173,28 +183,29 @@ def _adapt(
     opened: "OpenWatch",
     look: "Look",
     fresh: "FreshResponses",
-    preferences: str,
+    files: tuple[str, str],
     settings: "RewardSettings",
     seed: int,
 ) -> dict[str, Any]:
     """Train a challenger on the fresh responses, and go on with it if it holds."""
-    from metarm.data.preferences import load_preferences, split_by_prompt
+    from metarm.data.preferences import load_preferences, without_prompts_of
     from metarm.evaluation.champion import compare_champion
     from metarm.models.ensemble import load_reward
     from metarm.storage import build_stage, content_digest, write_json
     from metarm.training import train_reward_model
 
     note(f"adapting: {'; '.join(look.reasons)}")
-    loaded = load_preferences(preferences)
-    note(f"{preferences}: {loaded.report.summary()}")
-    pairs, held_out = split_by_prompt(loaded.pairs, HELD_OUT, seed)
+    loaded, held_out = (load_preferences(file) for file in files)
+    for file, found in zip(files, (loaded, held_out), strict=True):
+        note(f"{file}: {found.report.summary()}")
+    pairs = without_prompts_of(loaded.pairs, held_out.pairs)
     backbone = opened.probes.reference_policy
 
     def build(place: Path) -> dict[str, Any]:
         result = train_reward_model(
             model=backbone,
             pairs=pairs,
-            test_pairs=held_out,
+            test_pairs=held_out.pairs,
             groups=fresh.groups,
             settings=settings,
             output_dir=place,
@@ -205,14 +216,14 @@ def _adapt(
 
     record = {
         "settings": settings.model_dump(mode="json"),
-        "preferences": content_digest(preferences),
+        "preferences": [content_digest(file) for file in files],
         "backbone": content_digest(backbone),
         "look": look.number,
         "seed": seed,
     }
     stage = build_stage(opened.folder / f"reward_{look.number:04d}", record, [], build)
     challenger = load_reward(stage.folder)
-    test_pairs = challenger.fitting_pairs(held_out)
+    test_pairs = challenger.fitting_pairs(held_out.pairs)
     decision = compare_champion(challenger, opened.score, test_pairs, fresh.groups)
     write_json(opened.folder / f"decision_{look.number:04d}.json", decision.to_json())
     if decision.replaces:
