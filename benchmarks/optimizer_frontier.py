@@ -172,7 +172,7 @@ def draw(summary: Mapping[str, Any], num_seeds: int, path: Path) -> None:
             axes.set_title(label)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
-        figure.supxlabel(f"{num_seeds} seeds; bands: 95 % bootstrap over seeds", fontsize=8.5)
+        figure.supxlabel(f"seeds: {num_seeds}; bands: 95 % bootstrap over seeds", fontsize=8.5)
         figure.savefig(path, metadata={"Date": None})
 
 
