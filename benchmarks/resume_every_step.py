@@ -25,6 +25,7 @@ import datasets
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from metarm.checkpoints import CheckpointPlace, save_checkpoint
 from metarm.errors import CheckpointError
@@ -47,7 +48,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_trainer(place: Path, steps: int, *, keeps: int) -> MetaRewardTrainer:
+def make_trainer(place: Path, steps: int, *, every: int) -> MetaRewardTrainer:
     """The same trainer each time: model, pairs and groups are drawn by fixed seeds."""
     draw = random.Random(0)
 
@@ -84,7 +85,7 @@ def make_trainer(place: Path, steps: int, *, keeps: int) -> MetaRewardTrainer:
             disable_tqdm=True,
             dataloader_pin_memory=False,
             save_strategy="no",
-            save_total_limit=keeps,
+            save_total_limit=steps,
         ),
         train_dataset=datasets.Dataset.from_list(
             [{"prompt": text(), "chosen": text(), "rejected": text()} for _ in range(150)]
@@ -94,7 +95,7 @@ def make_trainer(place: Path, steps: int, *, keeps: int) -> MetaRewardTrainer:
         ),
         processing_class=make_tokenizer(),
     )
-    trainer.keep_checkpoints(CheckpointPlace(place, every=1))
+    trainer.keep_checkpoints(CheckpointPlace(place, every))
     return trainer
 
 
@@ -110,12 +111,12 @@ def end_of(trainer: MetaRewardTrainer) -> tuple[dict[str, torch.Tensor], list[An
 
 def resume_from_every_step(steps: int, folder: Path) -> dict[str, int]:
     """How many of the resumed trainings end as the unbroken one did."""
-    whole = make_trainer(folder / "whole", steps, keeps=steps)
+    whole = make_trainer(folder / "whole", steps, every=1)
     whole.train()
     weights, log = end_of(whole)
     exact = same_log = 0
     for step in range(1, steps + 1):
-        again = make_trainer(folder / "again", steps, keeps=1)
+        again = make_trainer(folder / "again", steps, every=steps + 1)
         again.train(str(folder / "whole" / f"checkpoint-{step}"))
         found, found_log = end_of(again)
         exact += all(torch.equal(found[name], value) for name, value in weights.items())
@@ -175,6 +176,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
+    disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         result: dict[str, Any] = {
             **resume_from_every_step(arguments.steps, Path(folder)),
