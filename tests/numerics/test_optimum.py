@@ -147,7 +147,7 @@ def log_probs_of(folder, rows):
 # The share of the gain that may be missing.
 LANGUAGES = [
     ("ppo", 0.01, {"num_iterations": 100, "value_learning_rate": 0.01}),
-    ("rloo", 0.02, {"num_iterations": 70, "num_generations": 8}),
+    ("rloo", 0.02, {"num_iterations": 60, "num_generations": 8}),
 ]
 
 
