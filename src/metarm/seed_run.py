@@ -18,11 +18,7 @@ from metarm.data.preferences import load_preferences, save_preferences
 from metarm.data.reservoir import keep_reservoir
 from metarm.evaluation.champion import PromotionRules
 from metarm.evaluation.champion_folder import keep_better
-from metarm.evaluation.scorecard import (
-    ScoreFunctions,
-    evaluate_round,
-    sample_for_evaluation,
-)
+from metarm.evaluation.scorecard import ScoreFunctions, evaluate_round, sample_for_evaluation
 from metarm.models.ensemble import load_reward, save_ensemble
 from metarm.policy.optimizers import build_optimizer
 from metarm.policy.sampling import sample_groups
