@@ -84,11 +84,12 @@ def shell(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def kept_in(run: Path, stage: str) -> list[Path]:
+    """Checkpoints, half-written ones too; not the note, or its draft, of what they belong to."""
     return [
         path
         for place in run.rglob(f".{stage}.checkpoints")
         for path in place.iterdir()
-        if path.name != "begun.json"
+        if path.is_dir()
     ]
 
 
