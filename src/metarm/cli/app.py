@@ -33,7 +33,7 @@ from metarm.errors import ConfigError, MetarmError, nearest_names
 from metarm.interrupts import Stopped, stop_on_signals
 from metarm.launched import is_first, num_processes, process_index
 
-__all__ = ["VERBS", "build_command", "run_command"]
+__all__ = ["GROUPS", "VERBS", "build_command", "find_verb", "run_command"]
 
 VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "run": (run, "RunSettings"),
@@ -56,7 +56,13 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "plan": (plan, None),
     "doctor": (doctor, None),
 }
-"""Each verb's function and the class of `settings_help.SOURCES` whose settings it takes."""
+"""Each verb's function and the class of `settings_help.SOURCES` whose settings it takes.
+
+A verb of two words, such as `label serve`, belongs to the group of its first word.
+"""
+
+GROUPS: Final[Mapping[str, str]] = {}
+"""First words of verbs of two words, and the sentence that the list of verbs has for each."""
 
 # typer carries its own copy of click in newer versions: its public name leads to either.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
@@ -98,9 +104,28 @@ def build_command() -> Any:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     app.callback()(_globals)
-    for name, (function, settings) in VERBS.items():
-        app.command(name, cls=verb_command(settings) if settings else TyperCommand)(function)
+    groups = {"": app}
+    for name, text in GROUPS.items():
+        groups[name] = typer.Typer(rich_markup_mode=None, help=text)
+        app.add_typer(groups[name], name=name)
+    for verb, (function, settings) in VERBS.items():
+        group, _, name = verb.rpartition(" ")
+        kind = verb_command(settings) if settings else TyperCommand
+        groups[group].command(name, cls=kind)(function)
     return typer.main.get_command(app)
+
+
+def find_verb(command: Any, verb: str) -> Any:
+    """The command of a verb, also of one of two words."""
+    for word in verb.split():
+        command = command.commands[word]
+    return command
+
+
+def _verb_of(words: Sequence[str]) -> str:
+    """The verb that a command line names, whether there is such a one or not; "" for none."""
+    named = [word for word in words if not word.startswith("-")]
+    return " ".join(named[: 2 if named[:1] and named[0] in GROUPS else 1])
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -137,7 +162,9 @@ def run_command(arguments: Sequence[str]) -> int:
         ignored = "ignore::DeprecationWarning,ignore::FutureWarning"
         ignored += ",ignore:resource_tracker:UserWarning"
         os.environ.setdefault("PYTHONWARNINGS", ignored)
-    verb = next((word for word in words if not word.startswith("-")), "")
+    verb = _verb_of(words)
+    if verb in GROUPS and words[-1] == verb:
+        words = [*words, "--help"]
     wants_help = not {"-h", "--help", "--version"}.isdisjoint(words)
     if num_processes() > 1 and verb not in TOGETHER and not wants_help:
         if is_first():
@@ -149,7 +176,7 @@ def run_command(arguments: Sequence[str]) -> int:
         return 2
     failure: BaseException
     try:
-        if verb and verb not in VERBS:
+        if verb and verb not in VERBS and verb not in GROUPS:
             raise ConfigError(f"unknown verb {verb!r}: {nearest_names(verb, VERBS)}")
         with stop_on_signals():
             return _invoke(words)
@@ -193,11 +220,11 @@ def _usage_message(error: Any, verb: str) -> str:
     where = f"(see metarm {verb} --help)" if verb else "(see metarm --help)"
     if type(error).__name__ != "NoSuchOption":
         return f"{error.format_message()} {where}"
-    params = command.commands[verb].params if verb else command.params
+    params = find_verb(command, verb).params
     flags = [name for param in params for name in param.opts if name.startswith("-")]
     name = error.option_name
     setting = name.lstrip("-").replace("-", "_")
-    settings = VERBS[verb][1] if verb else None
+    settings = VERBS[verb][1] if verb in VERBS else None
     known = {row.name for row in settings_of(settings)} if settings else set()
     if setting.split(".")[0] in known:
         return f"unknown option {name!r}: settings are words without dashes, {setting}=... {where}"

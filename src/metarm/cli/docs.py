@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from metarm.cli.app import VERBS, build_command
+from metarm.cli.app import VERBS, build_command, find_verb
 from metarm.cli.settings_help import setting_lines
 
 __all__ = ["cli_page"]
@@ -35,7 +35,7 @@ def cli_page() -> str:
     command = build_command()
     parts = [_HEAD, "## Before the verb\n", *_options(command)]
     for verb, (function, settings) in VERBS.items():
-        verb_command = command.commands[verb]
+        verb_command = find_verb(command, verb)
         parts += [f"\n## metarm {verb}\n", f"{inspect.getdoc(function)}\n"]
         parts += _options(verb_command)
         if settings:
