@@ -88,7 +88,7 @@ KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
         ),
     }
 )
-"""Kind of entry, which is also its table's name -> its columns; a later kind may need an earlier."""
+"""Kind of entry, also its table's name -> its columns; a later kind may need an earlier."""
 
 
 def entry_key(entry: Entry) -> tuple[Any, ...]:

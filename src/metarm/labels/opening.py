@@ -16,6 +16,7 @@ from metarm.labels.journal import Journal, JournalContent, journal_path, read_jo
 from metarm.labels.settings import LabelSettings
 from metarm.labels.tables import journal_mode, migrate, open_writer, transaction
 from metarm.locks import lock_file
+from metarm.storage import check_writable
 
 __all__ = ["OpenedStore", "open_store"]
 
@@ -50,12 +51,8 @@ def open_store(
         RunError: When another process holds it, or database and journal cannot be made the same.
         ConfigError: When `settings` has another seed than the store.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_name(f".{path.name}.lock"), "w", encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}. Choose another.") from error
-    with lock:
+    check_writable(path.parent)
+    with open(path.with_name(f".{path.name}.lock"), "w", encoding="utf-8") as lock:
         lock_file(lock, path, "label store")
         content = read_journal(journal_path(path))
         _check_whole(path, content, replay=replay)

@@ -99,6 +99,14 @@ def is_gold_turn(settings: LabelSettings, annotator: str, number: int) -> bool:
     return number in (first, second + (second >= first))
 
 
+def _turn(settings: LabelSettings, annotator: str, number: int) -> tuple[str | None, int]:
+    """The query of what an item is to be chosen from, None: the queue; and which showing it is."""
+    if is_gold_turn(settings, annotator, number):
+        return _GOLD, 0
+    drawn = _share(settings.seed, f"repeat {annotator}", number)
+    return (_REPEATABLE, 1) if drawn < settings.repeat_fraction else (None, 0)
+
+
 def _share(seed: int, stream: str, number: int) -> float:
     """A draw in [0, 1)."""
     return draw_seed(seed, stream, number) / 2**63
@@ -127,14 +135,12 @@ def choose_showing(
     if wanted is None:
         return None
     number = _num_answered(connection, annotator) + len(set(besides))
-    if is_gold_turn(settings, annotator, number):
-        if known := [pair for (pair,) in connection.execute(_GOLD, values)]:
-            drawn = draw_seed(settings.seed, f"known {annotator}", number)
-            return Showing(known[drawn % len(known)], 0)
-    elif _is_repeat_turn(settings, annotator, number):
-        if seen := [pair for (pair,) in connection.execute(_REPEATABLE, values)]:
-            drawn = draw_seed(settings.seed, f"repeated {annotator}", number)
-            return Showing(seen[drawn % len(seen)], 1)
+    kind, showing = _turn(settings, annotator, number)
+    if kind is not None:
+        fitting = [pair for (pair,) in connection.execute(kind, values)]
+        if fitting:
+            drawn = draw_seed(settings.seed, f"which {annotator}", number)
+            return Showing(fitting[drawn % len(fitting)], showing)
     return Showing(wanted[0], 0)
 
 

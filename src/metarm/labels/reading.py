@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from metarm.labels import queue
-from metarm.labels.events import Annotator, Event, Progress
+from metarm.labels.events import Annotator, Event, Item, Progress
 from metarm.labels.settings import LabelSettings
 from metarm.labels.tables import open_reader
 from metarm.labels.votes import Choice, LabelPair, Vote
@@ -24,6 +24,7 @@ __all__ = [
     "read_counts",
     "read_events",
     "read_gold",
+    "read_item",
     "read_pairs",
     "read_progress",
     "read_settings",
@@ -139,6 +140,24 @@ def read_counts(connection: sqlite3.Connection) -> StoreCounts:
         num_flags=count("vote WHERE flag = 1"),
         num_events=count("event"),
         num_annotators=count("annotator"),
+    )
+
+
+def read_item(connection: sqlite3.Connection, annotator: str, item: str) -> Item | None:
+    """An item that was served to this annotator once; None where it was not."""
+    row = connection.execute(
+        "SELECT i.showing, i.is_turned, p.*, p.id IN (SELECT pair FROM gold) AS is_gold "
+        "FROM item AS i JOIN pair AS p ON p.id = i.pair WHERE i.id = ? AND i.annotator = ?",
+        (item, annotator),
+    ).fetchone()
+    if row is None:
+        return None
+    return Item(
+        item,
+        pair_of_row(row),
+        is_turned=bool(row["is_turned"]),
+        is_repeat=bool(row["showing"]),
+        is_gold=bool(row["is_gold"]),
     )
 
 
