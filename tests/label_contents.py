@@ -87,11 +87,12 @@ def contents(draw: st.DrawFn, *, is_text: bool | None = None) -> LabelContent:
                     pair=pair.id,
                     strength=draw(st.sampled_from([1, 2])),
                     is_turned=draw(st.none() | st.booleans()),
-                    seconds=draw(st.none() | st.floats(0, 1e6)),
+                    seconds=draw(st.none() | st.integers(0, 10**9).map(lambda ms: ms / 1000)),
                     note=draw(hostile_texts()),
                     flag=draw(st.booleans()),
                     is_repeat=is_repeat,
                     at=draw(st.floats(0, 2.5e11)),
                 )
             )
-    return LabelContent(tuple(pairs), gold, kinds, tuple(votes))
+    voters = sorted({vote.annotator for vote in votes})
+    return LabelContent(tuple(pairs), gold, {name: kinds[name] for name in voters}, tuple(votes))
