@@ -399,7 +399,7 @@ class SeedRun:
         sft = self.folder / "arms" / SFT_ARM / "round_00" / place.name / "groups.jsonl"
 
         def build(folder: Path) -> dict[str, Any]:
-            started = time.monotonic()
+            started, log = time.monotonic(), _log(folder)
             samples = sample_for_evaluation(
                 policy.folder,
                 self.sources.policy.folder,
@@ -409,7 +409,7 @@ class SeedRun:
                 batch_size=self.settings.sampling.batch_size,
                 seed=self.seed,
                 progress=self.progress,
-                log=_log(folder),
+                log=log,
             )
             save_groups(folder / "groups.jsonl", samples.groups)
             score = load_reward(reward.folder)
@@ -431,7 +431,7 @@ class SeedRun:
                         reward=score.reporting_to(bar),
                         first=load_reward(first_reward.folder).reporting_to(bar),
                         gold=self.sources.gold,
-                    ),
+                    ).kept_in(log, bar),
                     settings=settings,
                     seconds_before=seconds + time.monotonic() - started,
                 )

@@ -92,7 +92,7 @@ _KEPT: Final = {
     "judge": "answers are kept; the same command goes on from there",
     "sft": "checkpoints are kept beside --output; the same command goes on from the last one",
     "reward": "checkpoints are kept beside --output; the same command goes on from the last one",
-    "optimize": "PPO's checkpoints are kept beside --output; the same command goes on from them",
+    "optimize": "checkpoints are kept beside --output; the same command goes on from the last one",
 }
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verbs that make a model: `sft`, `reward`, `optimize`."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -298,19 +300,24 @@ def optimize(
 
         place = CheckpointPlace(checkpoints_of(folder), checkpoint_steps)
         pairs = load_preferences(preferences).pairs if preferences else ()
-        observer = None if watch is None else _watcher(watch, reward_model, watch_every)
-        optimizer = build_optimizer(settings, pairs=pairs, observer=observer, checkpoints=place)
-        metrics = optimizer(
-            policy_dir=_model_path(policy),
-            reference_dir=_model_path(reference or policy),
-            reward_model_dir=_model_path(reward_model),
-            score=load_reward(reward_model),
-            prompts=load_prompts(prompts),
-            output_dir=folder,
-            seed=seed,
-            monitor=monitor,
-            progress=choose_progress(),
-        )
+        with ExitStack() as stack:
+            observer = None
+            if watch is not None:
+                observer = stack.enter_context(
+                    _watching(watch, reward_model, watch_every, place.folder)
+                )
+            optimizer = build_optimizer(settings, pairs=pairs, observer=observer, checkpoints=place)
+            metrics = optimizer(
+                policy_dir=_model_path(policy),
+                reference_dir=_model_path(reference or policy),
+                reward_model_dir=_model_path(reward_model),
+                score=load_reward(reward_model),
+                prompts=load_prompts(prompts),
+                output_dir=folder,
+                seed=seed,
+                monitor=monitor,
+                progress=choose_progress(),
+            )
         return {"metrics": dict(metrics)}
 
     inputs = {
@@ -327,31 +334,44 @@ def optimize(
     _print_result(output, stage, as_json=as_json)
 
 
-def _watcher(folder: Path, reward_model: str, every: int) -> "PolicyWatcher":
-    """The watch in a folder as one that looks on.
+@contextmanager
+def _watching(folder: Path, reward_model: str, every: int, kept: Path) -> Iterator["PolicyWatcher"]:
+    """The watch in a folder as one that looks on; it is held meanwhile.
 
     Raises:
         ConfigError: When it watches another reward model.
+        DataError: When there is none.
+        RunError: When another process has it.
+
+    Writes:
+        `watch.json` in `kept`, which a try that goes on finds: looks before the first try.
     """
     from metarm.errors import ConfigError
-    from metarm.storage import content_digest
+    from metarm.run_folder import hold_folder
+    from metarm.storage import content_digest, read_json, write_json
     from metarm.watching.callbacks import PolicyWatcher
     from metarm.watching.folder import open_watch
     from metarm.watching.probes import load_reference_model
 
-    opened = open_watch(folder)
-    if content_digest(opened.record.reward_model) != content_digest(reward_model):
-        raise ConfigError(
-            f"the watch in {folder} is of {opened.record.reward_model}, and the policy is to be "
-            f"optimised against {reward_model}: give one of them, or begin another watch"
+    # Where there is no folder there is nothing to hold, and opening it says so.
+    with hold_folder(folder) if folder.is_dir() else nullcontext():
+        opened = open_watch(folder)
+        if content_digest(opened.record.reward_model) != content_digest(reward_model):
+            raise ConfigError(
+                f"the watch in {folder} is of {opened.record.reward_model}, and the policy is to "
+                f"be optimised against {reward_model}: give one of them, or begin another watch"
+            )
+        begun = kept / "watch.json"
+        if not begun.exists():
+            write_json(begun, {"looks": len(opened.watch.looks)})
+        yield PolicyWatcher(
+            opened.probes,
+            opened.watch,
+            opened.score,
+            reference=load_reference_model(opened.probes),
+            every=every,
+            since=int(read_json(begun)["looks"]),
         )
-    return PolicyWatcher(
-        opened.probes,
-        opened.watch,
-        opened.score,
-        reference=load_reference_model(opened.probes),
-        every=every,
-    )
 
 
 def _model_path(model: str) -> Path:

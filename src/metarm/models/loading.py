@@ -206,7 +206,6 @@ def _refuse_missing(model: str | Path, kind: str, missing: Iterable[str]) -> Non
 @contextmanager
 def _loading(model: str | Path, kind: str) -> Iterator[None]:
     """Errors that help, and quiet: metarm shows its own bars and checks the load report itself."""
-    from safetensors import SafetensorError
     from transformers.utils.logging import disable_progress_bar
 
     refuse_pickles(model)
@@ -218,7 +217,8 @@ def _loading(model: str | Path, kind: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    # Broken files surface as errors of any kind: transformers checks some fields, others it uses.
+    except Exception as error:
         text = str(error).strip()
         first = text.splitlines()[0] if text else type(error).__name__
         place = "the folder exists" if Path(model).is_dir() else "there is no such folder"

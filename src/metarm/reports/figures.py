@@ -47,6 +47,8 @@ class _Plan:
     told: tuple[str, ...]
     with_gold: bool | None = None
     """Drawn only where the run has a gold function (True), only where not (False), or always."""
+    follows_optimisation: bool = False
+    """Whether it is of the prompts that policies are optimised on: a new task's, where one is."""
 
 
 def draw_figures(run: Run) -> list[Drawn]:
@@ -59,8 +61,12 @@ def draw_figures(run: Run) -> list[Drawn]:
             if figure is not None:
                 stream = io.BytesIO()
                 figure.savefig(stream, format="svg", metadata={"Date": None})
-                alt = f"{plan.title}. {_numbers(run, plan.told)}".strip()
-                drawn.append(Drawn(plan.title, plan.caption, alt, stream.getvalue()))
+                shown, caption = run, plan.caption
+                if plan.follows_optimisation and run.new_task is not None:
+                    shown = run.new_task
+                    caption += " All of it on the new task, which the policies were optimised on."
+                alt = f"{plan.title}. {_numbers(shown, plan.told)}".strip()
+                drawn.append(Drawn(plan.title, caption, alt, stream.getvalue()))
     return drawn
 
 
@@ -182,6 +188,7 @@ _PLANS = (
         gold_against_kl,
         ("kl_nats", "gold_score"),
         with_gold=True,
+        follows_optimisation=True,
     ),
     _Plan(
         "Proxy and gold",

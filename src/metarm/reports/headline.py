@@ -2,7 +2,7 @@
 """The result of a run in sentences, worked out from its numbers."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metarm.config import ARM_PRESETS, ArmSettings, RewardSettings
 from metarm.reports.comparisons import Summary, change_since_start, compare, summary_of
@@ -45,7 +45,17 @@ class Headline:
 
 
 def headline(run: Run) -> Headline:
-    """What optimisation did to accuracy and gold, then one sentence for each other arm."""
+    """What optimisation did to accuracy and gold, then one sentence for each other arm.
+
+    Where there is a new task, which policies were optimised on, the same of it stands beside.
+    """
+    if run.new_task is not None and run.new_task.trained_arms:
+        original, new = headline(replace(run, new_task=None)), headline(run.new_task)
+        told_of_new = [text for text in (_lower(new.lead), *new.points) if text != NO_GOLD]
+        return Headline(
+            f"Original task: {_lower(original.lead)}",
+            (*original.points, *(f"New task: {text}" for text in told_of_new)),
+        )
     if not run.trained_arms:
         lead = "No arm has finished a round of optimisation yet; only the start is shown."
         return Headline(lead, ())
@@ -61,6 +71,10 @@ def headline(run: Run) -> Headline:
     if not run.has_gold:
         points.append(NO_GOLD)
     return Headline(lead, tuple(point for point in points if point))
+
+
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
 
 
 def _rounds(run: Run) -> str:

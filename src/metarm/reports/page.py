@@ -75,6 +75,17 @@ def summary_table(run_dir: Path) -> str:
         EmptySetError: When no round has a scorecard yet.
     """
     run = read_run(run_dir)
+    lines = _text_table(run)
+    if run.new_task is not None:
+        lines += ["", "On the new task, which policies were optimised on:"]
+        lines += _text_table(run.new_task)
+    result = headline(run)
+    told = [result.lead, *result.points, basis(run), *(f"Missing: {text}" for text in run.missing)]
+    return visible_text("\n".join([*lines, "", *told]))
+
+
+def _text_table(run: Run) -> list[str]:
+    """One row per arm, with the measures that any of them has."""
     columns = _columns(run)
     table = [["arm", *(f"{arm}, {_round_name(r)}" for arm, r in columns)]]
     for name, short in TERMINAL_MEASURES.items():
@@ -82,13 +93,10 @@ def summary_table(run_dir: Path) -> str:
         if any(cells):
             table.append([short, *(cell or "-" for cell in cells)])
     widths = [max(map(len, column)) for column in table]
-    lines = [
+    return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in zip(*table, strict=True)
     ]
-    result = headline(run)
-    told = [result.lead, *result.points, basis(run), *(f"Missing: {text}" for text in run.missing)]
-    return visible_text("\n".join([*lines, "", *told]))
 
 
 def visible_text(value: str) -> str:
