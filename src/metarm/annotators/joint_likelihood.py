@@ -79,6 +79,8 @@ def answer_probabilities(difference: Floats, low: Floats, high: Floats) -> Answe
     Source:
         Rao & Kupper 1967, ties in paired-comparison experiments; Agresti 1992 for more degrees.
     """
+    if not (np.isfinite(low) & np.isfinite(high)).any():
+        return _one_sided(difference, low, high)
     below, above = low - difference, high - difference
     slope_below = expit(below) * expit(-below)
     slope_above = expit(above) * expit(-above)
@@ -87,6 +89,15 @@ def answer_probabilities(difference: Floats, low: Floats, high: Floats) -> Answe
     lower = expit(above) - expit(below)
     probability = np.where(below > 0, upper, lower)
     return Answers(probability, slope_below - slope_above, -slope_below, slope_above)
+
+
+def _one_sided(difference: Floats, low: Floats, high: Floats) -> Answers:
+    """The same where one bound is infinite: of its two exponentials one is left."""
+    is_up = np.isinf(high)
+    sign = np.where(is_up, 1.0, -1.0)
+    chance = expit(sign * difference - np.where(is_up, low, -high))
+    slope = chance * (1.0 - chance)
+    return Answers(chance, sign * slope, np.where(is_up, -slope, 0.0), np.where(is_up, 0.0, slope))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

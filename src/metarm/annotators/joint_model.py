@@ -25,7 +25,7 @@ __all__ = ["fit_joint"]
 Floats = NDArray[np.float64]
 
 MAX_ITERATIONS: Final = 300
-NUM_NODES: Final = 11
+NUM_NODES: Final = 9
 NUM_STATES: Final = 15
 MOST_FEATURES: Final = 256
 """More are turned to their principal directions: the fit is cubic in their number."""

@@ -109,7 +109,7 @@ def compare_kinds(
     joint = np.stack([np.outer(tables[0][pair], tables[1][pair]) for pair in both])
     same = np.trace(joint, axis1=1, axis2=2)
     dividers: dict[str, Callable[[str], str]] = {
-        "length": lambda pair: _longer(tables, pairs[pair]) if pair in pairs else "unknown",
+        "length": lambda pair: _longer(first_kind, tables[0][pair], pairs.get(pair)),
         "certainty": lambda pair: _certainty((labels or {}).get(pair)),
         "source": lambda pair: (pairs[pair].source if pair in pairs else "") or "unknown",
     }
@@ -188,13 +188,14 @@ def _first_share(row: Floats) -> float:
     return float(row[0] + row[2] / 2.0)
 
 
-def _longer(tables: Sequence[Mapping[str, Floats]], pair: LabelPair) -> str:
-    """Whether the first kind prefers the longer response of a pair, or the shorter."""
-    difference = len(pair.first) - len(pair.second)
-    lean = (_first_share(tables[0][pair.id]) - 0.5) * difference
+def _longer(kind: AnnotatorKind, answers: Floats, pair: LabelPair | None) -> str:
+    """Whether a kind prefers the longer response of a pair, or the shorter."""
+    if pair is None:
+        return "unknown"
+    lean = (_first_share(answers) - 0.5) * (len(pair.first) - len(pair.second))
     if lean == 0:
         return "same length, or undecided"
-    return "the first kind prefers the longer" if lean > 0 else "the first kind prefers the shorter"
+    return f"{kind} prefers the {'longer' if lean > 0 else 'shorter'}"
 
 
 def _longer_share(table: Mapping[str, Floats], pairs: Mapping[str, LabelPair]) -> Estimate | None:

@@ -19,6 +19,7 @@ from metarm.cli.bench import bench
 from metarm.cli.compare import compare
 from metarm.cli.doctor import doctor
 from metarm.cli.judge import judge, sheet
+from metarm.cli.label_believe import label_believe
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
 from metarm.cli.plan import plan
@@ -52,6 +53,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "advise": (advise, "AdviseSettings"),
     "watch": (watch, "RewardSettings"),
     "promote": (promote, None),
+    "label believe": (label_believe, None),
     "bench": (bench, "BenchSettings"),
     "plan": (plan, None),
     "doctor": (doctor, None),
@@ -61,7 +63,9 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
 A verb of two words, such as `label serve`, belongs to the group of its first word.
 """
 
-GROUPS: Final[Mapping[str, str]] = {}
+GROUPS: Final[Mapping[str, str]] = {
+    "label": "Labels: pairs to compare, votes on them, and the page for people.",
+}
 """First words of verbs of two words, and the sentence that the list of verbs has for each."""
 
 # typer carries its own copy of click in newer versions: its public name leads to either.
