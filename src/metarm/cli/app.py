@@ -28,6 +28,7 @@ from metarm.cli.label import (
     verify_labels,
 )
 from metarm.cli.label_ask import ask_for_labels
+from metarm.cli.label_believe import label_believe
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
 from metarm.cli.plan import plan
@@ -68,6 +69,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "advise": (advise, "AdviseSettings"),
     "watch": (watch, "RewardSettings"),
     "promote": (promote, None),
+    "label believe": (label_believe, None),
     "bench": (bench, "BenchSettings"),
     "plan": (plan, None),
     "doctor": (doctor, None),
