@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from metarm.bench.label_choice import choose_labels
 from metarm.bench.networks import FeatureHead, Network, TransformerScore
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe
@@ -137,7 +138,7 @@ def train_network(
     """
     started = time.monotonic()
     draw = torch.Generator().manual_seed(seed * 1009 + member)
-    pairs = _training_pairs(problem, recipe)
+    pairs = _training_pairs(problem, recipe, seed)
     if recipe.members > 1:
         pairs = pairs[torch.randint(len(pairs), (len(pairs),), generator=draw)]
     # Averaged weights must lie in one basin: their members share a start.
@@ -209,11 +210,11 @@ def _agreement(problem: Problem, scores: Tensor, plain: Tensor) -> float | None:
     return mean_rank_correlation(problem.watched_groups, scores, plain)
 
 
-def _training_pairs(problem: Problem, recipe: Recipe) -> Tensor:
+def _training_pairs(problem: Problem, recipe: Recipe, seed: int) -> Tensor:
     if recipe.is_oracle:
         return problem.own_labels
-    labels = problem.own_labels[: recipe.num_labels].repeat(LABEL_REPEAT, 1)
-    return torch.cat([problem.pairs, labels])
+    labels = choose_labels(problem, recipe.label_choice, recipe.num_labels, seed)
+    return torch.cat([problem.pairs, labels.repeat(LABEL_REPEAT, 1)])
 
 
 def _endless(size: int, batch: int, draw: torch.Generator) -> Iterator[Tensor]:

@@ -36,7 +36,8 @@ def train_recipe(
         seed: Start of the weights, order of the batches.
         plain: What the plain recipe gives for the same problem, settings and seed, where it is
             there already; what needs it is charged for it all the same.
-        known: Members that ensembles of the same problem and settings have in common; filled here.
+        known: Networks that methods of the same problem and settings have in common, members and
+            the plain twins of guarded ones; filled here.
 
     Raises:
         EmptySetError: When a recipe needs labels or groups that are not there.
@@ -62,7 +63,7 @@ def train_recipe(
         # How members are put together is no part of their training.
         key = (replace(recipe, pessimism=None), seed, member)
         if key not in known:
-            known[key] = _train_member(problem, recipe, settings, seed, member, plain)
+            known[key] = _train_member(problem, recipe, settings, seed, member, plain, known)
         members.append(known[key])
     if len(members) == 1:
         return members[0]
@@ -94,6 +95,7 @@ def _train_member(
     seed: int,
     member: int,
     plain: Trajectory | None,
+    known: dict[Any, Trajectory],
 ) -> Trajectory:
     """One network; with a guard, after its plain twin, which stands in where nothing holds."""
     if recipe.least_rank_correlation is None:
@@ -101,7 +103,10 @@ def _train_member(
     # All but the step: labels of the same recipe stay in what it is compared with.
     without = recipe.without_step
     if plain is None or without != Recipe():
-        plain = train_network(problem, without, settings, seed, member=member)
+        twin = (replace(without, pessimism=None), seed, member)
+        if twin not in known:
+            known[twin] = train_network(problem, without, settings, seed, member=member)
+        plain = known[twin]
     found = train_network(problem, recipe, settings, seed, member=member, plain=plain)
     cost = plain.cost.plus(found.cost)
     off = tuple(0.0 for _ in plain.steps)

@@ -56,6 +56,8 @@ class Recipe:
     """Groups drawn by source, by what is lost with this floor; None: each group as often."""
     num_labels: int = 0
     """Labelled shifted pairs added to the original ones."""
+    label_choice: str = "random"
+    """Which pairs those are: a strategy of `metarm select`."""
     is_oracle: bool = False
     """All labelled shifted pairs, and no original one."""
     seed_offset: int = 0
@@ -130,6 +132,11 @@ METHODS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "ensemble-mean": {"members": 4},
         "ensemble-uncertainty": {"members": 4, "pessimism": 1.0},
         "weight-average": {"members": 4, "averages_weights": True},
+        "mix": {"label_choice": "mix"},
+        "d-optimal": {"label_choice": "d-optimal"},
+        "information-gain": {"label_choice": "information-gain"},
+        "disagreement": {"label_choice": "disagreement"},
+        "near-tie": {"label_choice": "near-tie"},
         "oracle": {"is_oracle": True},
     }
 )

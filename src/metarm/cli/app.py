@@ -34,6 +34,7 @@ from metarm.cli.options import verb_command
 from metarm.cli.plan import plan
 from metarm.cli.promote import promote
 from metarm.cli.runs import report, run
+from metarm.cli.select import select
 from metarm.cli.serve import serve
 from metarm.cli.settings_help import settings_of
 from metarm.cli.train import optimize, reward, sft
@@ -64,6 +65,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "label status": (tell_labels, None),
     "label verify": (verify_labels, None),
     "label backup": (back_up_labels, None),
+    "select": (select, "SelectSettings"),
     "compare": (compare, "CompareSettings"),
     "tune": (tune, "TuneSettings"),
     "advise": (advise, "AdviseSettings"),

@@ -18,6 +18,7 @@ SOURCES: Final = (
     "config_optimize.py",
     "judge_config.py",
     "labels/settings.py",
+    "choosing/settings.py",
     "serving/settings.py",
 )
 """Files with classes of settings, below the package."""
