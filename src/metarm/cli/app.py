@@ -18,6 +18,7 @@ from metarm.cli.advise import advise
 from metarm.cli.bench import bench
 from metarm.cli.compare import compare
 from metarm.cli.doctor import doctor
+from metarm.cli.explain import explain
 from metarm.cli.judge import judge, sheet
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
@@ -52,6 +53,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "advise": (advise, "AdviseSettings"),
     "watch": (watch, "RewardSettings"),
     "promote": (promote, None),
+    "explain": (explain, None),
     "bench": (bench, "BenchSettings"),
     "plan": (plan, None),
     "doctor": (doctor, None),
@@ -88,6 +90,7 @@ _KEPT: Final = {
     "tune": "finished trials are kept; the same command goes on from there",
     "watch": "looks that were taken are kept; the same command takes the next one",
     "promote": "no decision was taken; the same command begins again",
+    "explain": "attributions that are done are kept; the same command goes on from there",
     "bench": "finished measurements are kept; the same command goes on from there",
     "judge": "answers are kept; the same command goes on from there",
     "sft": "checkpoints are kept beside --output; the same command goes on from the last one",
