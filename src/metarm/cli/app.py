@@ -18,6 +18,7 @@ from metarm.cli.advise import advise
 from metarm.cli.bench import bench
 from metarm.cli.compare import compare
 from metarm.cli.doctor import doctor
+from metarm.cli.explain import explain
 from metarm.cli.judge import judge, sheet
 from metarm.cli.label import (
     add_pairs_to_label,
@@ -72,6 +73,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "watch": (watch, "RewardSettings"),
     "promote": (promote, None),
     "label believe": (label_believe, None),
+    "explain": (explain, None),
     "bench": (bench, "BenchSettings"),
     "plan": (plan, None),
     "doctor": (doctor, None),
@@ -110,6 +112,7 @@ _KEPT: Final = {
     "tune": "finished trials are kept; the same command goes on from there",
     "watch": "looks that were taken are kept; the same command takes the next one",
     "promote": "no decision was taken; the same command begins again",
+    "explain": "attributions that are done are kept; the same command goes on from there",
     "bench": "finished measurements are kept; the same command goes on from there",
     "label ask": "votes are kept; the same command asks for the others",
     "judge": "answers are kept; the same command goes on from there",
