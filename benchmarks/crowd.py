@@ -196,6 +196,32 @@ def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return found
 
 
+def text_of(figure: Mapping[str, Any], digits: int = 3) -> str:
+    low, high = figure["interval"]
+    return f"{figure['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def tables_of(result: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Accuracies, naming and errors as tables in Markdown."""
+    ways = ["plain", "majority", "dawid-skene", "joint without inverted votes", "joint", "oracle"]
+    accuracy = [f"| votes a pair | {' | '.join(ways)} |", "|---" * (len(ways) + 1) + "|"]
+    naming = ["| votes a pair | model | bad ones named | all four named | a good one named | AUC |"]
+    naming.append("|---" * 6 + "|")
+    for count, own in result["accuracy"].items():
+        row = " | ".join(text_of(own[way]["accuracy"]) for way in ways)
+        accuracy.append(f"| {count} | {row} |")
+        for way in ("joint", "dawid-skene", "majority"):
+            names = ("bad_named", "all_bad_named", "good_named", "auc")
+            row = " | ".join(text_of(own[way][name], 2) for name in names)
+            naming.append(f"| {count} | {way} | {row} |")
+    errors = ["| votes a pair | named among ten good ones | named at the bound | covered |"]
+    errors.append("|---" * 4 + "|")
+    for count, own in result["errors"].items():
+        names = ("named_all_good", "named_at_bound", "coverage")
+        errors.append(f"| {count} | {' | '.join(text_of(own[name]) for name in names)} |")
+    return "\n".join(accuracy), "\n".join(naming), "\n".join(errors)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, required=True)
@@ -225,7 +251,7 @@ def main() -> None:
         errors = [measure_errors(seed, count) for seed in range(given.error_seeds)]
         result["errors"][str(count)] = summarise(errors)
         write_json(given.output, result)
-        print(count, {k: round(v["value"], 3) for k, v in result["errors"][str(count)].items()})
+    print("\n\n".join(tables_of(result)))
 
 
 if __name__ == "__main__":

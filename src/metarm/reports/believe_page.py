@@ -95,8 +95,8 @@ def _points(report: BeliefReport) -> list[str]:
         found.append(f"Krippendorff's alpha {alpha}, over {alpha.count} pairs with several votes.")
     for one in report.comparisons:
         found.append(
-            f"{one.first_kind.capitalize()} and {one.second_kind} agree on {one.agreement.value:.0%} of "
-            f"{one.agreement.count} pairs (kappa {_text(one.kappa)})."
+            f"{one.first_kind.capitalize()} and {one.second_kind} agree on "
+            f"{one.agreement.value:.0%} of {one.agreement.count} pairs (kappa {_text(one.kappa)})."
         )
     return found
 
