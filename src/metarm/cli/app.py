@@ -28,6 +28,7 @@ from metarm.cli.label import (
     verify_labels,
 )
 from metarm.cli.label_ask import ask_for_labels
+from metarm.cli.label_believe import label_believe
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
 from metarm.cli.plan import plan
@@ -63,6 +64,7 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "label status": (tell_labels, None),
     "label verify": (verify_labels, None),
     "label backup": (back_up_labels, None),
+    "label believe": (label_believe, None),
     "compare": (compare, "CompareSettings"),
     "tune": (tune, "TuneSettings"),
     "advise": (advise, "AdviseSettings"),
