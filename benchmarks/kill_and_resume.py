@@ -4,10 +4,10 @@
     python benchmarks/kill_and_resume.py --kills 200 --output results.json
 
 Each life of a run is a fork of this process, which has its imports behind it: a start takes no
-time. A life ends by SIGKILL at a random moment of a stage that is drawn from those that are not
-finished, so that short stages are hit as often as long ones, up to sixteen times a run; then the run
-goes on to its end, and every file of it is compared with that of the unbroken run, without what a
-clock wrote.
+time. A run has up to sixteen lives that end by SIGKILL, each at a random moment of a stage; the
+stages are drawn beforehand and put in the run's order, so that short ones are hit as often as long
+ones. Then the run goes on to its end, and every file of it is compared with that of the unbroken
+run, without what a clock wrote.
 """
 
 import argparse
@@ -115,10 +115,10 @@ def identity(folder: Path | None) -> int | None:
 
 
 def stages_of(run: Path) -> dict[str, float]:
-    """Seconds that each finished stage of a run took, by its place in the run."""
+    """Seconds that each finished stage of a run took, by its place in the run, in their order."""
     return {
         path.parent.relative_to(run).as_posix(): read_json(path)["seconds"]
-        for path in sorted(run.rglob("stage.json"))
+        for path in sorted(run.rglob("stage.json"), key=lambda path: path.stat().st_mtime_ns)
     }
 
 
@@ -171,14 +171,12 @@ def kill_and_resume(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     while killed < kills:
         runs += 1
         run = folder / f"run_{runs}"
-        lives = 0
-        while lives < MOST_LIVES and killed < kills:
-            left = [name for name in stages if not (run / name / "stage.json").exists()]
-            name = draw.choice(left)
+        order = list(stages)
+        for name in sorted(draw.choices(order, k=min(MOST_LIVES, kills - killed)), key=order.index):
             code = live(words_of(run), log, run / name, draw.uniform(0, stages[name]))
             if code is not None:
                 break
-            killed, lives = killed + 1, lives + 1
+            killed += 1
             hit.update(stages_in_work(run) or ["between stages"])
         if code is None:
             code = live(words_of(run), log)
