@@ -155,6 +155,7 @@ def test_killed_at_once_and_started_again(
         assert len(reader.events()) == len(reader.votes()) == 6
 
 
+@pytest.mark.slow
 def test_a_few_kills_of_server_and_annotators(repository: Path, tmp_path: Path) -> None:
     """The benchmark behind docs/labelling.md, in short: its result says what was lost."""
     script = repository / "benchmarks" / "label_kills.py"

@@ -25,7 +25,7 @@ WIDTH: Final = 11.4
 
 
 @dataclass(frozen=True, slots=True)
-class Palette:
+class _Palette:
     """Colours of a page."""
 
     paper: str
@@ -36,11 +36,11 @@ class Palette:
     other: str
 
 
-LIGHT: Final = Palette("#ffffff", "#1c1c1a", "#5c5c58", "#e2e2dd", "#0b5394", "#c77a00")
-DARK: Final = Palette("#1c1f22", "#e9e9e4", "#a5a7a4", "#3a3e42", "#7db7ef", "#f0a662")
+LIGHT: Final = _Palette("#ffffff", "#1c1c1a", "#5c5c58", "#e2e2dd", "#0b5394", "#c77a00")
+DARK: Final = _Palette("#1c1f22", "#e9e9e4", "#a5a7a4", "#3a3e42", "#7db7ef", "#f0a662")
 
 
-def _style(colours: Palette) -> Any:
+def _style(colours: _Palette) -> Any:
     return {
         "axes.axisbelow": True,
         "axes.edgecolor": colours.line,
@@ -84,7 +84,7 @@ def _short(name: str) -> str:
     return shown if len(shown) <= 18 else f"{shown[:17]}…"
 
 
-def _agreement(account: Account, colours: Palette) -> Figure | None:
+def _agreement(account: Account, colours: _Palette) -> Figure | None:
     """Alpha of all votes so far, with its interval."""
     if len(account.moments) < 2:
         return None
@@ -130,7 +130,7 @@ _TICKS: Final[Mapping[int, tuple[list[float], list[str]]]] = {
 }
 
 
-def _annotators(account: Account, colours: Palette) -> Figure | None:
+def _annotators(account: Account, colours: _Palette) -> Figure | None:
     """Shares of each annotator with their intervals."""
     rows = _people(account)
     if not rows:
@@ -160,7 +160,7 @@ def _annotators(account: Account, colours: Palette) -> Figure | None:
     return figure
 
 
-def _matrix(account: Account, colours: Palette) -> Figure | None:
+def _matrix(account: Account, colours: _Palette) -> Figure | None:
     """Share of equal answers of every two annotators, and on how many pairs."""
     rows = _people(account)
     if len(rows) < 2 or not account.matrix:
