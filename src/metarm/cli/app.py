@@ -30,6 +30,7 @@ from metarm.cli.label import (
 )
 from metarm.cli.label_ask import ask_for_labels
 from metarm.cli.label_believe import label_believe
+from metarm.cli.label_page import invite_annotator, serve_labels
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
 from metarm.cli.plan import plan
@@ -67,12 +68,14 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "label verify": (verify_labels, None),
     "label backup": (back_up_labels, None),
     "select": (select, "SelectSettings"),
+    "label believe": (label_believe, None),
+    "label serve": (serve_labels, None),
+    "label invite": (invite_annotator, None),
     "compare": (compare, "CompareSettings"),
     "tune": (tune, "TuneSettings"),
     "advise": (advise, "AdviseSettings"),
     "watch": (watch, "RewardSettings"),
     "promote": (promote, None),
-    "label believe": (label_believe, None),
     "explain": (explain, None),
     "bench": (bench, "BenchSettings"),
     "plan": (plan, None),
@@ -106,6 +109,7 @@ TOGETHER: Final = frozenset({"reward"})
 
 _KEPT: Final = {
     "serve": "no request had been accepted",
+    "label serve": "no answer had been accepted",
     "run": "finished stages and checkpoints are kept; the same command goes on from there",
     "compare": "finished cells are kept; the same command goes on from there",
     "advise": "finished splits are kept; the same command goes on from there",
