@@ -19,12 +19,13 @@ from metarm.data.reservoir import keep_reservoir
 from metarm.evaluation.champion import PromotionRules
 from metarm.evaluation.champion_folder import keep_better
 from metarm.evaluation.scorecard import ScoreFunctions, evaluate_round, sample_for_evaluation
+from metarm.gold_labels import label_groups, relabel_pairs
 from metarm.models.ensemble import load_reward, save_ensemble
 from metarm.policy.optimizers import build_optimizer
 from metarm.policy.sampling import sample_groups
 from metarm.protocols import ProgressReporter
 from metarm.schema import PreferencePair, Prompt, ResponseGroup
-from metarm.sources import Sources, label_groups, relabel_pairs
+from metarm.sources import Sources
 from metarm.storage import (
     Stage,
     build_stage,
