@@ -2,7 +2,7 @@
 """Labels to the same accuracy: one policy held fixed, the reward model taught by each choice.
 
     metarm run --config benchmarks/world_labels.yaml --output runs/world-labels
-    python benchmarks/labels_to_accuracy.py runs/world-labels --output results/labels_to_accuracy.json
+    python benchmarks/labels_to_accuracy.py runs/world-labels --output labels_to_accuracy.json
 
 For each seed the policy after round 1 of the arm `plain` is sampled as the next round would sample
 it. Each choice takes n pairs of those responses (of SFT's responses to the same prompts for

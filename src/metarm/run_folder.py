@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run's folder says of the run itself: its settings, its starts, and who holds it."""
 
-import errno
-import fcntl
 import os
 import platform
 import sys
@@ -11,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import metarm
 from metarm.config import RunSettings
 from metarm.config_file import write_settings
-from metarm.errors import FingerprintError, FormatError, RunError
+from metarm.errors import FingerprintError, FormatError
+from metarm.locks import lock_file
 from metarm.storage import check_writable, read_json, write_json, write_text
 
 __all__ = ["hold_folder", "hold_output", "open_run_folder"]
@@ -65,7 +64,7 @@ def hold_folder(folder: Path) -> Iterator[bool]:
         `.lock` in it.
     """
     with open(folder / ".lock", "w", encoding="utf-8") as lock:
-        yield _lock(lock, folder, "output_dir")
+        yield lock_file(lock, folder, "output_dir")
 
 
 @contextmanager
@@ -82,7 +81,7 @@ def hold_output(output: Path) -> Iterator[None]:
     check_writable(output.parent)
     while True:
         with open(path, "w", encoding="utf-8") as lock:
-            _lock(lock, output, "--output")
+            lock_file(lock, output, "--output")
             # Whoever held it before may have removed the file that was opened here.
             if not path.exists() or os.fstat(lock.fileno()).st_ino != path.stat().st_ino:
                 continue
@@ -91,26 +90,6 @@ def hold_output(output: Path) -> Iterator[None]:
             finally:
                 path.unlink(missing_ok=True)
             return
-
-
-def _lock(lock: TextIO, place: Path, setting: str) -> bool:
-    """Lock a file; False where the file system has no locks.
-
-    Raises:
-        RunError: When another process has it.
-    """
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise RunError(
-            f"{place} is in use by another process: wait for it, stop it, or choose another "
-            f"{setting}"
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        return False
-    return True
 
 
 def _add_start(path: Path) -> None:

@@ -7,8 +7,10 @@ work stands need not be, and no stream can shift another.
 
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["draw_seed", "generator"]
 
@@ -31,6 +33,8 @@ def draw_seed(seed: int, stream: str, *steps: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def generator(seed: int, stream: str, *steps: int) -> torch.Generator:
+def generator(seed: int, stream: str, *steps: int) -> "torch.Generator":
     """A generator on the CPU, seeded by `draw_seed`; the global random state is left alone."""
+    import torch
+
     return torch.Generator().manual_seed(draw_seed(seed, stream, *steps))

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a label store holds before anybody votes: pairs, known answers, people, invitations."""
+
+import secrets
+import sqlite3
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from typing import Final
+
+from metarm.data.fields import Row
+from metarm.errors import ConfigError, DataError, FormatError
+from metarm.labels import queue, reading
+from metarm.labels.changes import Change
+from metarm.labels.votes import ANNOTATOR_KINDS, Choice, LabelPair
+from metarm.labels.voting import check_annotator
+from metarm.schema import prompt_to_json
+
+__all__ = ["add_annotator", "add_invitation", "add_pairs", "find_invited", "revoke_invitations"]
+
+DAY_SECONDS: Final = 86_400
+LONGEST_NAME: Final = 100
+TOKEN_BYTES: Final = 24
+
+
+def add_pairs(change: Change, pairs: Iterable[LabelPair], gold: Mapping[str, Choice]) -> int:
+    """Add pairs and known answers; as `LabelStore.add_pairs`."""
+    added = 0
+    for pair in pairs:
+        _check_pair(pair)
+        pair_id = pair.id
+        if change.has("pair", "id", pair_id):
+            continue
+        change.add_numbered(
+            "pair",
+            id=pair_id,
+            prompt=prompt_to_json(pair.prompt),
+            first=pair.first,
+            second=pair.second,
+            source=pair.source,
+            chosen_by=pair.chosen_by,
+            place=queue.place_of(change.settings.seed, pair_id),
+        )
+        added += 1
+    known = reading.read_gold(change.connection)
+    for pair_id, choice in gold.items():
+        if known.get(pair_id) != choice:
+            _check_gold(change, pair_id, choice, known)
+            change.add("gold", pair=pair_id, choice=choice, at=change.now)
+    return added
+
+
+def _check_pair(pair: LabelPair) -> None:
+    """Refuse what no tokenizer and no file can take: NULs and halves of surrogate pairs."""
+    row = Row("pair", pair.to_json())
+    for name in ("first", "second", "source", "chosen_by"):
+        if name in row.values:
+            row.text(name)
+    row.prompt("prompt")
+
+
+def _check_gold(change: Change, pair: str, choice: Choice, known: Mapping[str, Choice]) -> None:
+    if choice not in ("first", "second", "tie"):
+        raise FormatError(f"expected a known answer of first, second or tie, got {choice!r}")
+    if not change.has("pair", "id", pair):
+        raise DataError(f"expected a known answer for a pair that is there, got {pair!r}")
+    if pair in known:
+        raise DataError(f"pair {pair}: the known answer is {known[pair]}, not {choice}")
+
+
+def add_annotator(change: Change, name: str, kind: str) -> None:
+    """Add somebody who votes; as `LabelStore.add_annotator`."""
+    if kind not in ANNOTATOR_KINDS:
+        raise ConfigError(f"expected a kind of {', '.join(ANNOTATOR_KINDS)}, got {kind!r}")
+    if not (name.strip() and name.isprintable() and len(name) <= LONGEST_NAME):
+        raise ConfigError(
+            f"expected a name of 1 to {LONGEST_NAME} visible characters, got {name!r}"
+        )
+    before = change.find("SELECT kind FROM annotator WHERE name = ?", name)
+    if before is None:
+        change.add_numbered("annotator", name=name, kind=kind)
+    elif before["kind"] != kind:
+        raise ConfigError(
+            f"{name} is an annotator of the kind {before['kind']}, not {kind}: give another name"
+        )
+
+
+def add_invitation(change: Change, name: str, days: float) -> str:
+    """Add an invitation and return its token; as `LabelStore.invite`."""
+    if not 0 < days < 36_500:
+        raise ConfigError(f"expected days above 0 and below 36500, got {days}")
+    if not change.has("annotator", "name", name):
+        add_annotator(change, name, "person")
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    change.add_numbered(
+        "invitation",
+        token=_hashed(token),
+        annotator=name,
+        expires_at=change.now + days * DAY_SECONDS,
+    )
+    return token
+
+
+def find_invited(connection: sqlite3.Connection, token: str, now: float) -> str | None:
+    """Whom a token invites; as `LabelStore.annotator_of`."""
+    row = connection.execute(
+        "SELECT annotator FROM invitation AS i WHERE token = ? AND expires_at > ? "
+        "AND NOT EXISTS (SELECT 1 FROM revocation AS r "
+        "WHERE r.annotator = i.annotator AND r.last_invitation >= i.number)",
+        (_hashed(token), now),
+    ).fetchone()
+    return None if row is None else str(row["annotator"])
+
+
+def revoke_invitations(change: Change, name: str) -> None:
+    """End all invitations that an annotator has; as `LabelStore.revoke`."""
+    check_annotator(change, name)
+    last = change.find("SELECT ifnull(max(number), 0) FROM invitation")
+    change.add_numbered("revocation", annotator=name, last_invitation=last[0] if last else 0)
+
+
+def _hashed(token: str) -> str:
+    return sha256(token.encode(errors="replace")).hexdigest()

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pair an annotator is shown next: gold items and repeats by draw, else where votes lack.
+
+Every draw is a function of the store's seed, the annotator and how many items they answered.
+"""
+
+import json
+import sqlite3
+from collections.abc import Collection
+from typing import Final, NamedTuple
+
+from metarm.labels.settings import LabelSettings
+from metarm.storage import fingerprint
+from metarm.streams import draw_seed
+
+__all__ = [
+    "Showing",
+    "choose_showing",
+    "count_left",
+    "is_gold_turn",
+    "is_side_turned",
+    "item_id",
+    "place_of",
+]
+
+FIRST_ITEMS: Final = 10
+"""Among an annotator's first so many items, two have a known answer."""
+BETWEEN: Final = 5
+"""Other items at least between a pair and its mirrored repeat."""
+
+_VOTED: Final = "SELECT pair FROM vote WHERE annotator = :annotator AND showing = 0"
+_BESIDES: Final = (
+    "SELECT pair FROM item WHERE annotator = :annotator "
+    "AND id IN (SELECT value FROM json_each (:besides))"
+)
+_WANTED: Final = f"""
+WITH counted AS (
+    SELECT v.pair AS pair, count(*) AS number FROM vote AS v
+    JOIN annotator AS a ON a.name = v.annotator
+    WHERE a.kind = 'person' AND v.showing = 0 AND v.choice <> 'skip' GROUP BY v.pair
+), leased AS (
+    SELECT i.pair AS pair, count(*) AS number FROM lease AS l JOIN item AS i ON i.id = l.item
+    WHERE l.expires_at > :now AND i.showing = 0 AND i.annotator <> :annotator GROUP BY i.pair
+)
+SELECT p.id, ifnull(counted.number, 0) + ifnull(leased.number, 0) AS taken FROM pair AS p
+LEFT JOIN counted ON counted.pair = p.id LEFT JOIN leased ON leased.pair = p.id
+WHERE taken < :wanted AND p.id NOT IN (SELECT pair FROM gold)
+AND p.id NOT IN ({_VOTED}) AND p.id NOT IN ({_BESIDES})
+"""
+_GOLD: Final = f"""
+SELECT p.id FROM gold AS g JOIN pair AS p ON p.id = g.pair
+WHERE p.id NOT IN ({_VOTED}) AND p.id NOT IN ({_BESIDES}) ORDER BY p.place, p.number
+"""
+_REPEATABLE: Final = f"""
+SELECT v.pair FROM vote AS v
+WHERE v.annotator = :annotator AND v.showing = 0 AND v.choice <> 'skip'
+AND v.pair NOT IN (SELECT pair FROM gold) AND v.pair NOT IN ({_BESIDES})
+AND v.pair NOT IN (SELECT pair FROM event WHERE annotator = :annotator AND showing = 1)
+AND (SELECT count(DISTINCT e.pair) FROM event AS e
+     WHERE e.annotator = :annotator AND e.number > v.number) >= {BETWEEN}
+ORDER BY v.number
+"""
+
+
+class Showing(NamedTuple):
+    """A pair that an annotator is shown, for the first time (0) or again (1)."""
+
+    pair: str
+    number: int
+
+
+def place_of(seed: int, pair: str) -> int:
+    """Where a pair stands in the queue among those with as many votes."""
+    return draw_seed(seed, f"queue {pair}")
+
+
+def item_id(seed: int, pair: str, annotator: str, showing: int) -> str:
+    """A name for what is shown that tells nothing of it."""
+    return fingerprint("item", seed, pair, annotator, showing)
+
+
+def is_side_turned(seed: int, pair: str, annotator: str, showing: int) -> bool:
+    """Whether `second` stands on the left: a fair draw, and the opposite when shown again."""
+    return (draw_seed(seed, f"side {pair} {annotator}") & 1) != showing
+
+
+def is_gold_turn(settings: LabelSettings, annotator: str, number: int) -> bool:
+    """Whether an annotator's item `number` (from 0) is to have a known answer.
+
+    Returns:
+        True twice among the first ten, then at `gold_fraction`; never where that is 0.
+    """
+    if not settings.gold_fraction:
+        return False
+    if number >= FIRST_ITEMS:
+        return _share(settings.seed, f"gold {annotator}", number) < settings.gold_fraction
+    first = draw_seed(settings.seed, f"first gold {annotator}") % FIRST_ITEMS
+    second = draw_seed(settings.seed, f"second gold {annotator}") % (FIRST_ITEMS - 1)
+    return number in (first, second + (second >= first))
+
+
+def _turn(settings: LabelSettings, annotator: str, number: int) -> tuple[str | None, int]:
+    """The query of what an item is to be chosen from, None: the queue; and which showing it is."""
+    if is_gold_turn(settings, annotator, number):
+        return _GOLD, 0
+    drawn = _share(settings.seed, f"repeat {annotator}", number)
+    return (_REPEATABLE, 1) if drawn < settings.repeat_fraction else (None, 0)
+
+
+def _share(seed: int, stream: str, number: int) -> float:
+    """A draw in [0, 1)."""
+    return draw_seed(seed, stream, number) / 2**63
+
+
+def choose_showing(
+    connection: sqlite3.Connection,
+    settings: LabelSettings,
+    annotator: str,
+    now: float,
+    besides: Collection[str] = (),
+) -> Showing | None:
+    """What an annotator is to be shown next; None where the queue has nothing for them.
+
+    Args:
+        connection: To the store.
+        settings: Of the store.
+        annotator: Who asks.
+        now: Leases up to this time are over.
+        besides: Items of theirs whose answers are on the way.
+    """
+    values = _values(settings, annotator, now, besides)
+    wanted = connection.execute(
+        f"{_WANTED} ORDER BY taken, p.place, p.number LIMIT 1", values
+    ).fetchone()
+    if wanted is None:
+        return None
+    number = _num_answered(connection, annotator) + len(set(besides))
+    kind, showing = _turn(settings, annotator, number)
+    if kind is not None:
+        fitting = [pair for (pair,) in connection.execute(kind, values)]
+        if fitting:
+            drawn = draw_seed(settings.seed, f"which {annotator}", number)
+            return Showing(fitting[drawn % len(fitting)], showing)
+    return Showing(wanted[0], 0)
+
+
+def count_left(
+    connection: sqlite3.Connection, settings: LabelSettings, annotator: str, now: float
+) -> int:
+    """Pairs that still want a vote, and could get it from this annotator."""
+    values = _values(settings, annotator, now, ())
+    (number,) = connection.execute(f"SELECT count(*) FROM ({_WANTED})", values).fetchone()
+    return int(number)
+
+
+def _values(
+    settings: LabelSettings, annotator: str, now: float, besides: Collection[str]
+) -> dict[str, object]:
+    return {
+        "annotator": annotator,
+        "now": now,
+        "wanted": settings.votes_per_pair,
+        "besides": json.dumps(list(besides)),
+    }
+
+
+def _num_answered(connection: sqlite3.Connection, annotator: str) -> int:
+    """Items that the annotator ever answered; undo takes none away."""
+    (number,) = connection.execute(
+        "SELECT count(*) FROM (SELECT DISTINCT pair, showing FROM event WHERE annotator = ?)",
+        (annotator,),
+    ).fetchone()
+    return int(number)

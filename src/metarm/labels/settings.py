@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The knobs of a label store, one description per field; they are kept in the store itself."""
+
+from pydantic import BaseModel
+
+from metarm.config_base import STRICT, Count, Fraction, Positive, Seed
+
+__all__ = ["LabelSettings"]
+
+
+class LabelSettings(BaseModel):
+    """How pairs are handed out to be voted on."""
+
+    model_config = STRICT
+
+    votes_per_pair: Count = 1
+    """Votes of people after which a pair leaves the queue; models and rules do not count."""
+    gold_fraction: Fraction = 0.05
+    """Share of items with a known answer: 2 of the first 10, then drawn; 0: none."""
+    repeat_fraction: Fraction = 0.05
+    """Share of items shown again to the same annotator with the sides swapped; 0: none."""
+    lease_minutes: Positive = 15.0
+    """Time for an answer before the pair is offered to others; a late answer is taken, too."""
+    seed: Seed = 0
+    """Of sides, order, gold items and repeats; cannot be changed once votes are there."""
