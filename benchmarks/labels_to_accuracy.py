@@ -15,12 +15,14 @@ import argparse
 import json
 import tempfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from metarm.choosing.pairs import list_candidates, name_chosen, pool_of_model
+from metarm.choosing.pool import Pool
 from metarm.choosing.strategies import choose
 
 from metarm.config import RewardSettings, RunSettings, SamplingSettings
@@ -41,11 +43,11 @@ from metarm.training import train_reward_model
 from metarm.world.language import GoldReward, build_language
 
 OLD: Final = "random-on-old"
-CHOICES: Final = ("random", OLD, "mix", "d-optimal", "mix+information-gain", "mix+disagreement")
+CHOICES: Final = ("random", OLD, "mix", "d-optimal", "mix+information-gain")
 BUDGETS: Final = (25, 50, 100, 200, 400)
 REPEAT: Final = 8
 """`label_repeat` of an arm."""
-NUM_TEST_RESPONSES: Final = 6
+NUM_TEST_PROMPTS: Final = 200
 
 
 class Problem:
@@ -68,9 +70,7 @@ class Problem:
         sampling = self.settings.sampling.model_copy(update={"num_prompts": pool_prompts})
         self.own = self._sample(self.policy, sampling, 1)
         self.old = self._sample(self.folder / "sft", sampling, 2)
-        held_out = sampling.model_copy(
-            update={"num_prompts": None, "num_generations": NUM_TEST_RESPONSES}
-        )
+        held_out = sampling.model_copy(update={"num_prompts": NUM_TEST_PROMPTS})
         prompts = load_prompts(self.folder / "world/prompts_test.jsonl")
         self.test = sample_groups(
             self.policy, prompts, held_out, seed=seed * 10 + 3, progress=SilentProgress()
@@ -88,11 +88,16 @@ class Problem:
             groups = self.old if choice == OLD else self.own
             drawn = draw_pairs(groups, seed=self.seed)
             return [told.pair for told in told_apart(drawn, self.gold, count)]
+        pairs, pool = self.pool
+        return name_chosen(pairs, choose(pool, choice, count, seed=self.seed))
+
+    @cached_property
+    def pool(self) -> tuple[list[LabelPair], Pool]:
+        """The policy's pairs as the reward model of its round sees them."""
         found = list_candidates(self.own, labelled=self.pairs)
         pairs = [told.pair for told in gold_gaps(found.pairs, self.gold) if told.gap]
         before = load_reward(self.folder / "arms/plain/round_01/reward")
-        pool = pool_of_model(before, pairs, self.pairs, seed=self.seed)
-        return name_chosen(pairs, choose(pool, choice, count, seed=self.seed))
+        return pairs, pool_of_model(before, pairs, self.pairs, seed=self.seed)
 
     def accuracy(self, labelled: Sequence[LabelPair], reward: RewardSettings) -> dict[str, Any]:
         """Accuracy on the policy's held-out pairs of a reward model with these labels."""
