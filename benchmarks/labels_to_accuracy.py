@@ -21,10 +21,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+
 from metarm.choosing.pairs import list_candidates, name_chosen, pool_of_model
 from metarm.choosing.pool import Pool
 from metarm.choosing.strategies import choose
-
 from metarm.config import RewardSettings, RunSettings, SamplingSettings
 from metarm.config_file import read_settings
 from metarm.data.meta_sets import load_prompts
@@ -43,8 +43,8 @@ from metarm.training import train_reward_model
 from metarm.world.language import GoldReward, build_language
 
 OLD: Final = "random-on-old"
-CHOICES: Final = ("random", OLD, "mix", "d-optimal", "mix+information-gain")
-BUDGETS: Final = (25, 50, 100, 200, 400)
+CHOICES: Final = ("random", OLD, "mix", "d-optimal")
+BUDGETS: Final = (25, 50, 100, 200)
 REPEAT: Final = 8
 """`label_repeat` of an arm."""
 NUM_TEST_PROMPTS: Final = 200
