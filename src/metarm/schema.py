@@ -70,9 +70,11 @@ class PreferencePair:
     rejected: str
     margin: float | None = None
     """Offset inside the Bradley-Terry loss, in score units (logits); None means 0."""
+    p: float | None = None
+    """Probability in [0, 1] that `chosen` is the better one: a soft label; None means 1."""
 
     def to_json(self) -> dict[str, Any]:
-        """A row with the field's usual column names; `margin` only where there is one."""
+        """A row with the field's usual column names; `margin` and `p` only where there is one."""
         row: dict[str, Any] = {
             "prompt": prompt_to_json(self.prompt),
             "chosen": self.chosen,
@@ -80,6 +82,8 @@ class PreferencePair:
         }
         if self.margin is not None:
             row["margin"] = self.margin
+        if self.p is not None:
+            row["p"] = self.p
         return row
 
 

@@ -115,9 +115,13 @@ def _user_parser(name: str, function: Callable[[dict[str, Any]], Any]) -> Callab
 
 
 def _pair(row: Row, prompt: Prompt, chosen: str, rejected: str) -> PreferencePair:
-    """The pair, with the row's margin where it has one."""
+    """The pair, with the row's margin and soft label where it has them."""
     margin = row.number("margin") if row.has("margin") else None
-    return PreferencePair(prompt, chosen, rejected, margin)
+    p = row.number("p") if row.has("p") else None
+    if p is not None and not 0.0 <= p <= 1.0:
+        remedy = "It is how likely `chosen` is better; rename the column if it is something else."
+        row.fail(("p",), "a probability between 0 and 1", f"{p:g}", remedy)
+    return PreferencePair(prompt, chosen, rejected, margin, p)
 
 
 def _shared_text(first: str, second: str) -> str:
