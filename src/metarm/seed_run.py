@@ -14,7 +14,7 @@ from metarm.chunk_log import ChunkLog
 from metarm.config import ArmSettings, RewardSettings, RunSettings
 from metarm.config_optimize import OptimizeSettings
 from metarm.data.meta_sets import load_demonstrations, load_groups, save_groups
-from metarm.data.preferences import load_preferences, save_preferences
+from metarm.data.preferences import save_preferences
 from metarm.data.reservoir import keep_reservoir
 from metarm.evaluation.champion import PromotionRules
 from metarm.evaluation.champion_folder import keep_better
@@ -24,6 +24,8 @@ from metarm.models.ensemble import load_reward, save_ensemble
 from metarm.policy.optimizers import build_optimizer
 from metarm.policy.sampling import sample_groups
 from metarm.protocols import ProgressReporter
+from metarm.round_labels.stages import LabelWork, buy_labels, load_labels
+from metarm.round_labels.waiting import Waiting
 from metarm.schema import PreferencePair, Prompt, ResponseGroup
 from metarm.sources import Sources
 from metarm.storage import (
@@ -53,7 +55,7 @@ class Position:
     members: tuple[Stage, ...]
     evaluation: Stage
     labels: tuple[Stage, ...] = ()
-    """The sample stages whose gold labels this arm has bought so far."""
+    """The stages whose labels this arm has bought so far."""
     past: tuple[Stage, ...] = ()
     """The sample stages of the rounds that are over, where a reservoir keeps some of them."""
     new_task: Stage | None = None
@@ -89,8 +91,11 @@ class SeedRun:
 
     def run_round(
         self, arm: str, round_number: int, start: Position, first_reward: Stage
-    ) -> Position:
-        """One round of one arm: sample, train the reward model, optimise, evaluate."""
+    ) -> Position | Waiting:
+        """One round of one arm: sample, label, train the reward model, optimise, evaluate.
+
+        A round that asks people stops until they have answered.
+        """
         place = self.folder / "arms" / arm / f"round_{round_number:02d}"
         samples: list[Stage] = []
         trained: list[Stage] = []
@@ -98,9 +103,17 @@ class SeedRun:
         labels, past = start.labels, start.past
         if self.settings.arm(arm).reward == "retrain":
             if self._needs_samples(arm):
-                samples.append(self._sample_stage(place / "samples", arm, start, round_number))
+                samples.append(
+                    self._sample_stage(place / "samples", arm, start.policy, round_number)
+                )
             if self.settings.arm(arm).num_gold_labels:
                 labels = (*labels, *samples)
+            if self.settings.arm(arm).labels_per_round:
+                bought = self._buy_labels(place, arm, start, samples, round_number)
+                if isinstance(bought, Waiting):
+                    return bought
+                labels = (*labels, bought)
+                trained.append(bought)
             members = self._retrain(place, arm, start, samples, labels, round_number)
             trained += members
             if self.settings.arm(arm).meta_reservoir:
@@ -128,7 +141,8 @@ class SeedRun:
     def _needs_samples(self, arm: str) -> bool:
         meta_mode = self.settings.for_arm(arm).reward.meta_mode
         own = self.settings.arm(arm)
-        return meta_mode != "off" or bool(own.num_gold_labels) or own.keep_champion
+        buys = own.num_gold_labels or (own.labels_per_round and own.labels_on == "policy")
+        return meta_mode != "off" or bool(buys) or own.keep_champion
 
     def _draw_seed(self, what: str, round_number: int) -> int:
         """The same in every arm, so that arms are compared on the same draws.
@@ -137,9 +151,25 @@ class SeedRun:
         """
         return int(fingerprint(what, self.seed, round_number), 16) % 2**32
 
-    def _sample_stage(
-        self, place: Path, arm_name: str, start: Position, round_number: int
-    ) -> Stage:
+    def _buy_labels(
+        self,
+        place: Path,
+        arm: str,
+        start: Position,
+        samples: Sequence[Stage],
+        round_number: int,
+    ) -> Stage | Waiting:
+        """The labels that an arm buys in a round, on its policy's responses or on SFT's."""
+        if self.settings.arm(arm).labels_on == "original":
+            sft = self.sources.policy
+            samples = [self._sample_stage(place / "samples_original", arm, sft, round_number)]
+        work = LabelWork(
+            self.settings, arm, self.seed, round_number, place, self.sources, self.progress,
+            draw=self._draw_seed("samples", round_number),
+        )  # fmt: skip
+        return buy_labels(work, samples[0], start.reward, start.labels)
+
+    def _sample_stage(self, place: Path, arm_name: str, policy: Stage, round_number: int) -> Stage:
         arm = self.settings.arm(arm_name)
         sampling = self.settings.for_arm(arm_name).sampling
         seed = self._draw_seed("samples", round_number)
@@ -152,7 +182,7 @@ class SeedRun:
 
         def build(folder: Path) -> dict[str, Any]:
             groups = sample_groups(
-                start.policy.folder,
+                policy.folder,
                 self.sources.policy_prompts,
                 sampling,
                 seed=seed,
@@ -167,7 +197,7 @@ class SeedRun:
                 save_preferences(folder / "labels.jsonl", labels)
             return {"num_groups": len(groups), "num_labels": len(labels)}
 
-        return build_stage(place, record, [start.policy, self.sources.data], build, goes_on=True)
+        return build_stage(place, record, [policy, self.sources.data], build, goes_on=True)
 
     def _retrain(
         self,
@@ -184,14 +214,7 @@ class SeedRun:
         if arm.relabel_original:
             assert self.sources.gold is not None  # RunSettings has checked it
             pairs = relabel_pairs(pairs, self.sources.gold)
-        bought = [
-            pair
-            for stage in labels
-            if stage.metrics["num_labels"]
-            for pair in load_preferences(
-                stage.folder / "labels.jsonl", "trl-explicit", keep_blank=True
-            ).pairs
-        ]
+        bought = load_labels(labels)
         groups: list[ResponseGroup] = []
         if own.reward.meta_mode != "off":
             groups = self._meta_set(arm, samples, start.past, round_number)
