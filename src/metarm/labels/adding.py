@@ -11,11 +11,19 @@ from metarm.data.fields import Row
 from metarm.errors import ConfigError, DataError, FormatError
 from metarm.labels import queue, reading
 from metarm.labels.changes import Change
+from metarm.labels.events import LabelContent, Recorded
 from metarm.labels.votes import ANNOTATOR_KINDS, Choice, LabelPair
-from metarm.labels.voting import check_annotator
+from metarm.labels.voting import check_annotator, take_vote
 from metarm.schema import prompt_to_json
 
-__all__ = ["add_annotator", "add_invitation", "add_pairs", "find_invited", "revoke_invitations"]
+__all__ = [
+    "add_annotator",
+    "add_content",
+    "add_invitation",
+    "add_pairs",
+    "find_invited",
+    "revoke_invitations",
+]
 
 DAY_SECONDS: Final = 86_400
 LONGEST_NAME: Final = 100
@@ -47,6 +55,14 @@ def add_pairs(change: Change, pairs: Iterable[LabelPair], gold: Mapping[str, Cho
             _check_gold(change, pair_id, choice, known)
             change.add("gold", pair=pair_id, choice=choice, at=change.now)
     return added
+
+
+def add_content(change: Change, content: LabelContent) -> list[Recorded]:
+    """Add all of it; as `LabelStore.add_content`."""
+    add_pairs(change, content.pairs, content.gold)
+    for name, kind in content.annotators.items():
+        add_annotator(change, name, kind)
+    return [take_vote(change, vote) for vote in content.votes]
 
 
 def _check_pair(pair: LabelPair) -> None:

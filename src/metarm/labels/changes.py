@@ -26,10 +26,10 @@ class Change:
         self.entries.append(add_entry(self.connection, table, row))
 
     def add_numbered(self, table: str, /, **row: Any) -> None:
-        """Add a row with the next number of its table, and the time."""
+        """Add a row with the next number of its table; its time is now where no other is given."""
         query = f"SELECT ifnull(max(number), 0) + 1 FROM {table}"
         (number,) = self.connection.execute(query).fetchone()
-        self.add(table, number=number, at=self.now, **row)
+        self.add(table, **{"at": self.now, **row, "number": number})
 
     def has(self, table: str, column: str, value: str) -> bool:
         """Whether the table has such a row."""

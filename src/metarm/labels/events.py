@@ -2,13 +2,25 @@
 """What goes into a label store and comes out: items to answer, votes as they arrive, progress."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from metarm.errors import FormatError
-from metarm.labels.votes import CHOICES, Choice, LabelPair
+from metarm.labels.votes import CHOICES, AnnotatorKind, Choice, LabelPair
 
-__all__ = ["Annotator", "Event", "EventChoice", "Item", "Progress", "Recorded", "VoteEvent"]
+__all__ = [
+    "Annotator",
+    "Event",
+    "EventChoice",
+    "Item",
+    "LabelContent",
+    "Progress",
+    "Recorded",
+    "VoteEvent",
+]
+
+LAST_TIME: Final = 253_402_300_800.0
 
 EventChoice = Literal[Choice, "undo"]
 """What an event says: a choice, or that the vote before it is taken back."""
@@ -52,6 +64,10 @@ class VoteEvent:
     note: str = ""
     flag: bool = False
     """Whether the annotator wants the owner to look at the pair."""
+    is_repeat: bool = False
+    """With `pair`: whether it was the pair's second showing, the other way round."""
+    at: float | None = None
+    """Seconds since 1970, for a vote given elsewhere; None: now."""
 
     def __post_init__(self) -> None:
         if not self.key or not self.key.isprintable() or len(self.key) > 200:
@@ -66,6 +82,21 @@ class VoteEvent:
             math.isfinite(self.seconds) and 0 <= self.seconds < 1e9
         ):
             raise FormatError(f"expected seconds of 0 or more, got {self.seconds!r}")
+        if self.at is not None and not 0 <= self.at < LAST_TIME:
+            raise FormatError(f"expected a time between 1970 and 9999, got {self.at!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelContent:
+    """Pairs, known answers, annotators and votes, as they go from one place to another."""
+
+    pairs: tuple[LabelPair, ...]
+    gold: Mapping[str, Choice]
+    """Pair id -> known answer."""
+    annotators: Mapping[str, AnnotatorKind]
+    """Name -> kind, of everybody who voted."""
+    votes: tuple[VoteEvent, ...]
+    """Each on a `pair`, in the order of pairs and then of votes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +141,7 @@ class Annotator:
     """Who votes, and since when."""
 
     name: str
-    kind: str
+    kind: AnnotatorKind
     at: float
     """Seconds since 1970."""
     num_votes: int = 0

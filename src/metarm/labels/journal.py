@@ -31,6 +31,7 @@ class JournalContent:
     """Lines in the middle that are not as they were written."""
     whole_bytes: int
     """Size without a torn last line."""
+    num_bytes: int
 
 
 def read_journal(path: Path) -> JournalContent:
@@ -52,7 +53,7 @@ def read_journal(path: Path) -> JournalContent:
             num_damaged += 1
         else:
             entries.append(entry)
-    return JournalContent(tuple(entries), num_damaged, whole)
+    return JournalContent(tuple(entries), num_damaged, whole, len(data))
 
 
 def _line(entry: Entry) -> bytes:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from metarm.labels import queue
-from metarm.labels.events import Annotator, Event, Item, Progress
+from metarm.labels.events import Annotator, Event, Item, LabelContent, Progress, VoteEvent
 from metarm.labels.settings import LabelSettings
 from metarm.labels.tables import open_reader
 from metarm.labels.votes import Choice, LabelPair, Vote
@@ -21,6 +21,7 @@ __all__ = [
     "StoreCounts",
     "pair_of_row",
     "read_annotators",
+    "read_content",
     "read_counts",
     "read_events",
     "read_gold",
@@ -106,6 +107,39 @@ def vote_of_event(event: Event) -> Vote:
 def read_votes(connection: sqlite3.Connection) -> list[Vote]:
     """The votes that count, oldest first: skips too, and two by one annotator on a repeat."""
     return [vote_of_event(event) for event in read_events(connection, "vote")]
+
+
+def read_content(connection: sqlite3.Connection) -> LabelContent:
+    """All that can go to another place."""
+    pairs = read_pairs(connection)
+    places = {pair.id: place for place, pair in enumerate(pairs)}
+    events = read_events(connection, "vote")
+    events.sort(key=lambda event: (places[event.pair], event.number))
+    kinds = {annotator.name: annotator.kind for annotator in read_annotators(connection)}
+    return LabelContent(
+        tuple(pairs),
+        read_gold(connection),
+        {name: kinds[name] for name in sorted({event.annotator for event in events})},
+        tuple(_sent(event) for event in events),
+    )
+
+
+def _sent(event: Event) -> VoteEvent:
+    """A stored vote as one that arrives."""
+    vote = vote_of_event(event)
+    return VoteEvent(
+        event.key,
+        vote.annotator,
+        vote.choice,
+        pair=vote.pair,
+        strength=vote.strength,
+        is_turned=vote.is_turned,
+        seconds=vote.seconds,
+        note=event.note,
+        flag=event.flag,
+        is_repeat=bool(event.showing),
+        at=event.at,
+    )
 
 
 def read_annotators(connection: sqlite3.Connection) -> list[Annotator]:
@@ -209,6 +243,10 @@ class LabelReader:
     def settings(self) -> LabelSettings:
         """The settings in force."""
         return read_settings(self._connection)
+
+    def content(self) -> LabelContent:
+        """All that can go to another place."""
+        return read_content(self._connection)
 
     def pairs(self) -> list[LabelPair]:
         """Every pair, in the order of its coming."""

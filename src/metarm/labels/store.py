@@ -15,6 +15,7 @@ from typing import Self
 from metarm.labels import reading
 from metarm.labels.adding import (
     add_annotator,
+    add_content,
     add_invitation,
     add_pairs,
     find_invited,
@@ -22,7 +23,7 @@ from metarm.labels.adding import (
 )
 from metarm.labels.changes import Change
 from metarm.labels.entries import Entry
-from metarm.labels.events import Annotator, Event, Item, Progress, Recorded, VoteEvent
+from metarm.labels.events import Annotator, Event, Item, LabelContent, Progress, Recorded, VoteEvent
 from metarm.labels.opening import open_store
 from metarm.labels.settings import LabelSettings
 from metarm.labels.tables import transaction
@@ -188,6 +189,15 @@ class LabelStore:
         with self._changing() as change:
             return [take_vote(change, vote) for vote in votes]
 
+    def add_content(self, content: LabelContent) -> list[Recorded]:
+        """Add pairs, known answers, annotators and votes from elsewhere, all or nothing.
+
+        Raises:
+            MetarmError: As the methods for each.
+        """
+        with self._changing() as change:
+            return add_content(change, content)
+
     def undo(self, annotator: str, key: str) -> Item:
         """Take a vote back; its item is open again, and is the next one served.
 
@@ -212,6 +222,10 @@ class LabelStore:
         now = self._clock()
         check_annotator(Change(self._connection, self.settings, now), annotator)
         return reading.read_progress(self._connection, annotator, now)
+
+    def content(self) -> LabelContent:
+        """All that can go to another place."""
+        return reading.read_content(self._connection)
 
     def pairs(self) -> list[LabelPair]:
         """Every pair, in the order of its coming."""

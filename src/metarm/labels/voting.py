@@ -92,6 +92,7 @@ def take_vote(change: Change, vote: VoteEvent) -> Recorded:
     revision = _add_event(
         change,
         shown,
+        at=change.now if vote.at is None else vote.at,
         key=vote.key,
         choice=vote.choice,
         strength=vote.strength,
@@ -127,6 +128,7 @@ def take_back(change: Change, annotator: str, key: str) -> str:
         _add_event(
             change,
             shown,
+            at=change.now,
             key=f"undo {key}",
             choice="undo",
             strength=1,
@@ -149,7 +151,7 @@ def _find_shown(change: Change, vote: VoteEvent) -> tuple[_Shown, bool | None]:
     if not vote.item:
         if not change.has("pair", "id", vote.pair):
             raise DataError(f"expected a vote on a pair of the store, got {vote.pair!r}")
-        return _Shown(vote.pair, vote.annotator, 0), vote.is_turned
+        return _Shown(vote.pair, vote.annotator, int(vote.is_repeat)), vote.is_turned
     row = change.find(
         "SELECT pair, showing, is_turned FROM item WHERE id = ? AND annotator = ?",
         vote.item,
@@ -179,14 +181,14 @@ def _is_corrected(change: Change, key: str, shown: _Shown) -> bool:
     return change.find(query, key, *shown) is not None
 
 
-def _add_event(change: Change, shown: _Shown, **row: Any) -> int:
+def _add_event(change: Change, shown: _Shown, *, at: float, **row: Any) -> int:
     """Add an event; its revision."""
     found = change.find(
         "SELECT ifnull(max(revision), 0) + 1 FROM event WHERE pair = ? AND annotator = ?",
         *shown[:2],
     )
     revision = int(found[0]) if found else 1
-    change.add_numbered("event", **shown._asdict(), **row, revision=revision)
+    change.add_numbered("event", **shown._asdict(), **row, at=at, revision=revision)
     return revision
 
 
