@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metarm.config import ARM_PRESETS, ArmSettings
-from metarm.reports.comparisons import Summary, compare, summarise, summary_of
+from metarm.reports.comparisons import Summary, summarise, summary_of
 from metarm.reports.drawing import WIDTH, arm_legend, draw_interval, style_of
 from metarm.reports.equal_kl import final_trajectory, gold_at, gold_at_kl_difference, kl_reached
 from metarm.reports.read_run import Cell, Run
@@ -50,7 +50,6 @@ class SpentRow(NamedTuple):
     labels: str
     accuracy: str
     gold: str
-    gold_difference: str
     gold_at_kl: str
     gold_at_kl_difference: str
     estimate: str
@@ -118,8 +117,8 @@ def _asked(settings: ArmSettings | None) -> str:
     if settings is None or not (settings.labels_per_round or settings.num_gold_labels):
         return ""
     count = settings.labels_per_round or settings.num_gold_labels
-    whose = "SFT's pairs" if settings.labels_on == "original" else "the policy's own pairs"
-    return f"{count} a round by {settings.labels_from}, {settings.labels_choice}, on {whose}"
+    whose = ", on SFT's pairs" if settings.labels_on == "original" else ""
+    return f"{count} a round by {settings.labels_from}, {settings.labels_choice}{whose}"
 
 
 def spent_rows(run: Run) -> tuple[list[SpentRow], float | None]:
@@ -142,9 +141,6 @@ def spent_rows(run: Run) -> tuple[list[SpentRow], float | None]:
                 labels=f"{statistics.fmean(spent):.0f}" if spent else "0",
                 accuracy=_text(summary_of(run, "accuracy_shifted", arm, last)),
                 gold=_text(summary_of(run, "gold_score", arm, last)),
-                gold_difference=_text(
-                    None if is_base else compare(run, "gold_score", arm, base, last), sign=True
-                ),
                 gold_at_kl=_text(at_kl),
                 gold_at_kl_difference=_text(gap_at_kl, sign=True),
                 estimate=_estimate_text(run, bought, arm),
@@ -206,6 +202,8 @@ def _draw_panel(
         families.setdefault(str(name) if settings and spent[arm] else arm, []).append(arm)
     for family in families.values():
         line = sorted(family, key=lambda arm: spent[arm])
+        if len({spent[arm] for arm in line}) < 2:
+            continue
         style = style_of(run, line[0])
         axes.plot(
             [spent[arm] for arm in line],
@@ -215,6 +213,7 @@ def _draw_panel(
             linewidth=1.2,
         )
     width = max([*spent.values(), 1.0])
+    axes.set_xlim(-0.06 * width, 1.12 * width)
     for place, (arm, summary) in enumerate(values.items()):
         # Dodged sideways, so that arms of one budget stay readable.
         x = spent[arm] + 0.012 * width * (place - (len(values) - 1) / 2) * (spent[arm] > 0)

@@ -19,7 +19,8 @@ from metarm.data.preferences import load_preferences, save_preferences
 from metarm.gold_labels import draw_pairs, gold_gaps, told_apart
 from metarm.labels.votes import LabelPair, Vote
 from metarm.metrics import accuracy_estimate, pair_accuracy
-from metarm.models.ensemble import load_reward
+from metarm.models.ensemble import EnsembleScore, load_reward
+from metarm.models.head_states import head_states
 from metarm.protocols import ProgressReporter, ScoreFunction
 from metarm.round_labels.answering import (
     Answers,
@@ -180,7 +181,7 @@ def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: S
 
     def build(folder: Path) -> dict[str, Any]:
         answers = _answers(work, pairs, folder)
-        believed = soft_labels(pairs, answers.votes)
+        believed = soft_labels(pairs, answers.votes, lambda: _features(pairs, reward))
         labels = [
             _label(pair, believed[pair.id]) for pair in pairs if believed[pair.id] is not None
         ]
@@ -226,6 +227,18 @@ def _answers(work: LabelWork, pairs: Sequence[LabelPair], folder: Path) -> Answe
     kept = checkpoints_of(folder) / ANSWERS_FILE
     judge, name = load_arm_judge(work.settings, own, kept, work.progress)
     return answer_by_judge(pairs, judge, name, both_orders=answers.judge.both_orders)
+
+
+def _features(pairs: Sequence[LabelPair], reward: Stage) -> dict[str, Any]:
+    """What the score head sees of each pair: states of the first response less the second's."""
+    score = load_reward(reward.folder)
+    model = score.members[0] if isinstance(score, EnsembleScore) else score
+    prompts = [pair.prompt for pair in pairs]
+    first, second = (
+        head_states(model, prompts, [getattr(pair, side) for pair in pairs])
+        for side in ("first", "second")
+    )
+    return {pair.id: gap for pair, gap in zip(pairs, first - second, strict=True)}
 
 
 def _label(pair: LabelPair, p: float | None) -> PreferencePair:
