@@ -99,10 +99,10 @@ def common_kl(run: Run, arms: tuple[str, ...]) -> float | None:
 
     The largest multiple of a quarter that half of the seeds of every arm reach.
     """
-    medians = [
-        statistics.median(kl_reached(final_trajectory(run, arm, seed)) for seed in run.seeds)
-        for arm in arms
-    ]
+    medians = []
+    for arm in arms:
+        ways = [final_trajectory(run, arm, seed) for seed in run.seeds]
+        medians.append(statistics.median([kl_reached(way) for way in ways if way] or [0.0]))
     shared = math.floor(min(medians, default=0.0) / KL_STEP) * KL_STEP
     return shared or None
 
