@@ -19,6 +19,15 @@ from metarm.cli.bench import bench
 from metarm.cli.compare import compare
 from metarm.cli.doctor import doctor
 from metarm.cli.judge import judge, sheet
+from metarm.cli.label import (
+    add_pairs_to_label,
+    back_up_labels,
+    export_labels_to,
+    import_labels_from,
+    tell_labels,
+    verify_labels,
+)
+from metarm.cli.label_ask import ask_for_labels
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
 from metarm.cli.plan import plan
@@ -47,6 +56,13 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "report": (report, None),
     "judge": (judge, "JudgeSettings"),
     "sheet": (sheet, None),
+    "label add": (add_pairs_to_label, "LabelSettings"),
+    "label ask": (ask_for_labels, "JudgeSettings"),
+    "label import": (import_labels_from, None),
+    "label export": (export_labels_to, None),
+    "label status": (tell_labels, None),
+    "label verify": (verify_labels, None),
+    "label backup": (back_up_labels, None),
     "compare": (compare, "CompareSettings"),
     "tune": (tune, "TuneSettings"),
     "advise": (advise, "AdviseSettings"),
@@ -61,7 +77,9 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
 A verb of two words, such as `label serve`, belongs to the group of its first word.
 """
 
-GROUPS: Final[Mapping[str, str]] = {}
+GROUPS: Final[Mapping[str, str]] = {
+    "label": "Labels: pairs to compare, votes on them, and the page for people.",
+}
 """First words of verbs of two words, and the sentence that the list of verbs has for each."""
 
 # typer carries its own copy of click in newer versions: its public name leads to either.
@@ -89,6 +107,7 @@ _KEPT: Final = {
     "watch": "looks that were taken are kept; the same command takes the next one",
     "promote": "no decision was taken; the same command begins again",
     "bench": "finished measurements are kept; the same command goes on from there",
+    "label ask": "votes are kept; the same command asks for the others",
     "judge": "answers are kept; the same command goes on from there",
     "sft": "checkpoints are kept beside --output; the same command goes on from the last one",
     "reward": "checkpoints are kept beside --output; the same command goes on from the last one",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from metarm.judging.comparisons import Arm, Comparison
     from metarm.protocols import Judge
 
-__all__ = ["judge", "sheet"]
+__all__ = ["build_judge", "judge", "judge_name", "say_what_is_missing", "sheet"]
 
 JudgingFolder = Annotated[
     Path, typer.Option("--output", metavar="DIR", help="Folder of the judging.")
@@ -124,14 +124,14 @@ def judge(
         )
         if given:
             ((flag, source),) = given.items()
-            called = _judge_name(name or (model if model else "gold" if gold == WORLD else source))
+            called = judge_name(name or (model if model else "gold" if gold == WORLD else source))
             facts = _identity(flag, source, model, settings)
             _check_same_judge(output, called, facts, len(comparisons))
-            judge_of_flag = _build_judge(flag, source, model, settings, output, called, run_dir)
+            judge_of_flag = build_judge(flag, source, model, settings, output, called, run_dir)
             found = judge_all(comparisons, judge_of_flag, both_orders=settings.both_orders)
             told = {**facts, **getattr(judge_of_flag, "facts", {})}
             save_judgements(output, JudgementSet(called, told, tuple(found)))
-            _say_what_is_missing(told)
+            say_what_is_missing(told)
         _write_results(output, settings.num_resamples, seed, as_json=as_json)
 
 
@@ -169,7 +169,7 @@ def sheet(
     from metarm.run_folder import hold_folder
     from metarm.storage import check_writable
 
-    called = _judge_name(name)
+    called = judge_name(name)
     check_writable(output)
     with hold_folder(output):
         comparisons = load_comparisons(output)
@@ -190,7 +190,7 @@ def _default_resamples() -> int:
     return JudgeSettings().num_resamples
 
 
-def _judge_name(source: str) -> str:
+def judge_name(source: str) -> str:
     """A name that is a file's: the last part of a path, model or function."""
     last = re.split(r"[/:]", source.rstrip("/"))[-1]
     return re.sub(r"[^\w.-]+", "-", last).strip(".-") or "judge"
@@ -303,7 +303,7 @@ def _check_same_judge(output: Path, name: str, facts: Mapping[str, Any], count: 
         )
 
 
-def _build_judge(
+def build_judge(
     flag: str,
     source: str,
     model: str | None,
@@ -312,6 +312,7 @@ def _build_judge(
     name: str,
     run_dir: Path | None,
 ) -> "Judge":
+    """The judge that a flag names; of a model behind a URL the answers are kept in `output`."""
     if flag == "--judge":
         from metarm.judging.judge_all import load_judge
 
@@ -354,7 +355,7 @@ def _world_gold(run_dir: Path | None) -> Any:
     return GoldReward(build_language(world))
 
 
-def _say_what_is_missing(facts: Mapping[str, Any]) -> None:
+def say_what_is_missing(facts: Mapping[str, Any]) -> None:
     """A note on what was not asked or not answered."""
     if stopped := facts.get("stopped"):
         note(

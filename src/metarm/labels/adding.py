@@ -83,14 +83,24 @@ def _check_gold(change: Change, pair: str, choice: Choice, known: Mapping[str, C
         raise DataError(f"pair {pair}: the known answer is {known[pair]}, not {choice}")
 
 
+def check_name(name: str) -> str:
+    """The name, where it can be an annotator's.
+
+    Raises:
+        ConfigError: When it cannot.
+    """
+    if not (name.strip() and name.isprintable() and len(name) <= LONGEST_NAME):
+        raise ConfigError(
+            f"expected a name of 1 to {LONGEST_NAME} visible characters, got {name[:200]!r}"
+        )
+    return name
+
+
 def add_annotator(change: Change, name: str, kind: str) -> None:
     """Add somebody who votes; as `LabelStore.add_annotator`."""
     if kind not in ANNOTATOR_KINDS:
         raise ConfigError(f"expected a kind of {', '.join(ANNOTATOR_KINDS)}, got {kind!r}")
-    if not (name.strip() and name.isprintable() and len(name) <= LONGEST_NAME):
-        raise ConfigError(
-            f"expected a name of 1 to {LONGEST_NAME} visible characters, got {name!r}"
-        )
+    check_name(name)
     before = change.find("SELECT kind FROM annotator WHERE name = ?", name)
     if before is None:
         change.add_numbered("annotator", name=name, kind=kind)

@@ -20,7 +20,7 @@ __all__ = [
     "VoteEvent",
 ]
 
-LAST_TIME: Final = 253_402_300_800.0
+LAST_TIME: Final = 253_402_300_000.0
 
 EventChoice = Literal[Choice, "undo"]
 """What an event says: a choice, or that the vote before it is taken back."""

@@ -8,11 +8,12 @@ from pydantic import BaseModel
 
 from metarm import config, judge_config
 from metarm.cli.settings_help import settings_of
+from metarm.labels import settings as label_settings
 from metarm.yaml_document import parse_yaml
 
 CLASSES = [
     (name, cls)
-    for module in (config, judge_config)
+    for module in (config, judge_config, label_settings)
     for name, cls in inspect.getmembers(module, inspect.isclass)
     if issubclass(cls, BaseModel) and name.endswith("Settings") and not name.startswith("_")
 ]

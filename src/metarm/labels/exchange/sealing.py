@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exports on disk: files written whole, with a manifest of format, schema version and SHA-256."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from metarm.errors import DataError, FormatError, RunError
+from metarm.storage import file_digest, read_json, sync, write_bytes, write_json
+
+__all__ = ["SCHEMA_VERSION", "check_sealed", "manifest_path", "write_sealed"]
+
+SCHEMA_VERSION: Final = 1
+"""Of all formats of labels together: raised when any of them changes."""
+
+
+def manifest_path(path: Path) -> Path:
+    """Where the manifest of an export is: in its folder, or beside its file."""
+    return path / "manifest.json" if path.is_dir() else path.with_name(f"{path.name}.manifest.json")
+
+
+def write_sealed(
+    path: Path, files: Mapping[str, bytes], data_format: str, facts: Mapping[str, Any]
+) -> None:
+    """Write an export, and then its manifest.
+
+    Args:
+        path: The export: a folder where there are several files, else its file.
+        files: Name in the folder -> content; the one file's name is "".
+        data_format: Name of the format.
+        facts: Whatever else the manifest says.
+
+    Raises:
+        RunError: When a file cannot be written.
+
+    Writes:
+        The files, each whole or not at all, and the manifest.
+    """
+    try:
+        (path if "" not in files else path.parent).mkdir(parents=True, exist_ok=True)
+        manifest_path(path).unlink(missing_ok=True)
+        for name, data in files.items():
+            target = path / name if name else path
+            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            write_bytes(temporary, [data])
+            os.replace(temporary, target)
+            sync(target.parent)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}. Choose another.") from error
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    document = {"schema_version": SCHEMA_VERSION, "format": data_format, **facts}
+    write_json(manifest_path(path), {**document, "sha256": digests})
+
+
+def check_sealed(path: Path) -> None:
+    """Refuse an export that is not as its manifest says; one without a manifest passes.
+
+    Raises:
+        DataError: When there is no such file or folder.
+        FormatError: When a file differs, or a newer metarm wrote the export.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder. Mend the path.")
+    place = manifest_path(path)
+    if not place.exists():
+        return
+    document = read_json(place)
+    try:
+        version, digests = int(document["schema_version"]), dict(document["sha256"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{place}: expected a manifest ({error}). Remove the file.") from error
+    if version > SCHEMA_VERSION:
+        raise FormatError(
+            f"{place}: expected schema version {SCHEMA_VERSION} or older, got {version}: a newer "
+            "metarm wrote it. Use that one."
+        )
+    for name, digest in digests.items():
+        target = path / str(name) if name else path
+        if not target.is_file() or file_digest(target) != digest:
+            raise FormatError(
+                f"{target}: expected the bytes that {place.name} was written for, got others. Copy "
+                "it again; if you changed it on purpose, remove the manifest."
+            )
