@@ -14,10 +14,11 @@ from typing import Final
 __all__ = ["SettingHelp", "setting_lines", "settings_of"]
 
 SOURCES: Final = (
-SOURCES: Final = (
-    *("config.py", "config_labels.py", "config_optimize.py", "judge_config.py"),
-    *("serving/settings.py", "labels/settings.py"),
-)
+    "config.py",
+    "config_labels.py",
+    "config_optimize.py",
+    "judge_config.py",
+    "labels/settings.py",
     "serving/settings.py",
 )
 """Files with classes of settings, below the package."""
