@@ -16,9 +16,10 @@ import torch
 
 from metarm.config import RunSettings
 from metarm.protocols import ProgressReporter
+from metarm.round_evaluation import SFT_ARM
 from metarm.round_labels.waiting import Waiting, hand_out
 from metarm.run_folder import open_run_folder
-from metarm.seed_run import SFT_ARM, SeedRun
+from metarm.seed_run import SeedRun
 from metarm.sources import prepare_sources
 from metarm.workers import run_in_processes
 

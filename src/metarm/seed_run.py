@@ -22,7 +22,7 @@ from metarm.models.ensemble import load_reward, save_ensemble
 from metarm.policy.optimizers import build_optimizer
 from metarm.policy.sampling import sample_groups
 from metarm.protocols import ProgressReporter
-from metarm.round_evaluation import SFT_ARM, EvaluationWork, evaluate
+from metarm.round_evaluation import EvaluationWork, evaluate
 from metarm.round_labels.stages import LabelWork, buy_labels, load_labels
 from metarm.round_labels.waiting import Waiting
 from metarm.schema import PreferencePair, Prompt, ResponseGroup
@@ -36,7 +36,7 @@ from metarm.storage import (
 )
 from metarm.training import train_reward_model
 
-__all__ = ["SFT_ARM", "Position", "SeedRun"]
+__all__ = ["Position", "SeedRun"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from metarm.schema import Estimate
 from metarm.storage import STAGE_FILE, read_json
 
 __all__ = [
+    "Bought",
     "SpentRow",
     "common_kl",
     "draw_labels_spent",
