@@ -21,10 +21,10 @@ from metarm.data.meta_sets import load_groups
 from metarm.data.preferences import load_preferences, prompt_key, split_by_prompt
 from metarm.data.rows import read_rows
 from metarm.errors import ConfigError, DataError, EmptySetError
+from metarm.gold_labels import label_groups
 from metarm.protocols import ScoreFunction
 from metarm.resolve import load_gold
 from metarm.schema import PreferencePair, Prompt, ResponseGroup, prompt_text
-from metarm.sources import label_groups
 from metarm.storage import content_digest, fingerprint
 from metarm.world.language import GoldReward, build_language
 

@@ -175,7 +175,9 @@ def _globals(
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code: 0 done, 2 wrong input, 130 or 143 stopped.
+    """Run one command line and return its exit code.
+
+    0 done, 2 wrong input, 75 waiting for people's labels, 130 or 143 stopped.
 
     Any other error ends the process with code 1, by way of `sys.excepthook`.
     """

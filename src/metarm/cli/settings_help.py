@@ -15,6 +15,7 @@ __all__ = ["SettingHelp", "setting_lines", "settings_of"]
 
 SOURCES: Final = (
     "config.py",
+    "config_labels.py",
     "config_optimize.py",
     "judge_config.py",
     "labels/settings.py",

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from metarm.errors import RunError
 from metarm.reports.comparisons import by_round, summary_of
 from metarm.reports.drawing import STYLE, WIDTH, arm_legend, draw_rounds
+from metarm.reports.labels_spent import draw_labels_spent
 from metarm.reports.measures import MEASURES
 from metarm.reports.panels import (
     draw_gold_against_kl,
@@ -189,6 +190,15 @@ _PLANS = (
         ("kl_nats", "gold_score"),
         with_gold=True,
         follows_optimisation=True,
+    ),
+    _Plan(
+        "What the labels bought",
+        "Each mark is an arm, at the labels that it had spent when its last round ended. Lines "
+        "join arms that differ in how many labels alone. At equal KL how far a policy went plays "
+        "no part. The table below has the numbers.",
+        draw_labels_spent,
+        ("accuracy_shifted", "gold_score"),
+        with_gold=True,
     ),
     _Plan(
         "Proxy and gold",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from metarm.config import ARM_PRESETS, ArmSettings, RewardSettings
+from metarm.config_labels import GOLD
 from metarm.reports.comparisons import Summary, change_since_start, compare, summary_of
 from metarm.reports.measures import MEASURES
 from metarm.reports.read_run import Run
@@ -225,11 +226,27 @@ def _name(run: Run, arm: str) -> str:
     trait = _step(run, arm) or "retrained on original pairs"
     if settings.relabel_original:
         trait += " relabelled by gold"
-    if settings.num_gold_labels:
-        trait += f" and {settings.num_gold_labels} labels per round"
+    if count := settings.num_gold_labels or settings.labels_per_round:
+        trait += f" and {count} labels per round"
     if settings.members > 1:
         trait += f", {settings.members} reward models"
     return f"{arm} ({trait})"
+
+
+def _label_words(settings: ArmSettings) -> str:
+    """Which pairs an arm has labelled, by whom, and how they are trained on."""
+    whose = "SFT's" if settings.labels_on == "original" else "the policy's own"
+    by = settings.labels_from
+    if by == GOLD:
+        by += (
+            f" with errors ({settings.label_noise:g})" if settings.label_noise else " without noise"
+        )
+    chosen = "" if settings.labels_choice == "random" else f"chosen by {settings.labels_choice}, "
+    return (
+        f"{settings.num_gold_labels or settings.labels_per_round} more pairs of {whose} each "
+        f"round, {chosen}labelled by {by}, each in the training set {settings.label_repeat} times "
+        "(so with more optimiser steps)"
+    )
 
 
 def arm_description(run: Run, arm: str) -> str:
@@ -249,12 +266,8 @@ def arm_description(run: Run, arm: str) -> str:
     text = "reward model retrained each round on the original pairs"
     if settings.relabel_original:
         text += ", which gold labels again,"
-    if settings.num_gold_labels:
-        text += (
-            f" and on {settings.num_gold_labels} more pairs of the policy's own each round, "
-            f"labelled by gold without noise, each in the training set {settings.label_repeat} "
-            "times (so with more optimiser steps)"
-        )
+    if settings.num_gold_labels or settings.labels_per_round:
+        text += f" and on {_label_words(settings)}"
     if step := _step(run, arm):
         text += f"; {step}, on the policy's unlabelled groups"
     if settings.members > 1:

@@ -17,6 +17,7 @@ from metarm.reports.data_account import account_of_data
 from metarm.reports.drawing import arm_colours
 from metarm.reports.figures import draw_figures
 from metarm.reports.headline import arm_description, basis, headline
+from metarm.reports.labels_spent import spent_rows
 from metarm.reports.measures import MEASURES, definitions
 from metarm.reports.read_run import Cell, Run, Sample, read_run
 from metarm.reports.restored import (
@@ -130,6 +131,7 @@ def page_environment() -> Environment:
 def _context(run: Run) -> dict[str, Any]:
     """Everything the template shows."""
     columns = _columns(run)
+    spent, kl = spent_rows(run)
     return {
         "run": run,
         "name": run.folder.resolve().name,
@@ -143,6 +145,8 @@ def _context(run: Run) -> dict[str, Any]:
         ],
         "columns": columns,
         "final_rows": [*_rows(run, columns), *_restored_row(run, columns)],
+        "spent": spent,
+        "spent_kl": kl,
         "new_task_rows": _rows(run.new_task, columns) if run.new_task else [],
         "all_rounds": [
             (arm, rounds, _rows(run, [(arm, r) for r in rounds]))
