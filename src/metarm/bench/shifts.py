@@ -60,22 +60,29 @@ class Shift:
     """Empty where nobody has labelled any: only label-free figures are shown then."""
     shifted_labels: tuple[PreferencePair, ...]
     """Labelled shifted pairs of training prompts, for `+N-labels` and `oracle`; may be empty."""
+    augmented: tuple[PreferencePair, ...] = ()
+    """Rows made from `pairs` and `groups`, for the methods that are named after them."""
 
     @cached_property
     def texts(self) -> tuple[tuple[Prompt, str], ...]:
-        """Every prompt with a response that occurs, each once.
+        """Every prompt with a response that occurs, each once; those of made rows come last.
 
         In an order of their content: that of the pairs would tell which side was chosen.
         """
         pairs = (*self.pairs, *self.test_original, *self.test_shifted, *self.shifted_labels)
         rows = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
         rows += [(group.prompt, response) for group in self.groups for response in group.responses]
-        return tuple(sorted(set(rows), key=lambda row: fingerprint(prompt_text(row[0]), row[1])))
+        made = {(row.prompt, side) for row in self.augmented for side in (row.chosen, row.rejected)}
+        return _by_content(set(rows)) + _by_content(made - set(rows))
 
     def digest(self) -> str:
-        """A hash of everything in it, wherever it was read."""
+        """A hash of everything that was read, wherever that was: made rows follow from it."""
         sets = (self.pairs, self.groups, self.test_original, self.test_shifted, self.shifted_labels)
         return fingerprint(self.name, *([row.to_json() for row in rows] for rows in sets))
+
+
+def _by_content(rows: set[tuple[Prompt, str]]) -> tuple[tuple[Prompt, str], ...]:
+    return tuple(sorted(rows, key=lambda row: fingerprint(prompt_text(row[0]), row[1])))
 
 
 def thin_shift(shift: Shift, max_pairs: int | None, max_test_pairs: int | None, seed: int) -> Shift:
