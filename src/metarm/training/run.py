@@ -226,10 +226,12 @@ def _is_guarded(settings: RewardSettings) -> bool:
 
 def _to_rows(encoded: Sequence[EncodedPair]) -> datasets.Dataset:
     has_margin = any(pair.margin is not None for pair in encoded)
+    has_label = any(pair.p is not None for pair in encoded)
     return datasets.Dataset.from_list(
         [
             {"chosen_ids": pair.chosen_ids, "rejected_ids": pair.rejected_ids}
             | ({"margin": pair.margin or 0.0} if has_margin else {})
+            | ({"p": 1.0 if pair.p is None else pair.p} if has_label else {})
             for pair in encoded
         ]
     )
