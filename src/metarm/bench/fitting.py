@@ -200,7 +200,10 @@ def train_network(
             drawn = _draw_by_source(fit, mixture, chosen, step)
         groups = problem.groups[drawn]
         optimizer.zero_grad(set_to_none=True)
-        with dropout_noise(recipe.dropout, start, step), _around(fit, chosen, groups[: fit.num_groups], is_meta=is_meta):
+        with (
+            dropout_noise(recipe.dropout, start, step),
+            _around(fit, chosen, groups[: fit.num_groups], is_meta=is_meta),
+        ):
             _preference_loss(fit, chosen, groups).backward()
         optimizer.step()
         if step % settings.measure_every == 0 or step == settings.num_steps:

@@ -167,9 +167,7 @@ def _with_pseudo_labels(problem: Problem, teacher: Trajectory, confidence: float
     return replace(problem, pairs=torch.cat([problem.pairs, pseudo]))
 
 
-def _scores_at(
-    problem: Problem, recipe: Recipe, settings: HeadSettings, vector: Tensor
-) -> Tensor:
+def _scores_at(problem: Problem, recipe: Recipe, settings: HeadSettings, vector: Tensor) -> Tensor:
     """Scores of the texts by a network of these weights."""
     network = build_network(problem, settings, 0, recipe)
     nn.utils.vector_to_parameters(vector, network.trainable())

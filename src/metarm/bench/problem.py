@@ -11,8 +11,7 @@ from torch import Tensor
 
 from metarm.bench.networks import Backbone
 from metarm.bench.shifts import Shift
-from metarm.data.derived import without_kin_of
-from metarm.data.preferences import split_by_prompt
+from metarm.data.derived import split_labelled, without_kin_of
 from metarm.schema import PreferencePair, Prompt, ResponseGroup
 
 __all__ = ["Problem", "SoftPairs", "build_problem"]
@@ -32,9 +31,7 @@ class SoftPairs(NamedTuple):
         """Both together."""
         if other is None:
             return self
-        return SoftPairs(
-            torch.cat([self.rows, other.rows]), torch.cat([self.labels, other.labels])
-        )
+        return SoftPairs(torch.cat([self.rows, other.rows]), torch.cat([self.labels, other.labels]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +85,7 @@ def build_problem(shift: Shift, features: Tensor, seed: int) -> Problem:
         return torch.tensor(found, dtype=torch.long).reshape(-1, 2)
 
     draw = random.Random(f"problem|{seed}")
-    train, validation = split_by_prompt(shift.pairs, VALIDATION_FRACTION, seed)
+    train, validation = split_labelled(shift.pairs, VALIDATION_FRACTION, seed)
     groups = draw.sample(list(shift.groups), len(shift.groups))
     cut = max(1, round(VALIDATION_FRACTION * len(groups)))
     labels = draw.sample(list(shift.shifted_labels), len(shift.shifted_labels))

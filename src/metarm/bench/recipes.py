@@ -149,8 +149,13 @@ METHODS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "pseudo-rounds": {"pseudo_rounds": 3},
         **{
             kind: {"augments": (kind,)}
-            for kind in ("cross-prompt", "cross-prompt-policy", "neutral", "format-only",
-                         "truncated")
+            for kind in (
+                "cross-prompt",
+                "cross-prompt-policy",
+                "neutral",
+                "format-only",
+                "truncated",
+            )
         },
         "importance-weighted": {"weighs_pairs": True},
         "west-of-n": {"pseudo_confidence": 0.8},

@@ -17,8 +17,9 @@ from typing import Final, NamedTuple
 
 from metarm.config import RunSettings, SourceSettings
 from metarm.config_file import read_settings
+from metarm.data.derived import split_labelled, without_kin_of
 from metarm.data.meta_sets import load_groups
-from metarm.data.preferences import load_preferences, prompt_key, split_by_prompt
+from metarm.data.preferences import load_preferences, prompt_key
 from metarm.data.rows import read_rows
 from metarm.errors import ConfigError, DataError, EmptySetError
 from metarm.protocols import ScoreFunction
@@ -296,12 +297,12 @@ def _labelled_shift(
                 f"{name}: the labelled {side} pairs are all of one prompt, and training and test "
                 "take different ones: give pairs of two prompts at least"
             )
-    train, test = split_by_prompt(original, TEST_FRACTION, seed)
+    train, test = split_labelled(original, TEST_FRACTION, seed)
     tested = [pair.prompt for pair in test]
     shifted_train: list[PreferencePair] = []
     shifted_test: list[PreferencePair] = []
     if shifted:
-        shifted_train, shifted_test = split_by_prompt(shifted, TEST_FRACTION, seed)
+        shifted_train, shifted_test = split_labelled(shifted, TEST_FRACTION, seed)
         tested += [pair.prompt for pair in shifted_test]
     if groups is None:
         groups = [
@@ -316,7 +317,11 @@ def _labelled_shift(
         )
     return Shift(
         name=name,
-        pairs=tuple(pair for pair in train if prompt_key(pair.prompt) not in keys),
+        pairs=tuple(
+            pair
+            for pair in without_kin_of(train, [*test, *shifted_test])
+            if prompt_key(pair.prompt) not in keys
+        ),
         groups=tuple(groups),
         test_original=tuple(test),
         test_shifted=tuple(shifted_test),

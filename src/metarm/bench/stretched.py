@@ -100,9 +100,7 @@ def _label_groups(problem: Problem, scores: Tensor, seed: int) -> SoftPairs:
     gaps = scores[candidates[:, 0]] - scores[candidates[:, 1]]
     chances = calibration.probabilities(gaps.double().numpy())
     most = most_pseudo_labels(len(problem.pairs), MOST_SHARE)
-    taken = torch.from_numpy(
-        take_confident(chances, confidence=CONFIDENCE, most=most, seed=seed)
-    )
+    taken = torch.from_numpy(take_confident(chances, confidence=CONFIDENCE, most=most, seed=seed))
     return SoftPairs(candidates[taken], torch.from_numpy(chances)[taken].float())
 
 

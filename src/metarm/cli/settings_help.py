@@ -13,7 +13,13 @@ from typing import Final
 
 __all__ = ["SettingHelp", "setting_lines", "settings_of"]
 
-SOURCES: Final = ("config.py", "config_optimize.py", "judge_config.py", "serving/settings.py")
+SOURCES: Final = (
+    "config.py",
+    "config_optimize.py",
+    "judge_config.py",
+    "stretch_config.py",
+    "serving/settings.py",
+)
 """Files with classes of settings, below the package."""
 
 

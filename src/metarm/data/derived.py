@@ -83,9 +83,10 @@ def check_apart(
             a parent or its prompt in `evaluation`.
     """
     check_evaluation(evaluation, what)
-    kin = _Kin(evaluation)
-    for pair in training:
-        if pair.parent_id and (reason := kin.reason(pair)):
+    derived = [pair for pair in training if pair.parent_id]
+    kin = _Kin(evaluation if derived else ())
+    for pair in derived:
+        if reason := kin.reason(pair):
             raise DataError(
                 f"{what}: expected nothing that a derived training row was made from, got "
                 f"{reason} of the row {prompt_text(pair.prompt)[:60]!r}... (source "
@@ -98,8 +99,9 @@ def without_kin_of(
     pairs: Iterable[PreferencePair], held_out: Sequence[PreferencePair]
 ) -> list[PreferencePair]:
     """The rows but for derived ones whose pair, parent or prompt is held out."""
-    kin = _Kin(held_out)
-    return [pair for pair in pairs if not (pair.parent_id and kin.reason(pair))]
+    given = list(pairs)
+    kin = _Kin(held_out if any(pair.parent_id for pair in given) else ())
+    return [pair for pair in given if not (pair.parent_id and kin.reason(pair))]
 
 
 def split_labelled(

@@ -87,8 +87,11 @@ class Material:
 
 
 class _Ring:
-    """Prompts on a ring by their hashes: those that follow a point are the same with or without
-    the others, so that neighbouring training sets share their draws."""
+    """Prompts on a ring by their hashes.
+
+    Those that follow a point are the same with or without the others: neighbouring training sets
+    share their draws.
+    """
 
     def __init__(self, written: Mapping[Prompt, Sequence[_Written]], seed: int) -> None:
         self.written = written
@@ -110,9 +113,7 @@ class _Ring:
                 other = self._prompts[(start + step) % len(self._prompts)]
                 if other in found or prompt_key(other) == own:
                     continue
-                drawn = min(
-                    self.written[other], key=lambda text: fingerprint(mark, text.response)
-                )
+                drawn = min(self.written[other], key=lambda text: fingerprint(mark, text.response))
                 if drawn.response not in texts:
                     found[other] = drawn
                     texts.add(drawn.response)
@@ -225,9 +226,7 @@ def _beats_off_topic(
     for number, other in enumerate(off_topic):
         mine = written[number % len(written)]
         parents = join_ids(mine.parent, other.parent)
-        yield PreferencePair(
-            prompt, mine.response, other.response, source=name, parent_id=parents
-        )
+        yield PreferencePair(prompt, mine.response, other.response, source=name, parent_id=parents)
 
 
 def _neutral(material: Material, most: int) -> Iterator[PreferencePair]:
