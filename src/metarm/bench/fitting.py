@@ -259,7 +259,7 @@ def _draw_by_source(fit: _Fit, mixture: GroupMixture, chosen: Tensor, step: int)
 
 
 def _pair_scores(fit: _Fit, chosen: Tensor) -> Tensor:
-    """Scores of pairs, shape (pairs, 2); each by the last layer of its task, where there are two."""
+    """Scores of pairs, shape (pairs, 2); where there are two tasks, each by its own last layer."""
     rows = fit.pairs[chosen]
     if not fit.recipe.own_head:
         return fit.scores(rows)

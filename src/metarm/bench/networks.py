@@ -119,7 +119,9 @@ class FeatureHead(Network):
     def reconstruct(self, rows: Tensor) -> Tensor:
         """See `Network`."""
         assert self.decoder is not None, "made with reconstructs"
-        return (self.decoder(self.hidden(rows)) - self.features[rows]).square().mean()
+        given = self.decoder(self.hidden(rows))
+        error: Tensor = (given - self.features[rows]).square().mean()
+        return error
 
     @torch.no_grad()
     def measure(self, rows: Tensor) -> Tensor:

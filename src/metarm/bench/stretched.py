@@ -21,9 +21,9 @@ from metarm.stretching.pseudo_labels import most_pseudo_labels, paired_change, t
 
 __all__ = ["add_made_rows", "train_in_rounds", "with_made_rows"]
 
-ROWS_PER_PROMPT: Final = 2
-MADE_REPEAT: Final = 2
-"""How often a made row stands beside the pairs: as often as costs few frozen features."""
+ROWS_PER_PROMPT: Final = 1
+MADE_REPEAT: Final = 4
+"""How often a made row stands beside the pairs: each one costs frozen features."""
 PAIRS_PER_GROUP: Final = 3
 CONFIDENCE: Final = 0.75
 MOST_SHARE: Final = 0.5

@@ -195,11 +195,9 @@ def augment(
 
         loaded = load_preferences(pairs, data_format)
         note(f"{pairs}: {loaded.report.summary()}")
-        material = Material(
-            loaded.pairs,
-            *(tuple(load_groups(file)) if file else () for file in (groups, stronger, weaker)),
-            seed=seed,
-        )
+        named = {"groups": groups, "stronger": stronger, "weaker": weaker}
+        read = {key: tuple(load_groups(file)) for key, file in named.items() if file}
+        material = Material(loaded.pairs, **read, seed=seed)
         own = [name for name in names if name != PARAPHRASE]
         made = augment(material, own, per_prompt=settings.per_prompt)
         rows, counts = list(made.rows), dict(made.counts)

@@ -6,6 +6,7 @@ rows. No row repeats a pair that is there, in either order.
 """
 
 import bisect
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metarm.data.derived import group_id, join_ids, pair_id
 from metarm.data.preferences import prompt_key
@@ -189,13 +191,18 @@ def check_side_swap(score: ScoreFunction, pairs: Sequence[PreferencePair]) -> fl
     """
     if not pairs:
         raise EmptySetError("expected pairs whose sides can be swapped, got none")
-    prompts = [pair.prompt for pair in pairs for _ in range(2)]
-    there = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
-    back = [side for pair in pairs for side in (pair.rejected, pair.chosen)]
-    one = np.array(score(prompts, there)).reshape(-1, 2)
+
+    def gaps(order: Sequence[PreferencePair], *, turned: bool) -> NDArray[np.float64]:
+        sides = [(p.rejected, p.chosen) if turned else (p.chosen, p.rejected) for p in order]
+        prompts = [pair.prompt for pair in order for _ in range(2)]
+        flat = score(prompts, [text for both in sides for text in both])
+        scores = np.array(flat, dtype=np.float64).reshape(-1, 2)
+        found: NDArray[np.float64] = scores[:, 0] - scores[:, 1]
+        return found
+
     # In another order of the pairs as well: a batch's company is another then.
-    other = np.array(score(prompts[::-1], back[::-1])).reshape(-1, 2)[::-1]
-    return float(np.abs((one[:, 0] - one[:, 1]) - (other[:, 0] - other[:, 1])).max())
+    back = gaps(pairs[::-1], turned=True)[::-1]
+    return float(np.abs(gaps(pairs, turned=False) + back).max())
 
 
 def _keys(pair: PreferencePair) -> set[tuple[Prompt, str, str]]:
@@ -231,8 +238,9 @@ def _beats_off_topic(
 
 def _neutral(material: Material, most: int) -> Iterator[PreferencePair]:
     """Two responses to other prompts: neither is better, however long or well laid out."""
+    count = next(n for n in range(2, most + 2) if math.comb(n, 2) >= most)
     for prompt in material.by_prompt:
-        off_topic = material.labelled_ring.off_topic(prompt, most)
+        off_topic = material.labelled_ring.off_topic(prompt, count)
         for one, other in islice(combinations(off_topic, 2), most):
             yield PreferencePair(
                 prompt,

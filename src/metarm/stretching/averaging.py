@@ -108,7 +108,7 @@ def check_alike(first: Weights, other: Weights, name: str) -> None:
 
 def measure_barrier(
     losses_at: Callable[[float], NDArray[np.float64]],
-    clusters: Sequence[object],
+    clusters: Sequence[str],
     names: tuple[str, str] = ("first", "second"),
 ) -> Barrier:
     """The loss barrier on the straight way from one model to another.
