@@ -130,7 +130,8 @@ def text_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """  # noqa: E501 - an example is one line
     wanted = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
     flat = logits[:, :-1].reshape(-1, logits.shape[-1])
-    return functional.cross_entropy(flat.float(), wanted.reshape(-1))
+    wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
+    return functional.cross_entropy(wide, wanted.reshape(-1))
 
 
 class StartDecay(TrainerCallback):
