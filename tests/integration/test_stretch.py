@@ -94,7 +94,7 @@ def test_rounds_keep_held_out_prompts_out_and_go_on_after_a_kill(
              "alpha=0.01", "reward.learning_rate=0.01", "reward.num_train_epochs=4.0",
              "reward.max_length=24", "test_fraction=0.3")  # fmt: skip
     found = document(metarm(*words))
-    assert [r["number"] for r in found["rounds"]][0] == 0
+    assert found["rounds"][0]["number"] == found["rounds"][0]["num_pseudo"] == 0
     kept = load_preferences(data / "pairs.jsonl").pairs
     assert found["num_labelled"] + found["num_calibration"] + found["num_stop"] == len(kept)
     assert found["num_left_out_groups"] == found["num_calibration"] + found["num_stop"]

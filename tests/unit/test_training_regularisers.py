@@ -83,7 +83,11 @@ def test_dropout_is_drawn_by_seed_and_step_and_the_same_for_both_sides(reward_mo
     def scores(step, number):
         trainer.state.global_step = step
         trainer._drawn = (step, number - 1)
-        return trainer.compute_loss(model, dict(batch), return_outputs=True)[1].logits.detach().squeeze(-1)
+        return (
+            trainer.compute_loss(model, dict(batch), return_outputs=True)[1]
+            .logits.detach()
+            .squeeze(-1)
+        )
 
     assert torch.equal(scores(3, 0), scores(3, 0))
     assert not torch.equal(scores(3, 0), scores(3, 1))
@@ -128,9 +132,7 @@ def test_decay_to_the_start_is_the_closed_form(reward_model_dir, tmp_path):
 
 def test_the_head_alone_moves_and_text_needs_a_language_model(tmp_path):
     model = save_causal_lm(tmp_path / "lm")
-    pairs = [
-        PreferencePair(row["prompt"], row["chosen"], row["rejected"]) for row in pair_rows(24)
-    ]
+    pairs = [PreferencePair(row["prompt"], row["chosen"], row["rejected"]) for row in pair_rows(24)]
 
     def train(name, source, **changes):
         settings = RewardSettings(
@@ -154,7 +156,7 @@ def test_the_head_alone_moves_and_text_needs_a_language_model(tmp_path):
         assert torch.equal(head[name], weight) == (name != "score.weight"), name
     assert distance(before, text) > 1e-3
     reward = save_reward_model(tmp_path / "rm")
-    with pytest.raises(ModelError, match="expected a .*causal language model"):
+    with pytest.raises(ModelError, match=r"expected a .*causal language model"):
         train("wrong", reward, text_loss_coefficient=0.5)
     language_head = load_language_head(model, load_reward_model(model, load_encoder(model)))
     assert language_head.weight.shape == (len(WORDS) + 4, 16)

@@ -56,7 +56,7 @@ def test_kin_of_what_is_held_out_is_refused_and_left_out(row: PreferencePair, wh
 
 
 def test_a_derived_row_is_evaluated_on_nowhere() -> None:
-    with pytest.raises(DataError, match="in place 3 .source 'neutral'"):
+    with pytest.raises(DataError, match=r"in place 3 .source 'neutral'"):
         check_evaluation([*PAIRS[:2], child(PAIRS[0])], "file")
     with pytest.raises(DataError, match="nobody has judged it"):
         check_apart(PAIRS[:2], [child(PAIRS[9])], "file")

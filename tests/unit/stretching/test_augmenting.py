@@ -19,7 +19,9 @@ RESPONSES = st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".jo
 @st.composite
 def materials(draw) -> Material:
     prompts = draw(
-        st.lists(st.text("abcd ", min_size=1).filter(str.strip), min_size=2, max_size=6, unique=True)
+        st.lists(
+            st.text("abcd ", min_size=1).filter(str.strip), min_size=2, max_size=6, unique=True
+        )
     )
     pairs, groups = [], []
     for number, prompt in enumerate(prompts):
@@ -85,9 +87,7 @@ def test_a_pair_less_leaves_most_rows_as_they_are() -> None:
     whole = augment(Material(PAIRS), ["cross-prompt"]).rows
     fewer = augment(Material(PAIRS[:-1]), ["cross-prompt"]).rows
     gone = PAIRS[-1].prompt, PAIRS[-1].chosen, PAIRS[-1].rejected
-    expected = [
-        row for row in whole if not {row.prompt, row.chosen, row.rejected} & {*gone}
-    ]
+    expected = [row for row in whole if not {row.prompt, row.chosen, row.rejected} & {*gone}]
     assert len(expected) > len(whole) / 2
     assert len({*expected} & {*fewer}) >= 0.75 * len(expected)
     assert set(augment(Material(PAIRS, seed=1), ["cross-prompt"]).rows) != set(whole)

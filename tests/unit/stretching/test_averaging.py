@@ -63,7 +63,9 @@ def test_a_convex_loss_has_no_barrier_and_a_ridge_has_its_height() -> None:
     assert found.height.value == 0.0
     assert found.place == 0.0
     assert not found.is_one
-    ridge = measure_barrier(lambda place: 1 + place + np.full(200, 4 * place * (1 - place)), prompts)
+    ridge = measure_barrier(
+        lambda place: 1 + place + np.full(200, 4 * place * (1 - place)), prompts
+    )
     assert ridge.height.value == pytest.approx(1.0)
     assert ridge.place == 0.5
     assert ridge.is_one
