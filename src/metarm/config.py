@@ -130,6 +130,18 @@ class RewardSettings(_Settings):
     """Longest prompt plus response, in tokens; longer pairs are counted and left out."""
     center_rewards_coefficient: NonNegative | None = None
     """Weight of the squared mean score, TRL's reward centring."""
+    batch_sum_coefficient: NonNegative = 0.0
+    """Weight of a batch's squared sum of scores over its size (BSR)."""
+    weight_decay: NonNegative = 0.0
+    """Weight decay of AdamW."""
+    start_decay: NonNegative = 0.0
+    """The same towards the weights that training begins from (L2-SP), in place of zero."""
+    score_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the last state's places that the score head does not see in a step."""
+    text_loss_coefficient: NonNegative = 0.0
+    """Weight of the language-model loss on the chosen texts (GRM: 0.01); from a language model."""
+    train_head_only: bool = False
+    """Train the score head alone, on the model's states as they are."""
     use_peft: bool = False
     """Train a LoRA adapter and the score head instead of all weights."""
     lora_r: Count = 16
@@ -174,6 +186,11 @@ class RewardSettings(_Settings):
     @model_validator(mode="after")
     def _one_strength(self) -> "RewardSettings":
         resolve_strength(self.meta_strength, {name: getattr(self, name) for name in META_NUMBERS})
+        if self.train_head_only and (self.use_peft or self.text_loss_coefficient):
+            raise ValueError(
+                "train_head_only leaves the model's states as they are: leave out use_peft and "
+                "text_loss_coefficient, which are about them"
+            )
         return self
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from metarm.checkpoints import CheckpointPlace
 from metarm.chunk_log import ChunkLog
 from metarm.config import RunSettings, SamplingSettings, SftSettings, WorldSettings
+from metarm.data.derived import split_labelled, without_kin_of
 from metarm.data.meta_sets import load_demonstrations, load_prompts
 from metarm.data.preferences import (
     load_preferences,
     save_preferences,
-    split_by_prompt,
     unseen_prompts,
     without_prompts_of,
 )
@@ -222,9 +222,9 @@ def _data_stage(
         if data.preferences_test is not None:
             loaded_test = load_preferences(data.preferences_test, data.data_format)
             test, test_summary = list(loaded_test.pairs), loaded_test.report.summary()
-            train = without_prompts_of(pairs, test)
+            train = without_kin_of(without_prompts_of(pairs, test), test)
         else:
-            train, test = split_by_prompt(pairs, data.test_fraction, seed)
+            train, test = split_labelled(pairs, data.test_fraction, seed)
             test_summary = ""
         prompts = _split_prompts(settings, train, test, seed)
         train_prompts, test_prompts = (_fitting(settings, policy, part) for part in prompts)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metarm.bench.fitting import build_network, train_network
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe
+from metarm.bench.stretched import train_in_rounds, with_made_rows
 from metarm.bench.trajectory import Cost, Trajectory, accuracies
 from metarm.config import HeadSettings
 from metarm.errors import EmptySetError
@@ -50,6 +51,16 @@ def train_recipe(
     seed += recipe.seed_offset
     plain = None if recipe.seed_offset else plain
     recipe = replace(recipe, seed_offset=0)
+    if recipe.augments:
+        problem = with_made_rows(problem, recipe.augments)
+        recipe, plain, known = replace(recipe, augments=()), None, None
+    if recipe.pseudo_rounds:
+        teacher = plain if problem.measured is None else None
+
+        def train(of: Problem, by: Recipe) -> Trajectory:
+            return train_recipe(_measuring_groups(of), by, settings, seed)
+
+        return train_in_rounds(problem, recipe, seed, train, teacher)
     if recipe.pseudo_confidence is not None:
         teacher = plain if problem.measured is None else None
         if teacher is None:
@@ -72,7 +83,7 @@ def train_recipe(
         vectors = [
             torch.stack(point).mean(0) for point in zip(*(m.weights for m in members), strict=True)
         ]
-        scores = torch.stack([_scores_at(problem, settings, vector) for vector in vectors])
+        scores = torch.stack([_scores_at(problem, recipe, settings, vector) for vector in vectors])
     else:
         scores = _combine([_in_units(problem, m.scores) for m in members], recipe.pessimism)
     strength = tuple(
@@ -161,9 +172,9 @@ def _with_pseudo_labels(problem: Problem, teacher: Trajectory, confidence: float
     return replace(problem, pairs=torch.cat([problem.pairs, pseudo]))
 
 
-def _scores_at(problem: Problem, settings: HeadSettings, vector: Tensor) -> Tensor:
+def _scores_at(problem: Problem, recipe: Recipe, settings: HeadSettings, vector: Tensor) -> Tensor:
     """Scores of the texts by a network of these weights."""
-    network = build_network(problem, settings, 0)
+    network = build_network(problem, settings, 0, recipe)
     nn.utils.vector_to_parameters(vector, network.trainable())
     rows = torch.arange(problem.num_texts) if problem.measured is None else problem.measured
     scores = torch.full((problem.num_texts,), torch.nan)

@@ -39,6 +39,7 @@ from metarm.cli.runs import report, run
 from metarm.cli.select import select
 from metarm.cli.serve import serve
 from metarm.cli.settings_help import settings_of
+from metarm.cli.stretch import adapt, augment, average, pseudo_label
 from metarm.cli.train import optimize, reward, sft
 from metarm.cli.tune import tune
 from metarm.cli.watch import watch
@@ -52,6 +53,10 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "run": (run, "RunSettings"),
     "sft": (sft, "SftSettings"),
     "reward": (reward, "RewardSettings"),
+    "augment": (augment, "AugmentSettings"),
+    "pseudo-label": (pseudo_label, "PseudoLabelSettings"),
+    "average": (average, None),
+    "adapt": (adapt, "AdaptSettings"),
     "sample": (sample, "SamplingSettings"),
     "optimize": (optimize, "OptimizeSettings"),
     "evaluate": (evaluate, None),
@@ -123,6 +128,9 @@ _KEPT: Final = {
     "sft": "checkpoints are kept beside --output; the same command goes on from the last one",
     "reward": "checkpoints are kept beside --output; the same command goes on from the last one",
     "optimize": "checkpoints are kept beside --output; the same command goes on from the last one",
+    "pseudo-label": "finished rounds are kept beside --output; the same command goes on from there",
+    "adapt": "finished folds are kept beside --output; the same command goes on from there",
+    "augment": "paraphrases are kept beside --output; the same command asks for the others",
 }
 
 

@@ -20,6 +20,7 @@ SOURCES: Final = (
     "judge_config.py",
     "labels/settings.py",
     "choosing/settings.py",
+    "stretch_config.py",
     "serving/settings.py",
 )
 """Files with classes of settings, below the package."""

@@ -25,7 +25,10 @@ from metarm.cli.progress import choose_progress
 from metarm.launched import num_processes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from metarm.config import RewardSettings
+    from metarm.schema import PreferencePair
     from metarm.storage import Stage
     from metarm.training import GuardReport
     from metarm.watching.callbacks import PolicyWatcher
@@ -148,26 +151,26 @@ def reward(
 
     def build(folder: Path) -> dict[str, Any]:
         from metarm.checkpoints import CheckpointPlace
+        from metarm.data.derived import split_labelled, without_kin_of
         from metarm.data.meta_sets import load_groups
-        from metarm.data.preferences import (
-            load_preferences,
-            split_by_prompt,
-            without_prompts_of,
-        )
+        from metarm.data.preferences import load_preferences, without_prompts_of
         from metarm.storage import checkpoints_of
         from metarm.training import train_reward_model
 
         loaded = load_preferences(preferences, data_format)
         note(f"{preferences}: {loaded.report.summary()}")
         if preferences_test is None:
-            pairs, test_pairs = split_by_prompt(loaded.pairs, test_fraction, seed)
+            pairs, test_pairs = split_labelled(loaded.pairs, test_fraction, seed)
         else:
             held_out = load_preferences(preferences_test, data_format)
             note(f"{preferences_test}: {held_out.report.summary()}")
             test_pairs = list(held_out.pairs)
-            pairs = without_prompts_of(loaded.pairs, test_pairs)
+            pairs = without_kin_of(without_prompts_of(loaded.pairs, test_pairs), test_pairs)
             if num_shared := len(loaded.pairs) - len(pairs):
-                note(f"{num_shared} training pairs left out: the test file has their prompts")
+                note(
+                    f"{num_shared} training pairs left out: the test file has their prompts, or "
+                    "what they were made from"
+                )
         groups = [] if meta_set is None else load_groups(meta_set)
         # Several processes would not decide by time together.
         can_keep = checkpoint_steps is not None or num_processes() == 1
@@ -191,6 +194,7 @@ def reward(
             **_guard_facts(result.guard),
             "meta_mode": settings.meta_mode,
             "num_pairs": len(pairs),
+            **({"num_derived": derived} if (derived := _num_derived(pairs)) else {}),
             "num_sharing_test_prompt": len(loaded.pairs) - len(pairs) if preferences_test else 0,
             "num_test_pairs": len(test_pairs),
             "num_test_too_long": result.num_test_too_long,
@@ -209,6 +213,11 @@ def reward(
     facts = {"seed": seed, "test_fraction": test_fraction, "data_format": data_format}
     stage = build_output("reward", output, settings, inputs, facts, build, goes_on=True)
     _print_result(output, stage, as_json=as_json)
+
+
+def _num_derived(pairs: "Sequence[PreferencePair]") -> int:
+    """Pseudo-labels and augmented rows."""
+    return sum(bool(pair.parent_id) for pair in pairs)
 
 
 def _guard_facts(guard: "GuardReport | None") -> dict[str, Any]:

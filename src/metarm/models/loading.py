@@ -23,6 +23,7 @@ __all__ = [
     "load_backbone",
     "load_causal_lm",
     "load_encoder",
+    "load_language_head",
     "load_reward_model",
     "lora_config",
     "pick_device",
@@ -114,6 +115,19 @@ def load_reward_model(
     # The score is read at the last token that is not padding: model and encoder must agree on it.
     loaded.config.get_text_config().pad_token_id = encoder.pad_token_id
     return loaded.to(device or pick_device()).eval()
+
+
+def load_language_head(name: str | Path, model: "PreTrainedModel") -> torch.nn.Module:
+    """What makes words of the states of a reward model that begins as the language model `name`.
+
+    Frozen, and on the model's device; tied to the embeddings or not, it is a copy.
+
+    Raises:
+        ModelError: When `name` is no language model: a reward model has no such head.
+    """
+    head = load_causal_lm(name).get_output_embeddings()
+    frozen: torch.nn.Module = head.requires_grad_(False).to(model.device)
+    return frozen
 
 
 def load_backbone(

@@ -15,15 +15,15 @@ from metarm.data.encoding import PaddedBatch
 from metarm.data.meta_batches import MetaBatch
 from metarm.models.shared_prompts import SharedPrompts, Work
 from metarm.placement import sharded_modules
+from metarm.training.regularised_trainer import RegularisedTrainer
 from metarm.training.sharding import sharded_autocast
-from metarm.training.soft_labels import SoftLabelTrainer
 
 __all__ = ["SharedPromptTrainer"]
 
 MEASURE_BATCH: Final = 64
 
 
-class SharedPromptTrainer(SoftLabelTrainer):
+class SharedPromptTrainer(RegularisedTrainer):
     """`RewardTrainer` with the settings of a `MetaRewardConfig`, of which it knows `share_prompts`.
 
     Scores and gradients are TRL's to 1e-6; with `share_prompts=False`, and where a model's prompts
