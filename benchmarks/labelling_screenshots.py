@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from metarm.labelling.run import Links, PageOptions, open_page
@@ -168,9 +167,7 @@ class Walk:
     def shot(self, page: Page, name: str) -> None:
         """One picture."""
         page.wait_for_timeout(250)
-        path = self.folder / f"labelling-{name}.png"
-        path.write_bytes(page.screenshot())
-        Image.open(path).convert("RGB").save(path, optimize=True)
+        page.screenshot(path=self.folder / f"labelling-{name}.png")
 
 
 def walk(browser: Browser, folder: Path, links: Links, token: str, others: list[str]) -> None:
