@@ -197,7 +197,8 @@ def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def text_of(figure: Mapping[str, Any], digits: int = 3) -> str:
-    low, high = figure["interval"]
+    """A share, its interval cut to [0, 1]."""
+    low, high = max(0.0, figure["interval"][0]), min(1.0, figure["interval"][1])
     return f"{figure['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
