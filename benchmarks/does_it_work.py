@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of docs/does-it-work.md, from the results of `metarm compare`.
+"""The tables of docs/does-it-work.md and stretching.md, from the results of `metarm compare`.
 
     python benchmarks/does_it_work.py --keep runs/alpaca-20/compare.json alpaca_20
     python benchmarks/does_it_work.py --write
 
 The first takes a comparison's results into `benchmarks/results/NAME.json`. The second puts a
-table of each into the page, between `<!-- table: NAME SHIFT -->` and `<!-- end -->`, and one of
-what choices about the meta step cost after `<!-- choices: NAME SHIFT -->`; without `--write` it
-says whether the page is as the results are, which a test asks too.
+table of each into its page, between `<!-- table: NAME SHIFT -->` and `<!-- end -->`, one of what
+choices about the meta step cost after `<!-- choices: NAME SHIFT -->`, and one with passes instead
+of labels after `<!-- costs: NAME SHIFT -->`; without `--write` it says whether the pages are as the
+results are, which a test asks too.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from metarm.metrics import mean_estimate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
-PAGE = REPOSITORY / "docs" / "does-it-work.md"
-BLOCK = re.compile(r"<!-- (table|choices): (\w+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+PAGES = tuple(REPOSITORY / "docs" / name for name in ("does-it-work.md", "stretching.md"))
+BLOCK = re.compile(r"<!-- (table|choices|costs): (\w+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 CHOICE = re.compile(
     r"(every|stored)-\d+|quarter-groups|head-only|exact|finite-difference|plain-again"
 )
@@ -34,6 +35,10 @@ CHOICE = re.compile(
 CHOICES_HEADER = (
     "| method | passes, of plain's | shifted, against plain | against the method itself: shifted "
     "| shifted, all steps | original |\n|---|---|---|---|---|---|"
+)
+COSTS_HEADER = (
+    "| method | passes, of plain's | original | shifted | length-balanced | worst split "
+    "| shifted, all steps |\n|---|---|---|---|---|---|---|"
 )
 HEADER = (
     "| method | original | shifted | length-balanced | worst split | of the oracle's gain "
@@ -115,9 +120,36 @@ def choices_table(kept: dict[str, Any], shift: str) -> str:
     return "\n".join([CHOICES_HEADER, *rows])
 
 
+def costs_table(kept: dict[str, Any], shift: str) -> str:
+    """A Markdown table of one shift: what each method changes, and what it has computed."""
+    own = {row["method"]: row for row in kept["summaries"] if row["shift"] == shift}
+    over = {row["method"]: row for row in kept["over_training"] if row["shift"] == shift}
+    plain = own["plain"]
+    passes = plain["forward"] + plain["backward"]
+    rows = [
+        f"| `plain` | 1.0 | {plain['original']['value']:.3f} | {plain['shifted']['value']:.3f} | "
+        f"{plain['length_balanced']:.3f} | | |"
+    ]
+    for method, row in own.items():
+        if method == "plain":
+            continue
+        cells = (
+            f"`{method}`",
+            f"{(row['forward'] + row['backward']) / passes:.1f}",
+            points(row["original_change"]),
+            points(row["shifted_change"]),
+            number(row["length_balanced_change"], "+.1f", 100),
+            number(row["worst_change"], "+.1f", 100),
+            points(over.get(method)),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([COSTS_HEADER, *rows])
+
+
 TABLES: dict[str, Callable[[dict[str, Any], str], str]] = {
     "table": table,
     "choices": choices_table,
+    "costs": costs_table,
 }
 
 
@@ -232,12 +264,13 @@ def main() -> None:
     if arguments.keep:
         keep(Path(arguments.keep[0]), arguments.keep[1])
         return
-    page = PAGE.read_text(encoding="utf-8")
-    made = render(page)
-    if arguments.write:
-        PAGE.write_text(made, encoding="utf-8")
-    elif made != page:
-        raise SystemExit("docs/does-it-work.md is not as the results are: run with --write")
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        made = render(page)
+        if arguments.write:
+            path.write_text(made, encoding="utf-8")
+        elif made != page:
+            raise SystemExit(f"docs/{path.name} is not as the results are: run with --write")
 
 
 if __name__ == "__main__":

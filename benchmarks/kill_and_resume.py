@@ -4,8 +4,10 @@
     python benchmarks/kill_and_resume.py --kills 200 --output results.json
 
 Each life of a run is a fork of this process, which has its imports behind it: a start takes no
-time. A life ends by SIGKILL after a random time, up to sixteen times a run; then the run goes on to
-its end, and every file of it is compared with that of the unbroken run, without what a clock wrote.
+time. A run has up to sixteen lives that end by SIGKILL, each at a random moment of a stage; the
+stages are drawn beforehand and put in the run's order, so that short ones are hit as often as long
+ones. Then the run goes on to its end, and every file of it is compared with that of the unbroken
+run, without what a clock wrote.
 """
 
 import argparse
@@ -85,19 +87,39 @@ def start(words: list[str], log: Path) -> int:
         os._exit(code)
 
 
-def live(words: list[str], log: Path, seconds: float | None) -> int | None:
-    """The exit code of a life; None where it was killed after `seconds`."""
+def live(words: list[str], log: Path, stage: Path | None = None, seconds: float = 0) -> int | None:
+    """The exit code of a life; None where it was killed, `seconds` after it began a stage."""
     pid = start(words, log)
-    end = None if seconds is None else time.monotonic() + seconds
+    end = None
+    partial = stage and stage.with_name(f".{stage.name}.partial")
+    before = identity(partial)
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
+        if end is None and identity(partial) != before:
+            end = time.monotonic() + seconds
         if end is not None and time.monotonic() >= end:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return None
         time.sleep(0.002)
+
+
+def identity(folder: Path | None) -> int | None:
+    """Which folder stands there: one made anew under the same name is another."""
+    try:
+        return None if folder is None else folder.stat().st_ctime_ns
+    except FileNotFoundError:
+        return None
+
+
+def stages_of(run: Path) -> dict[str, float]:
+    """Seconds that each finished stage of a run took, by its place in the run, in their order."""
+    return {
+        path.parent.relative_to(run).as_posix(): read_json(path)["seconds"]
+        for path in sorted(run.rglob("stage.json"), key=lambda path: path.stat().st_mtime_ns)
+    }
 
 
 def artefacts(run: Path) -> dict[str, str]:
@@ -139,25 +161,25 @@ def kill_and_resume(kills: int, seed: int, folder: Path) -> dict[str, Any]:
         importlib.import_module(name)
     log = folder / "log.txt"
     began = time.monotonic()
-    code = live(words_of(folder / "whole"), log, None)
+    code = live(words_of(folder / "whole"), log)
     assert code == 0, log.read_text(encoding="utf-8")
     whole_seconds = time.monotonic() - began
-    whole = artefacts(folder / "whole")
+    whole, stages = artefacts(folder / "whole"), stages_of(folder / "whole")
     draw = random.Random(seed)
     hit: Counter[str] = Counter()
     killed = runs = identical = 0
     while killed < kills:
         runs += 1
         run = folder / f"run_{runs}"
-        lives = 0
-        while lives < MOST_LIVES and killed < kills:
-            code = live(words_of(run), log, draw.uniform(0.02, whole_seconds / 6))
+        order = list(stages)
+        for name in sorted(draw.choices(order, k=min(MOST_LIVES, kills - killed)), key=order.index):
+            code = live(words_of(run), log, run / name, draw.uniform(0, stages[name]))
             if code is not None:
                 break
-            killed, lives = killed + 1, lives + 1
+            killed += 1
             hit.update(stages_in_work(run) or ["between stages"])
         if code is None:
-            code = live(words_of(run), log, None)
+            code = live(words_of(run), log)
         assert code == 0, log.read_text(encoding="utf-8")
         found = artefacts(run)
         if found == whole:

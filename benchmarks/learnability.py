@@ -18,12 +18,12 @@ from metarm.config_file import read_settings
 from metarm.data.meta_sets import load_groups, load_prompts
 from metarm.data.preferences import load_preferences
 from metarm.evaluation.scorecard import score_groups
+from metarm.gold_labels import label_groups
 from metarm.metrics import accuracy_estimate, mean_estimate, pair_accuracy, within_group_gaps
 from metarm.models.reward_model import load_score_function
 from metarm.policy.sampling import sample_groups
 from metarm.progress import SilentProgress
 from metarm.schema import PreferencePair, ResponseGroup
-from metarm.sources import label_groups
 from metarm.storage import write_json
 from metarm.training import train_reward_model
 from metarm.world.build import draw_pair

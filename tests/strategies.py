@@ -30,7 +30,8 @@ def prompts() -> st.SearchStrategy[Prompt]:
 def pairs() -> st.SearchStrategy[PreferencePair]:
     """A pair whose sides differ."""
     margins = st.none() | st.floats(allow_nan=False, allow_infinity=False)
-    return st.builds(PreferencePair, prompts(), texts(), texts(), margins).filter(
+    labels = st.none() | st.floats(0.0, 1.0)
+    return st.builds(PreferencePair, prompts(), texts(), texts(), margins, labels).filter(
         lambda pair: pair.chosen != pair.rejected
     )
 

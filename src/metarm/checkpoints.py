@@ -219,6 +219,11 @@ class StateKeeper:
         self._fingerprint = fingerprint
         self._pace = Pace(place.every if place else None)
 
+    @property
+    def folder(self) -> Path | None:
+        """Where checkpoints are; None: nothing is kept."""
+        return None if self._place is None else self._place.folder
+
     def newest(self) -> tuple[int, Any] | None:
         """Steps done and the state after them; None where the work begins."""
         self._pace.begin()

@@ -17,6 +17,7 @@ from metarm.config_base import (
     Positive,
     Seed,
 )
+from metarm.config_labels import AnswerSettings, label_problem, needs_gold
 from metarm.config_optimize import OptimizeSettings
 from metarm.errors import nearest_names
 from metarm.meta_strength import META_NUMBERS, resolve_strength
@@ -129,6 +130,18 @@ class RewardSettings(_Settings):
     """Longest prompt plus response, in tokens; longer pairs are counted and left out."""
     center_rewards_coefficient: NonNegative | None = None
     """Weight of the squared mean score, TRL's reward centring."""
+    batch_sum_coefficient: NonNegative = 0.0
+    """Weight of a batch's squared sum of scores over its size (BSR)."""
+    weight_decay: NonNegative = 0.0
+    """Weight decay of AdamW."""
+    start_decay: NonNegative = 0.0
+    """The same towards the weights that training begins from (L2-SP), in place of zero."""
+    score_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the last state's places that the score head does not see in a step."""
+    text_loss_coefficient: NonNegative = 0.0
+    """Weight of the language-model loss on the chosen texts (GRM: 0.01); from a language model."""
+    train_head_only: bool = False
+    """Train the score head alone, on the model's states as they are."""
     use_peft: bool = False
     """Train a LoRA adapter and the score head instead of all weights."""
     lora_r: Count = 16
@@ -173,6 +186,11 @@ class RewardSettings(_Settings):
     @model_validator(mode="after")
     def _one_strength(self) -> "RewardSettings":
         resolve_strength(self.meta_strength, {name: getattr(self, name) for name in META_NUMBERS})
+        if self.train_head_only and (self.use_peft or self.text_loss_coefficient):
+            raise ValueError(
+                "train_head_only leaves the model's states as they are: leave out use_peft and "
+                "text_loss_coefficient, which are about them"
+            )
         return self
 
 
@@ -216,7 +234,17 @@ class ArmSettings(_Settings):
     meta_mode: Literal["off", "ascent", "descent", "joint"] | None = None
     """Overrides `reward.meta_mode` in this arm; None: as there."""
     num_gold_labels: int = Field(default=0, ge=0)
-    """Pairs of the policy's own responses labelled by the gold function each round."""
+    """Short for that many `labels_per_round` by gold, at random, on the policy's own pairs."""
+    labels_per_round: int = Field(default=0, ge=0)
+    """Pairs that are labelled each round: docs/labels-in-the-loop.md."""
+    labels_from: str = "gold"
+    """`gold`, `people`, `model`, `module:function`, or the address of a served reward model."""
+    labels_choice: str = "random"
+    """How pairs are chosen: `random`, `mix`, or another strategy of `metarm select`."""
+    labels_on: Literal["policy", "original"] = "policy"
+    """Pairs of the policy that begins the round, or of the SFT policy on the same prompts."""
+    label_noise: NonNegative = 0.0
+    """Gold errs: P(first) = sigmoid(gold difference / label_noise); 0: it never does."""
     label_repeat: Count = 8
     """How often each of those pairs stands in the training set."""
     relabel_original: bool = False
@@ -287,6 +315,7 @@ class RunSettings(_Settings):
     sampling: SamplingSettings = SamplingSettings()
     optimize: OptimizeSettings = OptimizeSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    labels: AnswerSettings = AnswerSettings()
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunSettings":
@@ -300,7 +329,7 @@ class RunSettings(_Settings):
                     f"custom_arms: {name!r} cannot name a folder: leave out / and a leading dot"
                 )
             bought = {
-                "labels": arm.num_gold_labels or arm.relabel_original,
+                "labels": arm.num_gold_labels or arm.labels_per_round or arm.relabel_original,
                 "members": arm.members > 1,
                 "keep_champion": arm.keep_champion,
             }
@@ -314,6 +343,8 @@ class RunSettings(_Settings):
                 raise ValueError(
                     f"custom_arms.{name}.pessimism: one reward model has no spread: set members"
                 )
+            if problem := label_problem(arm, self.labels):
+                raise ValueError(f"custom_arms.{name}: {problem}")
             if arm.settings:
                 self._with(name, arm.settings)
             mode = self.for_arm(name).reward.meta_mode
@@ -348,11 +379,11 @@ class RunSettings(_Settings):
                 "set `data.preferences`, or both `evaluation.gold` and `data.prompts` to have "
                 "pairs of the SFT policy's responses labelled by the gold function"
             )
-        needs_gold = [n for n in self.arms if known[n].num_gold_labels or known[n].relabel_original]
-        if needs_gold and self.world is None and self.evaluation.gold is None:
+        on_gold = [name for name in self.arms if needs_gold(known[name])]
+        if on_gold and self.world is None and self.evaluation.gold is None:
             raise ValueError(
-                f"arms {needs_gold} need gold labels: set `evaluation.gold`, or leave them out: "
-                f"`arms: [{', '.join(n for n in self.arms if n not in needs_gold)}]`"
+                f"arms {on_gold} need gold labels: set `evaluation.gold`, or leave them out: "
+                f"`arms: [{', '.join(n for n in self.arms if n not in on_gold)}]`"
             )
         optimize = self.optimize
         if optimize.algo == "ppo" and optimize.num_iterations <= optimize.value_warmup_iterations:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from metarm.errors import ShapeError
 
-__all__ = ["bradley_terry_loss", "difference_gradient", "difference_loss"]
+__all__ = ["batch_sum_penalty", "bradley_terry_loss", "difference_gradient", "difference_loss"]
 
 
 def difference_loss(
@@ -143,6 +143,28 @@ def bradley_terry_loss(
     if label is None:
         return -functional.logsigmoid(gap).mean()
     return -(label * functional.logsigmoid(gap) + (1 - label) * functional.logsigmoid(-gap)).mean()
+
+
+def batch_sum_penalty(scores: Tensor) -> Tensor:
+    """A batch's squared sum of scores, over its size: what holds their free offset and scale.
+
+    P = n * mean(s)^2 = (sum s)^2 / n
+
+    Args:
+        scores: All scores of a batch, any shape, in logits.
+
+    Returns:
+        Scalar >= 0: 0 where they sum to 0, n c^2 where all n are c.
+
+    Source:
+        Batch-wise sum-to-zero regularisation, Hong et al. 2505.07271. Differs: over the batch's
+        size, so that a weight means the same in any.
+
+    Example:
+        >>> batch_sum_penalty(torch.tensor([[1.0, 3.0]])).item()
+        8.0
+    """
+    return scores.mean().square() * scores.numel()
 
 
 def _signs(ranking: Tensor, scores: Tensor, mask: Tensor) -> Tensor:

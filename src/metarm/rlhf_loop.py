@@ -16,8 +16,10 @@ import torch
 
 from metarm.config import RunSettings
 from metarm.protocols import ProgressReporter
+from metarm.round_evaluation import SFT_ARM
+from metarm.round_labels.waiting import Waiting, hand_out
 from metarm.run_folder import open_run_folder
-from metarm.seed_run import SFT_ARM, SeedRun
+from metarm.seed_run import SeedRun
 from metarm.sources import prepare_sources
 from metarm.workers import run_in_processes
 
@@ -27,7 +29,8 @@ __all__ = ["run_rounds", "run_seed"]
 def run_rounds(settings: RunSettings, *, progress: ProgressReporter) -> Path:
     """Run every arm for every seed, or go on with a run that was stopped.
 
-    A finished run goes on too: with more rounds, arms or seeds, in more workers, elsewhere.
+    A finished run goes on too: with more rounds, arms or seeds, in more workers, elsewhere. An arm
+    that waits for people ends where it waits; all others go on to their end.
 
     Args:
         settings: The whole run.
@@ -41,7 +44,8 @@ def run_rounds(settings: RunSettings, *, progress: ProgressReporter) -> Path:
         FingerprintError: When a finished stage was made with other settings.
 
     Writes:
-        `config.yaml`, `run.json` and a folder for each seed: docs/run-folder.md.
+        `config.yaml`, `run.json`, a folder for each seed and, where people are asked,
+        `labels.sqlite`: docs/run-folder.md.
     """
     with open_run_folder(settings) as folder:
         jobs = {f"seed {seed}": partial(run_seed, settings, seed) for seed in settings.seeds}
@@ -52,6 +56,8 @@ def run_rounds(settings: RunSettings, *, progress: ProgressReporter) -> Path:
                 for name, job in jobs.items():
                     job(progress=progress)
                     bar.advance(1, f"{name} is done")
+        # Here, where all seeds are: a label store has one writer.
+        hand_out(folder)
     return folder
 
 
@@ -76,7 +82,12 @@ def _run_arms(seed_run: "SeedRun") -> None:
         for arm in arms:
             position = start
             for round_number in range(1, settings.rounds + 1):
-                position = seed_run.run_round(arm, round_number, position, first_reward)
+                reached = seed_run.run_round(arm, round_number, position, first_reward)
+                if isinstance(reached, Waiting):
+                    left = settings.rounds + 1 - round_number
+                    bar.advance(left, f"{arm} round {round_number} waits for labels")
+                    break
+                position = reached
                 bar.advance(1, f"{arm} round {round_number}")
 
 

@@ -70,9 +70,15 @@ class PreferencePair:
     rejected: str
     margin: float | None = None
     """Offset inside the Bradley-Terry loss, in score units (logits); None means 0."""
+    p: float | None = None
+    """Probability in [0, 1] that `chosen` is the better one: a soft label; None means 1."""
+    source: str = ""
+    """What made this row from others, such as `pseudo-label` or `neutral`; empty: a label."""
+    parent_id: str = ""
+    """`data.derived.pair_id` or `group_id` of what it was made from, several joined by +."""
 
     def to_json(self) -> dict[str, Any]:
-        """A row with the field's usual column names; `margin` only where there is one."""
+        """A row with the field's usual column names; of the others those that say something."""
         row: dict[str, Any] = {
             "prompt": prompt_to_json(self.prompt),
             "chosen": self.chosen,
@@ -80,6 +86,10 @@ class PreferencePair:
         }
         if self.margin is not None:
             row["margin"] = self.margin
+        if self.p is not None:
+            row["p"] = self.p
+        if self.parent_id:
+            row |= {"source": self.source, "parent_id": self.parent_id}
         return row
 
 

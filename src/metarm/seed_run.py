@@ -3,7 +3,6 @@
 
 import gc
 import inspect
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,32 +13,30 @@ from metarm.chunk_log import ChunkLog
 from metarm.config import ArmSettings, RewardSettings, RunSettings
 from metarm.config_optimize import OptimizeSettings
 from metarm.data.meta_sets import load_demonstrations, load_groups, save_groups
-from metarm.data.preferences import load_preferences, save_preferences
+from metarm.data.preferences import save_preferences
 from metarm.data.reservoir import keep_reservoir
 from metarm.evaluation.champion import PromotionRules
 from metarm.evaluation.champion_folder import keep_better
-from metarm.evaluation.scorecard import ScoreFunctions, evaluate_round, sample_for_evaluation
+from metarm.gold_labels import label_groups, relabel_pairs
 from metarm.models.ensemble import load_reward, save_ensemble
 from metarm.policy.optimizers import build_optimizer
 from metarm.policy.sampling import sample_groups
 from metarm.protocols import ProgressReporter
+from metarm.round_evaluation import EvaluationWork, evaluate
+from metarm.round_labels.stages import LabelWork, buy_labels, load_labels
+from metarm.round_labels.waiting import Waiting
 from metarm.schema import PreferencePair, Prompt, ResponseGroup
-from metarm.sources import Sources, label_groups, relabel_pairs
+from metarm.sources import Sources
 from metarm.storage import (
     Stage,
     build_stage,
     checkpoints_of,
     content_digest,
     fingerprint,
-    write_json,
-    write_json_lines,
 )
 from metarm.training import train_reward_model
 
-__all__ = ["SFT_ARM", "Position", "SeedRun"]
-
-SFT_ARM = "sft"
-NEW_TASK = "evaluation_new_task"
+__all__ = ["Position", "SeedRun"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,7 @@ class Position:
     members: tuple[Stage, ...]
     evaluation: Stage
     labels: tuple[Stage, ...] = ()
-    """The sample stages whose gold labels this arm has bought so far."""
+    """The stages whose labels this arm has bought so far."""
     past: tuple[Stage, ...] = ()
     """The sample stages of the rounds that are over, where a reservoir keeps some of them."""
     new_task: Stage | None = None
@@ -81,15 +78,18 @@ class SeedRun:
         """Round 0: the SFT policy, scored by the first reward model."""
         place = self.folder / "arms" / arm / "round_00"
         policy = self.sources.policy
-        evaluation, new_task = self._evaluate(
-            place, arm, 0, policy, first_reward, first_reward, None, 0.0
+        evaluation, new_task = evaluate(
+            self._evaluation(place, arm, 0, first_reward), policy, first_reward, (None, None), 0.0
         )
         return Position(policy, first_reward, (first_reward,), evaluation, new_task=new_task)
 
     def run_round(
         self, arm: str, round_number: int, start: Position, first_reward: Stage
-    ) -> Position:
-        """One round of one arm: sample, train the reward model, optimise, evaluate."""
+    ) -> Position | Waiting:
+        """One round of one arm: sample, label, train the reward model, optimise, evaluate.
+
+        A round that asks people stops until they have answered.
+        """
         place = self.folder / "arms" / arm / f"round_{round_number:02d}"
         samples: list[Stage] = []
         trained: list[Stage] = []
@@ -97,9 +97,17 @@ class SeedRun:
         labels, past = start.labels, start.past
         if self.settings.arm(arm).reward == "retrain":
             if self._needs_samples(arm):
-                samples.append(self._sample_stage(place / "samples", arm, start, round_number))
+                samples.append(
+                    self._sample_stage(place / "samples", arm, start.policy, round_number)
+                )
             if self.settings.arm(arm).num_gold_labels:
                 labels = (*labels, *samples)
+            if self.settings.arm(arm).labels_per_round:
+                bought = self._buy_labels(place, arm, start, samples, round_number)
+                if isinstance(bought, Waiting):
+                    return bought
+                labels = (*labels, bought)
+                trained.append(bought)
             members = self._retrain(place, arm, start, samples, labels, round_number)
             trained += members
             if self.settings.arm(arm).meta_reservoir:
@@ -115,10 +123,22 @@ class SeedRun:
                 reward, members = start.reward, start.members
         policy = self._policy_stage(place / "policy", arm, start, reward, round_number)
         seconds = sum(stage.seconds for stage in [*samples, *trained, policy])
-        evaluation, new_task = self._evaluate(
-            place, arm, round_number, policy, reward, first_reward, start, seconds
+        evaluation, new_task = evaluate(
+            self._evaluation(place, arm, round_number, first_reward),
+            policy,
+            reward,
+            (start.evaluation, start.new_task),
+            seconds,
         )
         return Position(policy, reward, members, evaluation, labels, past, new_task)
+
+    def _evaluation(
+        self, place: Path, arm: str, round_number: int, first_reward: Stage
+    ) -> EvaluationWork:
+        return EvaluationWork(
+            self.settings, arm, self.seed, round_number, place, self.folder, self.sources,
+            first_reward, self.progress,
+        )  # fmt: skip
 
     def _checkpoints(self, folder: Path) -> CheckpointPlace:
         """Where a stage that is built in `folder` keeps what it goes on from."""
@@ -127,7 +147,8 @@ class SeedRun:
     def _needs_samples(self, arm: str) -> bool:
         meta_mode = self.settings.for_arm(arm).reward.meta_mode
         own = self.settings.arm(arm)
-        return meta_mode != "off" or bool(own.num_gold_labels) or own.keep_champion
+        buys = own.num_gold_labels or (own.labels_per_round and own.labels_on == "policy")
+        return meta_mode != "off" or bool(buys) or own.keep_champion
 
     def _draw_seed(self, what: str, round_number: int) -> int:
         """The same in every arm, so that arms are compared on the same draws.
@@ -136,9 +157,25 @@ class SeedRun:
         """
         return int(fingerprint(what, self.seed, round_number), 16) % 2**32
 
-    def _sample_stage(
-        self, place: Path, arm_name: str, start: Position, round_number: int
-    ) -> Stage:
+    def _buy_labels(
+        self,
+        place: Path,
+        arm: str,
+        start: Position,
+        samples: Sequence[Stage],
+        round_number: int,
+    ) -> Stage | Waiting:
+        """The labels that an arm buys in a round, on its policy's responses or on SFT's."""
+        if self.settings.arm(arm).labels_on == "original":
+            sft = self.sources.policy
+            samples = [self._sample_stage(place / "samples_original", arm, sft, round_number)]
+        work = LabelWork(
+            self.settings, arm, self.seed, round_number, place, self.sources, self.progress,
+            draw=self._draw_seed("samples", round_number),
+        )  # fmt: skip
+        return buy_labels(work, samples[0], start.reward, start.labels)
+
+    def _sample_stage(self, place: Path, arm_name: str, policy: Stage, round_number: int) -> Stage:
         arm = self.settings.arm(arm_name)
         sampling = self.settings.for_arm(arm_name).sampling
         seed = self._draw_seed("samples", round_number)
@@ -151,7 +188,7 @@ class SeedRun:
 
         def build(folder: Path) -> dict[str, Any]:
             groups = sample_groups(
-                start.policy.folder,
+                policy.folder,
                 self.sources.policy_prompts,
                 sampling,
                 seed=seed,
@@ -166,7 +203,7 @@ class SeedRun:
                 save_preferences(folder / "labels.jsonl", labels)
             return {"num_groups": len(groups), "num_labels": len(labels)}
 
-        return build_stage(place, record, [start.policy, self.sources.data], build, goes_on=True)
+        return build_stage(place, record, [policy, self.sources.data], build, goes_on=True)
 
     def _retrain(
         self,
@@ -183,14 +220,7 @@ class SeedRun:
         if arm.relabel_original:
             assert self.sources.gold is not None  # RunSettings has checked it
             pairs = relabel_pairs(pairs, self.sources.gold)
-        bought = [
-            pair
-            for stage in labels
-            if stage.metrics["num_labels"]
-            for pair in load_preferences(
-                stage.folder / "labels.jsonl", "trl-explicit", keep_blank=True
-            ).pairs
-        ]
+        bought = load_labels(labels)
         groups: list[ResponseGroup] = []
         if own.reward.meta_mode != "off":
             groups = self._meta_set(arm, samples, start.past, round_number)
@@ -355,104 +385,6 @@ class SeedRun:
         if not optimize.ptx_coef or optimize.ptx_texts or path is None:
             return []
         return load_demonstrations(path)
-
-    def _evaluate(
-        self,
-        place: Path,
-        arm: str,
-        round_number: int,
-        policy: Stage,
-        reward: Stage,
-        first_reward: Stage,
-        start: Position | None,
-        seconds: float,
-    ) -> tuple[Stage, Stage | None]:
-        """The round's evaluation on original prompts and, where there is one, on the new task."""
-        sources = self.sources
-        common = (arm, round_number, policy, reward, first_reward)
-        before = start.evaluation if start else None
-        original = self._evaluation_stage(
-            place / "evaluation", *common, before, seconds, sources.test_prompts, sources.test_pairs
-        )
-        if not sources.new_task_test_prompts:
-            return original, None
-        before = start.new_task if start else None
-        return original, self._evaluation_stage(
-            place / NEW_TASK, *common, before, seconds, sources.new_task_test_prompts, ()
-        )
-
-    def _evaluation_stage(
-        self,
-        place: Path,
-        arm: str,
-        round_number: int,
-        policy: Stage,
-        reward: Stage,
-        first_reward: Stage,
-        previous: Stage | None,
-        seconds: float,
-        test_prompts: Sequence[Prompt],
-        held_out: Sequence[PreferencePair],
-    ) -> Stage:
-        settings, optimize = self.settings.evaluation, self.settings.for_arm(arm).optimize
-        prompts = test_prompts[: settings.num_prompts]
-        sft = self.folder / "arms" / SFT_ARM / "round_00" / place.name / "groups.jsonl"
-
-        def build(folder: Path) -> dict[str, Any]:
-            started = time.monotonic()
-            samples = sample_for_evaluation(
-                policy.folder,
-                self.sources.policy.folder,
-                prompts,
-                settings,
-                optimize,
-                batch_size=self.settings.sampling.batch_size,
-                seed=self.seed,
-                progress=self.progress,
-                log=_log(folder),
-            )
-            save_groups(folder / "groups.jsonl", samples.groups)
-            score = load_reward(reward.folder)
-            test_pairs = score.fitting_pairs(held_out) if held_out else []
-            # By the reward model: own, SFT's and the last policy's; by the first one: own.
-            num_scores = 4 * len(prompts) * settings.num_generations + 2 * len(test_pairs)
-            with self.progress.stage("evaluate: score responses", num_scores) as bar:
-                card, rows = evaluate_round(
-                    arm=arm,
-                    seed=self.seed,
-                    round_number=round_number,
-                    samples=samples,
-                    sft_groups=load_groups(sft) if previous else samples.groups,
-                    previous_groups=load_groups(previous.folder / "groups.jsonl")
-                    if previous
-                    else None,
-                    test_pairs=test_pairs,
-                    scores=ScoreFunctions(
-                        reward=score.reporting_to(bar),
-                        first=load_reward(first_reward.folder).reporting_to(bar),
-                        gold=self.sources.gold,
-                    ),
-                    settings=settings,
-                    seconds_before=seconds + time.monotonic() - started,
-                )
-            write_json(folder / "scorecard.json", card.to_json())
-            write_json_lines(folder / "samples.jsonl", rows)
-            return {}
-
-        record = {
-            "evaluation": settings.model_dump(),
-            "sampling": {
-                "temperature": optimize.temperature,
-                "max_completion_length": optimize.max_completion_length,
-                "batch_size": self.settings.sampling.batch_size,
-            },
-            "arm": arm,
-            "round": round_number,
-            "seed": self.seed,
-            **({"task": place.name} if place.name == NEW_TASK else {}),
-        }
-        inputs = [policy, reward, first_reward, *([previous] if previous else [])]
-        return build_stage(place, record, inputs, build, goes_on=True)
 
 
 def _log(folder: Path) -> ChunkLog:

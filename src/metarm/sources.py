@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run starts from: policy, pairs, prompts and gold, of files, a gold function or a world."""
 
-import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +10,22 @@ from typing import Any
 from metarm.checkpoints import CheckpointPlace
 from metarm.chunk_log import ChunkLog
 from metarm.config import RunSettings, SamplingSettings, SftSettings, WorldSettings
+from metarm.data.derived import split_labelled, without_kin_of
 from metarm.data.meta_sets import load_demonstrations, load_prompts
 from metarm.data.preferences import (
     load_preferences,
     save_preferences,
-    split_by_prompt,
     unseen_prompts,
     without_prompts_of,
 )
 from metarm.errors import ConfigError, EmptySetError, ModelError
+from metarm.gold_labels import label_groups
 from metarm.models.loading import load_encoder, read_context_length
 from metarm.policy.sampling import sample_groups
 from metarm.policy.sft import train_sft
 from metarm.protocols import ProgressReporter, ScoreFunction
 from metarm.resolve import load_gold
-from metarm.schema import PreferencePair, Prompt, ResponseGroup, prompt_to_json
+from metarm.schema import PreferencePair, Prompt, prompt_to_json
 from metarm.storage import (
     Stage,
     build_stage,
@@ -36,7 +36,7 @@ from metarm.storage import (
 from metarm.world.build import build_world
 from metarm.world.language import GoldReward, build_language
 
-__all__ = ["Sources", "label_groups", "prepare_sources", "relabel_pairs"]
+__all__ = ["Sources", "prepare_sources"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,55 +126,6 @@ def _saved_prompts(path: Path) -> tuple[Prompt, ...]:
 
 def _saved_pairs(path: Path) -> tuple[PreferencePair, ...]:
     return load_preferences(path, "trl-explicit", keep_blank=True).pairs
-
-
-def label_groups(
-    groups: Sequence[ResponseGroup], gold: ScoreFunction, count: int, *, seed: int
-) -> list[PreferencePair]:
-    """Pairs of responses labelled by gold, `count` of them, spread over the groups.
-
-    Every group gives one pair before any gives a second; groups and pairs are drawn by `seed`.
-    Pairs that tie in gold are passed over: fewer come back where there are no others. Blank
-    responses are labelled like any: a reward model that never saw one may like it best.
-    """
-    draw = random.Random(f"labels|{seed}")
-    choices = []
-    for group in draw.sample(list(groups), len(groups)):
-        texts = list(dict.fromkeys(group.responses))
-        pairs = [(group.prompt, min(p), max(p)) for p in itertools.combinations(texts, 2)]
-        choices.append(draw.sample(pairs, len(pairs)))
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*choices))
-    # Two groups may share a prompt, and then a pair.
-    waiting = [choice for choice in dict.fromkeys(turns) if choice is not None]
-    labelled: list[PreferencePair] = []
-    while waiting and len(labelled) < count:
-        part = waiting[: count - len(labelled)]
-        waiting = waiting[len(part) :]
-        scores = gold(
-            [prompt for prompt, *_ in part for _ in range(2)],
-            [response for _, *pair in part for response in pair],
-        )
-        for (prompt, first, second), one, two in zip(part, scores[::2], scores[1::2], strict=True):
-            if one != two:
-                chosen, rejected = (first, second) if one > two else (second, first)
-                labelled.append(PreferencePair(prompt, chosen, rejected))
-    return labelled
-
-
-def relabel_pairs(
-    pairs: Sequence[PreferencePair], gold: ScoreFunction
-) -> tuple[PreferencePair, ...]:
-    """The same pairs ordered by gold, without margins; pairs that tie in gold are left out."""
-    prompts = [pair.prompt for pair in pairs]
-    chosen = gold(prompts, [pair.chosen for pair in pairs])
-    rejected = gold(prompts, [pair.rejected for pair in pairs])
-    return tuple(
-        PreferencePair(pair.prompt, pair.chosen, pair.rejected)
-        if one > two
-        else PreferencePair(pair.prompt, pair.rejected, pair.chosen)
-        for pair, one, two in zip(pairs, chosen, rejected, strict=True)
-        if one != two
-    )
 
 
 def _external(model: str) -> Stage:
@@ -271,9 +222,9 @@ def _data_stage(
         if data.preferences_test is not None:
             loaded_test = load_preferences(data.preferences_test, data.data_format)
             test, test_summary = list(loaded_test.pairs), loaded_test.report.summary()
-            train = without_prompts_of(pairs, test)
+            train = without_kin_of(without_prompts_of(pairs, test), test)
         else:
-            train, test = split_by_prompt(pairs, data.test_fraction, seed)
+            train, test = split_labelled(pairs, data.test_fraction, seed)
             test_summary = ""
         prompts = _split_prompts(settings, train, test, seed)
         train_prompts, test_prompts = (_fitting(settings, policy, part) for part in prompts)

@@ -32,7 +32,7 @@ EXPECTED = {
         PreferencePair("\n\nHuman: Name a bird.\n\nAssistant:", " Owl.", " Trout."),
     ],
     "trl-explicit": [
-        PreferencePair("The sky is", " blue.", " green.", 0.5),
+        PreferencePair("The sky is", " blue.", " green.", 0.5, 0.9),
         PreferencePair("Snow is", " white.", " hot."),
     ],
     "trl-implicit": [
@@ -123,7 +123,7 @@ def test_parquet_gives_the_same_pairs(samples, tmp_path, name):
 @pytest.mark.parametrize("name", ["hh-rlhf", "trl-explicit", "trl-implicit"])
 def test_csv_gives_the_same_pairs(samples, tmp_path, name, delimiter):
     rows = [json.loads(line) for line in (samples / f"{name}.jsonl").read_text().splitlines()]
-    columns = ["prompt", "chosen", "rejected", "margin"]
+    columns = ["prompt", "chosen", "rejected", "margin", "p"]
     columns = [column for column in columns if any(column in row for row in rows)]
     path = tmp_path / "data"
     with open(path, "w", newline="", encoding="utf-8-sig") as stream:

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page that answers whether MetaRM works has the figures of the kept results."""
+"""The pages that answer what works have the figures of the kept results."""
 
 import runpy
+from pathlib import Path
+
+import pytest
 
 from docs.pages import REPOSITORY
 
 SCRIPT = runpy.run_path(str(REPOSITORY / "benchmarks" / "does_it_work.py"))
-PAGE = (REPOSITORY / "docs" / "does-it-work.md").read_text(encoding="utf-8")
 
 
-def test_the_tables_are_those_of_the_results() -> None:
-    assert SCRIPT["BLOCK"].search(PAGE), "there is no table"
-    assert SCRIPT["render"](PAGE) == PAGE
-    figure = SCRIPT["BLOCK"].search(PAGE)[0].splitlines()[-2]
-    assert SCRIPT["render"](PAGE.replace(figure, "| changed |")) == PAGE
+@pytest.mark.parametrize("path", SCRIPT["PAGES"], ids=lambda path: path.name)
+def test_the_tables_are_those_of_the_results(path: Path) -> None:
+    page = path.read_text(encoding="utf-8")
+    assert SCRIPT["BLOCK"].search(page), "there is no table"
+    assert SCRIPT["render"](page) == page
+    figure = SCRIPT["BLOCK"].search(page)[0].splitlines()[-2]
+    assert SCRIPT["render"](page.replace(figure, "| changed |")) == page
 
 
 def test_choices_stand_beside_the_method_that_they_are_about() -> None:

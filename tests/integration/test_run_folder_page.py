@@ -19,6 +19,10 @@ ELSEWHERE = {
     "prompts_new_task": "test_new_task",
     "evaluation_new_task": "test_new_task",
     "champion": "test_watch",
+    "samples_original": "test_labels_in_the_loop",
+    "asked": "test_labels_in_the_loop",
+    "labels/": "test_labels_in_the_loop",
+    "sqlite": "test_labels_in_the_loop",
 }
 WORDS = {r"{N}": r"\d+", r"{ARM}": r"[^/]+", "**": ".*", "*": "[^/]*", ".": r"\.", r"\|": "|"}
 

@@ -106,6 +106,30 @@ def test_no_file_means_defaults_and_overrides() -> None:
         ("arms: [pla]", "run.yaml: unknown arm 'pla': did you mean 'plain'?"),
         ("custom_arms: {a: {reward: frozen, members: 2}}", "a: members change nothing where the"),
         ("custom_arms: {a: {pessimism: 1.0}}", "custom_arms.a.pessimism: one reward model has no"),
+        (
+            "custom_arms: {a: {labels_choice: mix}}",
+            "a: labels_choice changes nothing without labels",
+        ),
+        (
+            "custom_arms: {a: {num_gold_labels: 5, labels_per_round: 5}}",
+            "custom_arms.a: num_gold_labels is short for labels_per_round with labels_from: gold",
+        ),
+        (
+            "custom_arms: {a: {labels_per_round: 5, labels_from: people, label_noise: 0.5}}",
+            "custom_arms.a: label_noise is of gold labels, got labels_from: people: leave it out",
+        ),
+        (
+            "custom_arms: {a: {labels_per_round: 5, labels_from: crowd}}",
+            "a: labels_from: expected gold, people, model, module:function or the address of a",
+        ),
+        (
+            "custom_arms: {a: {labels_per_round: 5, labels_from: model}}\nlabels: {model: m}",
+            "a: labels_from: model needs labels.url and labels.model: where it is, and its name",
+        ),
+        (
+            "custom_arms: {a: {labels_per_round: 5, reward: frozen}}",
+            "custom_arms.a: labels change nothing where the reward model is frozen",
+        ),
         ("custom_arms: {a: {settings: {world: {}}}}", "a.settings: 'world' is the same in every"),
         ("custom_arms: {a: {settings: {policy_start: {x: 1}}}}", "a.settings.policy_start: Input"),
         (
@@ -259,3 +283,12 @@ def test_comments_and_blank_lines_change_nothing(path: Path, comment: str) -> No
     plain = read_settings(path, [], RunSettings)
     path.write_text(EXAMPLE.replace("\n", f" {comment}\n\n"), encoding="utf-8")
     assert read_settings(path, [], RunSettings) == plain
+
+
+def test_gold_labels_need_gold_and_labels_of_people_do_not(path: Path) -> None:
+    base = "output_dir: out\nmodel_name_or_path: m\ndata: {preferences: p.jsonl}\narms: [a]\n"
+    arm = "custom_arms: {a: {labels_per_round: 5, labels_from: WHO}}"
+    assert "arms ['a'] need gold labels" in error_of(path, base + arm.replace("WHO", "gold"))
+    for who in ("people", "my_package:judge", "http://127.0.0.1:8000"):
+        path.write_text(base + arm.replace("WHO", f"'{who}'"), encoding="utf-8")
+        assert read_settings(path, [], RunSettings).arm("a").labels_from == who

@@ -170,6 +170,21 @@ def test_margins_are_learnt_from(backbone, tmp_path):
     assert gaps[1] > 1.3 * gaps[0] > 0
 
 
+def test_soft_labels_are_learnt_from(backbone, tmp_path):
+    """A pair that is as likely wrong as right pulls its sides together."""
+    settings = SETTINGS.model_copy(update={"meta_mode": "off", "num_train_epochs": 6.0})
+    gaps = []
+    for name, p in (("certain", None), ("likely", 0.75), ("wrong", 0.1)):
+        pairs = [PreferencePair(r.prompt, r.chosen, r.rejected, p=p) for r in _pairs("train")]
+        # One pair says nothing of how likely it is: it is certain.
+        pairs[0] = _pairs("train")[0]
+        _train(backbone, tmp_path / name, pairs=pairs, settings=settings)
+        gaps.append(
+            evaluate_preferences(load_score_function(tmp_path / name), _pairs("train")).gap_mean
+        )
+    assert gaps[0] > 2.0 * gaps[1] > 0.5 > 0.0 > gaps[2]
+
+
 class _Bars:
     def __init__(self):
         self.stages = {}

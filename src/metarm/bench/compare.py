@@ -25,6 +25,7 @@ from metarm.bench.problem import Problem, build_problem
 from metarm.bench.recipes import read_recipe
 from metarm.bench.results import Cell
 from metarm.bench.shifts import SHIFTS, Shift, thin_shift
+from metarm.bench.stretched import add_made_rows
 from metarm.bench.summary import REFERENCE
 from metarm.bench.trajectory import Cost, Trajectory
 from metarm.config import CompareSettings, SourceSettings
@@ -184,7 +185,9 @@ def _source(settings: CompareSettings, name: str) -> SourceSettings:
 
 def _read_shift(settings: CompareSettings, name: str, seed: int) -> Shift:
     shift = SHIFTS[name](_source(settings, name), seed)
-    return thin_shift(shift, settings.max_pairs, settings.max_test_pairs, seed)
+    shift = thin_shift(shift, settings.max_pairs, settings.max_test_pairs, seed)
+    recipes = (read_recipe(method) for method in settings.methods if ":" not in method)
+    return add_made_rows(shift, [kind for recipe in recipes for kind in recipe.augments])
 
 
 def _features(

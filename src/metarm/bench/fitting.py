@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from metarm.bench.draws import dropout_noise, endless_batches, random_direction
+from metarm.bench.label_choice import choose_labels
 from metarm.bench.networks import FeatureHead, Network, TransformerScore
-from metarm.bench.problem import Problem
-from metarm.bench.recipes import Recipe
+from metarm.bench.problem import Problem, SoftPairs
+from metarm.bench.recipes import PLAIN, Recipe
 from metarm.bench.sides import Critic, density_ratios
 from metarm.bench.trajectory import Cost, Trajectory, accuracies
 from metarm.config import HeadSettings
 from metarm.data.meta_mixture import GroupMixture
+from metarm.errors import ConfigError
 from metarm.meta_step import (
     SIGNS,
     Direction,
@@ -30,7 +33,7 @@ from metarm.meta_step import (
     look_ahead,
     measure_direction,
 )
-from metarm.objectives import bradley_terry_loss, difference_loss
+from metarm.objectives import batch_sum_penalty, bradley_terry_loss, difference_loss
 from metarm.strength import NUM_REFERENCE_PAIRS, RewardUnits, StrengthGuard, mean_rank_correlation
 
 __all__ = [
@@ -44,13 +47,30 @@ EXACT_BACKWARDS: Final = 4
 GROUPS_AT_ONCE: Final = 32
 
 
-def build_network(problem: Problem, settings: HeadSettings, seed: int) -> Network:
-    """A head on the problem's features, or on its backbone; new weights are drawn by the seed."""
+def build_network(
+    problem: Problem, settings: HeadSettings, seed: int, recipe: Recipe = PLAIN
+) -> Network:
+    """A head on the problem's features, or on its backbone; new weights are drawn by the seed.
+
+    Raises:
+        ConfigError: When the recipe changes a head, and there is a backbone under it.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if problem.backbone is not None:
-            return TransformerScore(problem.backbone)
-        return FeatureHead(problem.features, settings.hidden)
+        if problem.backbone is None:
+            return FeatureHead(
+                problem.features,
+                settings.hidden,
+                dropout=recipe.dropout,
+                own_head=recipe.own_head,
+                reconstructs=recipe.reconstruction > 0,
+            )
+        if recipe.is_of_head:
+            raise ConfigError(
+                "dropout, reconstruct and N-labels-apart change a head on frozen features: use "
+                "them with trained=head"
+            )
+        return TransformerScore(problem.backbone)
 
 
 @dataclass(eq=False)
@@ -62,6 +82,8 @@ class _Fit:
     settings: HeadSettings
     network: Network
     pairs: Tensor
+    labels: Tensor | None
+    """P(the first of each pair is better), shape (pairs,); None: 1."""
     weights: Tensor | None
     critic: Critic | None
     guard: StrengthGuard | None
@@ -137,17 +159,19 @@ def train_network(
     """
     started = time.monotonic()
     draw = torch.Generator().manual_seed(seed * 1009 + member)
-    pairs = _training_pairs(problem, recipe)
+    pairs, labels = _training_pairs(problem, recipe, seed)
     if recipe.members > 1:
-        pairs = pairs[torch.randint(len(pairs), (len(pairs),), generator=draw)]
+        drawn = torch.randint(len(pairs), (len(pairs),), generator=draw)
+        pairs, labels = pairs[drawn], None if labels is None else labels[drawn]
     # Averaged weights must lie in one basin: their members share a start.
     start = seed * 1009 + (0 if recipe.averages_weights else member)
     fit = _Fit(
         problem,
         recipe,
         settings,
-        build_network(problem, settings, start),
+        build_network(problem, settings, start, recipe),
         pairs,
+        labels,
         density_ratios(problem, pairs) if recipe.weighs_pairs else None,
         None,
         StrengthGuard(recipe.least_rank_correlation)
@@ -161,10 +185,10 @@ def train_network(
     optimizer = torch.optim.AdamW(
         parameters,
         lr=settings.learning_rate or fit.network.default_learning_rate,
-        weight_decay=settings.weight_decay,
+        weight_decay=settings.weight_decay if recipe.weight_decay is None else recipe.weight_decay,
     )
-    pair_rows = _endless(len(pairs), settings.batch_size, draw)
-    group_rows = _endless(len(problem.groups), settings.num_groups, draw)
+    pair_rows = endless_batches(len(pairs), settings.batch_size, draw)
+    group_rows = endless_batches(len(problem.groups), settings.num_groups, draw)
     mixture = None
     if recipe.source_floor is not None and len(set(problem.sources)) > 1:
         mixture = GroupMixture(problem.sources, floor=recipe.source_floor, seed=start)
@@ -177,7 +201,10 @@ def train_network(
             drawn = _draw_by_source(fit, mixture, chosen, step)
         groups = problem.groups[drawn]
         optimizer.zero_grad(set_to_none=True)
-        with _around(fit, chosen, groups[: fit.num_groups], is_meta=is_meta):
+        with (
+            dropout_noise(recipe.dropout, start, step),
+            _around(fit, chosen, groups[: fit.num_groups], is_meta=is_meta),
+        ):
             _preference_loss(fit, chosen, groups).backward()
         optimizer.step()
         if step % settings.measure_every == 0 or step == settings.num_steps:
@@ -209,21 +236,15 @@ def _agreement(problem: Problem, scores: Tensor, plain: Tensor) -> float | None:
     return mean_rank_correlation(problem.watched_groups, scores, plain)
 
 
-def _training_pairs(problem: Problem, recipe: Recipe) -> Tensor:
-    if recipe.is_oracle:
-        return problem.own_labels
-    labels = problem.own_labels[: recipe.num_labels].repeat(LABEL_REPEAT, 1)
-    return torch.cat([problem.pairs, labels])
-
-
-def _endless(size: int, batch: int, draw: torch.Generator) -> Iterator[Tensor]:
-    """Batches of row numbers; each comes once before any comes again."""
-    waiting = torch.empty(0, dtype=torch.long)
-    while True:
-        while len(waiting) < batch:
-            waiting = torch.cat([waiting, torch.randperm(size, generator=draw)])
-        yield waiting[:batch]
-        waiting = waiting[batch:]
+def _training_pairs(problem: Problem, recipe: Recipe, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Pairs, labelled original ones first, and how likely the first side of each is better."""
+    pairs = problem.own_labels
+    if not recipe.is_oracle:
+        own = choose_labels(problem, recipe.label_choice, recipe.num_labels, seed)
+        pairs = torch.cat([problem.pairs, own.repeat(LABEL_REPEAT, 1)])
+    if problem.extra is None:
+        return pairs, None
+    return SoftPairs(pairs, torch.ones(len(pairs))).plus(problem.extra)
 
 
 def _draw_by_source(fit: _Fit, mixture: GroupMixture, chosen: Tensor, step: int) -> Tensor:
@@ -240,17 +261,37 @@ def _draw_by_source(fit: _Fit, mixture: GroupMixture, chosen: Tensor, step: int)
     return torch.tensor(drawn)
 
 
+def _pair_scores(fit: _Fit, chosen: Tensor) -> Tensor:
+    """Scores of pairs, shape (pairs, 2); where there are two tasks, each by its own last layer."""
+    rows = fit.pairs[chosen]
+    if not fit.recipe.own_head:
+        return fit.scores(rows)
+    assert isinstance(fit.network, FeatureHead)
+    fit.cost.forward += rows.numel()
+    fit.cost.backward += rows.numel()
+    first = len(fit.problem.pairs)
+    is_own = (chosen >= first) & (chosen < first + LABEL_REPEAT * fit.recipe.num_labels)
+    is_own = is_own.unsqueeze(1).expand_as(rows).reshape(-1)
+    return fit.network.by_task(rows.reshape(-1), is_own).view_as(rows)
+
+
 def _preference_loss(fit: _Fit, chosen: Tensor, groups: Tensor) -> Tensor:
     recipe = fit.recipe
-    scores = fit.scores(fit.pairs[chosen])
+    scores = _pair_scores(fit, chosen)
+    labels = None if fit.labels is None else fit.labels[chosen]
     if fit.weights is None:
-        loss = bradley_terry_loss(scores[:, 0], scores[:, 1])
+        loss = bradley_terry_loss(scores[:, 0], scores[:, 1], label=labels)
     else:
-        loss = -(fit.weights[chosen] * functional.logsigmoid(scores[:, 0] - scores[:, 1])).mean()
+        gaps = scores[:, 0] - scores[:, 1]
+        told = torch.ones_like(gaps) if labels is None else labels
+        losses = functional.binary_cross_entropy_with_logits(gaps, told, reduction="none")
+        loss = (fit.weights[chosen] * losses).mean()
     if recipe.centring:
         loss = loss + recipe.centring * scores.sum(1).square().mean()
     if recipe.batch_sum:
-        loss = loss + recipe.batch_sum * scores.mean().square() * scores.numel()
+        loss = loss + recipe.batch_sum * batch_sum_penalty(scores)
+    if recipe.reconstruction:
+        loss = loss + recipe.reconstruction * fit.network.reconstruct(fit.pairs[chosen].reshape(-1))
     if fit.critic is not None:
         original = fit.network.hidden(fit.pairs[chosen].reshape(-1))
         shifted = fit.network.hidden(groups[groups >= 0])
@@ -300,7 +341,7 @@ def _measure_step(fit: _Fit, chosen: Tensor, groups: Tensor) -> tuple[Direction,
     if recipe.step == "joint":
         return direction, 0.0
     if recipe.step == "random":
-        direction = _random_direction(direction, fit.noise)
+        direction = random_direction(direction, fit.noise)
     sign = SIGNS.get(recipe.step, 1.0)
     if recipe.reward_fraction is None:
         return direction, sign * recipe.strength * fit.strength
@@ -316,21 +357,6 @@ def _joint_weight(fit: _Fit, direction: Direction) -> float:
         fraction = fit.recipe.reward_fraction
         weight = min(weight, fit.units.joint_weight(fit.moved, direction, gradients, fraction))
     return weight * fit.strength
-
-
-def _random_direction(direction: Direction, draw: torch.Generator) -> Direction:
-    """Another direction of the same length: what moving the weights anywhere would do."""
-    noise = [
-        None if g is None else torch.randn(g.shape, generator=draw).to(g.device)
-        for g in direction.gradients
-    ]
-    length = sum(float(n.square().sum()) for n in noise if n is not None) ** 0.5
-    scale = direction.norm / max(length, 1e-12)
-    return Direction(
-        direction.difference,
-        tuple(None if n is None else n * scale for n in noise),
-        direction.norm,
-    )
 
 
 def _reference_scores(fit: _Fit) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metarm.bench.fitting import build_network, train_network
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe
+from metarm.bench.stretched import train_in_rounds, with_made_rows
 from metarm.bench.trajectory import Cost, Trajectory, accuracies
 from metarm.config import HeadSettings
 from metarm.errors import EmptySetError
@@ -36,7 +37,8 @@ def train_recipe(
         seed: Start of the weights, order of the batches.
         plain: What the plain recipe gives for the same problem, settings and seed, where it is
             there already; what needs it is charged for it all the same.
-        known: Members that ensembles of the same problem and settings have in common; filled here.
+        known: Networks that methods of the same problem and settings have in common, members and
+            the plain twins of guarded ones; filled here.
 
     Raises:
         EmptySetError: When a recipe needs labels or groups that are not there.
@@ -49,6 +51,16 @@ def train_recipe(
     seed += recipe.seed_offset
     plain = None if recipe.seed_offset else plain
     recipe = replace(recipe, seed_offset=0)
+    if recipe.augments:
+        problem = with_made_rows(problem, recipe.augments)
+        recipe, plain, known = replace(recipe, augments=()), None, None
+    if recipe.pseudo_rounds:
+        teacher = plain if problem.measured is None else None
+
+        def train(of: Problem, by: Recipe) -> Trajectory:
+            return train_recipe(_measuring_groups(of), by, settings, seed)
+
+        return train_in_rounds(problem, recipe, seed, train, teacher)
     if recipe.pseudo_confidence is not None:
         teacher = plain if problem.measured is None else None
         if teacher is None:
@@ -62,7 +74,7 @@ def train_recipe(
         # How members are put together is no part of their training.
         key = (replace(recipe, pessimism=None), seed, member)
         if key not in known:
-            known[key] = _train_member(problem, recipe, settings, seed, member, plain)
+            known[key] = _train_member(problem, recipe, settings, seed, member, plain, known)
         members.append(known[key])
     if len(members) == 1:
         return members[0]
@@ -71,7 +83,7 @@ def train_recipe(
         vectors = [
             torch.stack(point).mean(0) for point in zip(*(m.weights for m in members), strict=True)
         ]
-        scores = torch.stack([_scores_at(problem, settings, vector) for vector in vectors])
+        scores = torch.stack([_scores_at(problem, recipe, settings, vector) for vector in vectors])
     else:
         scores = _combine([_in_units(problem, m.scores) for m in members], recipe.pessimism)
     strength = tuple(
@@ -94,6 +106,7 @@ def _train_member(
     seed: int,
     member: int,
     plain: Trajectory | None,
+    known: dict[Any, Trajectory],
 ) -> Trajectory:
     """One network; with a guard, after its plain twin, which stands in where nothing holds."""
     if recipe.least_rank_correlation is None:
@@ -101,7 +114,10 @@ def _train_member(
     # All but the step: labels of the same recipe stay in what it is compared with.
     without = recipe.without_step
     if plain is None or without != Recipe():
-        plain = train_network(problem, without, settings, seed, member=member)
+        twin = (replace(without, pessimism=None), seed, member)
+        if twin not in known:
+            known[twin] = train_network(problem, without, settings, seed, member=member)
+        plain = known[twin]
     found = train_network(problem, recipe, settings, seed, member=member, plain=plain)
     cost = plain.cost.plus(found.cost)
     off = tuple(0.0 for _ in plain.steps)
@@ -156,9 +172,9 @@ def _with_pseudo_labels(problem: Problem, teacher: Trajectory, confidence: float
     return replace(problem, pairs=torch.cat([problem.pairs, pseudo]))
 
 
-def _scores_at(problem: Problem, settings: HeadSettings, vector: Tensor) -> Tensor:
+def _scores_at(problem: Problem, recipe: Recipe, settings: HeadSettings, vector: Tensor) -> Tensor:
     """Scores of the texts by a network of these weights."""
-    network = build_network(problem, settings, 0)
+    network = build_network(problem, settings, 0, recipe)
     nn.utils.vector_to_parameters(vector, network.trainable())
     rows = torch.arange(problem.num_texts) if problem.measured is None else problem.measured
     scores = torch.full((problem.num_texts,), torch.nan)

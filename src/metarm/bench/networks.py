@@ -54,6 +54,14 @@ class Network(nn.Module, abc.ABC):
         """The weights that training moves."""
         return [p for p in self.parameters() if p.requires_grad]
 
+    def reconstruct(self, rows: Tensor) -> Tensor:
+        """Mean squared error of the features given back from the hidden states of some rows.
+
+        Raises:
+            ConfigError: Where there are no frozen features to give back.
+        """
+        raise ConfigError("reconstruct gives back frozen features: use it with trained=head")
+
     def head(self) -> list[Tensor]:
         """Those of them that stand on the pretrained model, whose gradients need no way into it."""
         return self.trainable()
@@ -64,17 +72,30 @@ class FeatureHead(Network):
 
     default_learning_rate = HEAD_LEARNING_RATE
 
-    def __init__(self, features: Tensor, hidden: Sequence[int]) -> None:
+    def __init__(
+        self,
+        features: Tensor,
+        hidden: Sequence[int],
+        *,
+        dropout: float = 0.0,
+        own_head: bool = False,
+        reconstructs: bool = False,
+    ) -> None:
         super().__init__()
         self.features = features
         size = features.shape[1]
         layers: list[nn.Module] = []
         for width in hidden:
             layers += [nn.Linear(size, width), nn.ReLU()]
+            layers += [nn.Dropout(dropout)] if dropout else []
             size = width
         self.width = size
         self.trunk = nn.Sequential(*layers)
         self.score = nn.Linear(size, 1)
+        # Last: what is drawn before is what a plain head begins with. Scores are those of the own
+        # layer, where there is one.
+        self.own_score = nn.Linear(size, 1) if own_head else None
+        self.decoder = nn.Linear(size, features.shape[1]) if reconstructs else None
 
     def hidden(self, rows: Tensor) -> Tensor:
         """See `Network`."""
@@ -83,13 +104,32 @@ class FeatureHead(Network):
 
     def forward(self, rows: Tensor) -> Tensor:
         """See `Network`."""
-        scores: Tensor = self.score(self.hidden(rows)).squeeze(-1)
+        layer = self.score if self.own_score is None else self.own_score
+        scores: Tensor = layer(self.hidden(rows)).squeeze(-1)
         return scores
+
+    def by_task(self, rows: Tensor, is_own: Tensor) -> Tensor:
+        """Scores of rows, shape (rows,), by the last layer of the task that each belongs to."""
+        assert self.own_score is not None, "made with own_head"
+        hidden = self.hidden(rows)
+        own, others = (layer(hidden).squeeze(-1) for layer in (self.own_score, self.score))
+        scores: Tensor = torch.where(is_own, own, others)
+        return scores
+
+    def reconstruct(self, rows: Tensor) -> Tensor:
+        """See `Network`."""
+        assert self.decoder is not None, "made with reconstructs"
+        given = self.decoder(self.hidden(rows))
+        error: Tensor = (given - self.features[rows]).square().mean()
+        return error
 
     @torch.no_grad()
     def measure(self, rows: Tensor) -> Tensor:
         """See `Network`."""
+        was_training = self.training
+        self.eval()
         scores: Tensor = self(rows)
+        self.train(was_training)
         return scores
 
 

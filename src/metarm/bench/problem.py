@@ -3,20 +3,35 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metarm.bench.networks import Backbone
 from metarm.bench.shifts import Shift
-from metarm.data.preferences import split_by_prompt
+from metarm.data.derived import split_labelled, without_kin_of
 from metarm.schema import PreferencePair, Prompt, ResponseGroup
 
-__all__ = ["Problem", "build_problem"]
+__all__ = ["Problem", "SoftPairs", "build_problem"]
 
 VALIDATION_FRACTION: Final = 0.1
+
+
+class SoftPairs(NamedTuple):
+    """Pairs with how likely the first of each is the better one."""
+
+    rows: Tensor
+    """Shape (pairs, 2), rows of `features`."""
+    labels: Tensor
+    """Shape (pairs,), in [0, 1]."""
+
+    def plus(self, other: "SoftPairs | None") -> "SoftPairs":
+        """Both together."""
+        if other is None:
+            return self
+        return SoftPairs(torch.cat([self.rows, other.rows]), torch.cat([self.labels, other.labels]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +59,10 @@ class Problem:
     """Rows that are scored along training, where scoring all of them takes too long."""
     sources: tuple[str, ...] = ()
     """Of each group, the name of its source; empty: all are of one."""
+    made: Mapping[str, SoftPairs] = field(default_factory=dict)
+    """Rows made from pairs and groups, by the kind that they are of."""
+    extra: SoftPairs | None = None
+    """Soft pairs that a method trains on beside `pairs`."""
 
     @property
     def num_texts(self) -> int:
@@ -66,11 +85,14 @@ def build_problem(shift: Shift, features: Tensor, seed: int) -> Problem:
         return torch.tensor(found, dtype=torch.long).reshape(-1, 2)
 
     draw = random.Random(f"problem|{seed}")
-    train, validation = split_by_prompt(shift.pairs, VALIDATION_FRACTION, seed)
+    train, validation = split_labelled(shift.pairs, VALIDATION_FRACTION, seed)
     groups = draw.sample(list(shift.groups), len(shift.groups))
     cut = max(1, round(VALIDATION_FRACTION * len(groups)))
     labels = draw.sample(list(shift.shifted_labels), len(shift.shifted_labels))
     kept = groups[cut:] or groups
+    made: dict[str, list[PreferencePair]] = {}
+    for row in without_kin_of(shift.augmented, validation):
+        made.setdefault(row.source, []).append(row)
     pairs = rows(train)
     return Problem(
         features=_standardise(features, pairs.unique()),
@@ -80,6 +102,10 @@ def build_problem(shift: Shift, features: Tensor, seed: int) -> Problem:
         watched_groups=_padded(groups[:cut], place),
         own_labels=rows(labels),
         sources=tuple(group.source for group in kept),
+        made={
+            kind: SoftPairs(rows(of), torch.tensor([1.0 if r.p is None else r.p for r in of]))
+            for kind, of in made.items()
+        },
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from metarm.errors import ConfigError, nearest_names
 from metarm.meta_strength import FULL_FRACTION, FULL_WEIGHT, LEAST_RANK_CORRELATION
 
-__all__ = ["METHODS", "Recipe", "read_recipe"]
+__all__ = ["METHODS", "PLAIN", "Recipe", "read_recipe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,24 @@ class Recipe:
     """Whether pairs count by how likely their texts are among the shifted ones (OCRM)."""
     pseudo_confidence: float | None = None
     """West-of-n: best against worst of a group, where plain is at least this sure."""
+    pseudo_rounds: int = 0
+    """Rounds of calibrated pseudo-labels: see `stretching.pseudo_labels`."""
+    augments: tuple[str, ...] = ()
+    """Kinds of rows of `stretching.augmenting` that are added."""
+    dropout: float = 0.0
+    """Share of each hidden layer's units that a training pass leaves out; heads alone."""
+    weight_decay: float | None = None
+    """Of AdamW; None: that of the settings."""
+    reconstruction: float = 0.0
+    """Weight of giving the frozen features back from the hidden ones; heads alone."""
+    own_head: bool = False
+    """Whether labelled shifted pairs have a last layer of their own, which scores in the end."""
     source_floor: float | None = None
     """Groups drawn by source, by what is lost with this floor; None: each group as often."""
     num_labels: int = 0
     """Labelled shifted pairs added to the original ones."""
+    label_choice: str = "random"
+    """Which pairs those are: a strategy of `metarm select`."""
     is_oracle: bool = False
     """All labelled shifted pairs, and no original one."""
     seed_offset: int = 0
@@ -75,6 +89,11 @@ class Recipe:
         return self.is_oracle or self.num_labels > 0
 
     @property
+    def is_of_head(self) -> bool:
+        """Whether it changes a head on frozen features, and nothing else has what it changes."""
+        return bool(self.dropout or self.reconstruction or self.own_head)
+
+    @property
     def without_step(self) -> "Recipe":
         """The same, trained without the meta step: a guard compares with it."""
         return replace(self, **{name: getattr(PLAIN, name) for name in STEP_CHOICES})
@@ -82,12 +101,13 @@ class Recipe:
     @property
     def num_heads(self) -> int:
         """Networks it trains, those that teach or guard among them."""
-        teachers = int(self.pseudo_confidence is not None)
+        teachers = int(self.pseudo_confidence is not None or self.pseudo_rounds > 0)
         tries = 1 if self.least_rank_correlation is None else 2
-        return self.members * tries + teachers
+        return self.members * tries * max(self.pseudo_rounds, 1) + teachers
 
 
 PLAIN: Final = Recipe()
+"""Plain training."""
 STEP_CHOICES: Final = (
     "step",
     "strength",
@@ -124,12 +144,32 @@ METHODS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "deployed-look-ahead": {"step": "ascent", "strength": 1.0, "deploys_look_ahead": True},
         "reward-centring": {"centring": 0.01},
         "batch-sum": {"batch_sum": 0.01},
+        "dropout": {"dropout": 0.2},
+        "decay": {"weight_decay": 1.0},
+        "reconstruct": {"reconstruction": 0.1},
+        "pseudo-labels": {"pseudo_rounds": 1},
+        "pseudo-rounds": {"pseudo_rounds": 3},
+        **{
+            kind: {"augments": (kind,)}
+            for kind in (
+                "cross-prompt",
+                "cross-prompt-policy",
+                "neutral",
+                "format-only",
+                "truncated",
+            )
+        },
         "importance-weighted": {"weighs_pairs": True},
         "west-of-n": {"pseudo_confidence": 0.8},
         "domain-invariant": {"domain_weight": 0.1},
         "ensemble-mean": {"members": 4},
         "ensemble-uncertainty": {"members": 4, "pessimism": 1.0},
         "weight-average": {"members": 4, "averages_weights": True},
+        "mix": {"label_choice": "mix"},
+        "d-optimal": {"label_choice": "d-optimal"},
+        "information-gain": {"label_choice": "information-gain"},
+        "disagreement": {"label_choice": "disagreement"},
+        "near-tie": {"label_choice": "near-tie"},
         "oracle": {"is_oracle": True},
     }
 )
@@ -138,6 +178,7 @@ METHODS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
 COUNTED: Final[Mapping[str, Callable[[int], dict[str, Any]]]] = MappingProxyType(
     {
         r"([1-9]\d*)-labels": lambda count: {"num_labels": count},
+        r"([1-9]\d*)-labels-apart": lambda count: {"num_labels": count, "own_head": True},
         r"every-([1-9]\d*)": lambda count: {"every": count, "between": "plain"},
         r"stored-([1-9]\d*)": lambda count: {"every": count, "between": "stored"},
     }
@@ -158,6 +199,9 @@ def read_recipe(name: str) -> Recipe:
         if at:
             wanted["strength"] = _read_strength(whole, strength, wanted)
         for key, value in wanted.items():
+            if key == "augments":
+                changes[key] = (*changes.get(key, ()), *value)
+                continue
             if changes.setdefault(key, value) != value:
                 raise ConfigError(
                     f"method {name!r}: its parts want {key}={changes[key]} and {key}={value}; "
@@ -171,6 +215,8 @@ def read_recipe(name: str) -> Recipe:
         )
     if recipe.is_oracle and recipe.num_labels:
         raise ConfigError(f"method {name!r}: the oracle has all labels already; leave one out")
+    if recipe.pseudo_rounds and recipe.pseudo_confidence is not None:
+        raise ConfigError(f"method {name!r}: two ways of pseudo-labelling; leave one out")
     _check_order(name, recipe)
     return recipe
 

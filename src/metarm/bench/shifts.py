@@ -17,14 +17,15 @@ from typing import Final, NamedTuple
 
 from metarm.config import RunSettings, SourceSettings
 from metarm.config_file import read_settings
+from metarm.data.derived import split_labelled, without_kin_of
 from metarm.data.meta_sets import load_groups
-from metarm.data.preferences import load_preferences, prompt_key, split_by_prompt
+from metarm.data.preferences import load_preferences, prompt_key
 from metarm.data.rows import read_rows
 from metarm.errors import ConfigError, DataError, EmptySetError
+from metarm.gold_labels import label_groups
 from metarm.protocols import ScoreFunction
 from metarm.resolve import load_gold
 from metarm.schema import PreferencePair, Prompt, ResponseGroup, prompt_text
-from metarm.sources import label_groups
 from metarm.storage import content_digest, fingerprint
 from metarm.world.language import GoldReward, build_language
 
@@ -60,22 +61,29 @@ class Shift:
     """Empty where nobody has labelled any: only label-free figures are shown then."""
     shifted_labels: tuple[PreferencePair, ...]
     """Labelled shifted pairs of training prompts, for `+N-labels` and `oracle`; may be empty."""
+    augmented: tuple[PreferencePair, ...] = ()
+    """Rows made from `pairs` and `groups`, for the methods that are named after them."""
 
     @cached_property
     def texts(self) -> tuple[tuple[Prompt, str], ...]:
-        """Every prompt with a response that occurs, each once.
+        """Every prompt with a response that occurs, each once; those of made rows come last.
 
         In an order of their content: that of the pairs would tell which side was chosen.
         """
         pairs = (*self.pairs, *self.test_original, *self.test_shifted, *self.shifted_labels)
         rows = [(pair.prompt, side) for pair in pairs for side in (pair.chosen, pair.rejected)]
         rows += [(group.prompt, response) for group in self.groups for response in group.responses]
-        return tuple(sorted(set(rows), key=lambda row: fingerprint(prompt_text(row[0]), row[1])))
+        made = {(row.prompt, side) for row in self.augmented for side in (row.chosen, row.rejected)}
+        return _by_content(set(rows)) + _by_content(made - set(rows))
 
     def digest(self) -> str:
-        """A hash of everything in it, wherever it was read."""
+        """A hash of everything that was read, wherever that was: made rows follow from it."""
         sets = (self.pairs, self.groups, self.test_original, self.test_shifted, self.shifted_labels)
         return fingerprint(self.name, *([row.to_json() for row in rows] for rows in sets))
+
+
+def _by_content(rows: set[tuple[Prompt, str]]) -> tuple[tuple[Prompt, str], ...]:
+    return tuple(sorted(rows, key=lambda row: fingerprint(prompt_text(row[0]), row[1])))
 
 
 def thin_shift(shift: Shift, max_pairs: int | None, max_test_pairs: int | None, seed: int) -> Shift:
@@ -289,12 +297,12 @@ def _labelled_shift(
                 f"{name}: the labelled {side} pairs are all of one prompt, and training and test "
                 "take different ones: give pairs of two prompts at least"
             )
-    train, test = split_by_prompt(original, TEST_FRACTION, seed)
+    train, test = split_labelled(original, TEST_FRACTION, seed)
     tested = [pair.prompt for pair in test]
     shifted_train: list[PreferencePair] = []
     shifted_test: list[PreferencePair] = []
     if shifted:
-        shifted_train, shifted_test = split_by_prompt(shifted, TEST_FRACTION, seed)
+        shifted_train, shifted_test = split_labelled(shifted, TEST_FRACTION, seed)
         tested += [pair.prompt for pair in shifted_test]
     if groups is None:
         groups = [
@@ -309,7 +317,11 @@ def _labelled_shift(
         )
     return Shift(
         name=name,
-        pairs=tuple(pair for pair in train if prompt_key(pair.prompt) not in keys),
+        pairs=tuple(
+            pair
+            for pair in without_kin_of(train, [*test, *shifted_test])
+            if prompt_key(pair.prompt) not in keys
+        ),
         groups=tuple(groups),
         test_original=tuple(test),
         test_shifted=tuple(shifted_test),

@@ -29,6 +29,7 @@ from metarm.bench.study import measure_importances, open_study, read_trials, run
 from metarm.bench.summary import REFERENCE
 from metarm.bench.trajectory import Trajectory
 from metarm.bench.tuning_results import FreshResult, Trial, Tuning, measure_flatness
+from metarm.choosing.strategies import RANDOM
 from metarm.config import TuneSettings
 from metarm.errors import ConfigError, EmptySetError, RunError, nearest_names
 from metarm.progress import SilentProgress
@@ -130,7 +131,7 @@ def _check(settings: TuneSettings) -> Recipe:
     """The recipe to tune.
 
     Raises:
-        ConfigError: When it or the shift is unknown, or has all labels already.
+        ConfigError: When it or the shift is unknown, or it has all labels or the best already.
     """
     if settings.shift not in SHIFTS:
         raise ConfigError(
@@ -145,6 +146,11 @@ def _check(settings: TuneSettings) -> Recipe:
         raise ConfigError(
             "the oracle trains on all labelled shifted pairs, and none is left to judge by: leave "
             "use_labels out, or tune N-labels"
+        )
+    if recipe.label_choice != RANDOM and settings.use_labels:
+        raise ConfigError(
+            f"{settings.method} chooses its labels, and use_labels judges by those that it leaves, "
+            "which are no fair sample: leave one of the two out"
         )
     return recipe
 

@@ -18,6 +18,7 @@ from metarm.cli.advise import advise
 from metarm.cli.bench import bench
 from metarm.cli.compare import compare
 from metarm.cli.doctor import doctor
+from metarm.cli.explain import explain
 from metarm.cli.judge import judge, sheet
 from metarm.cli.label import (
     add_pairs_to_label,
@@ -28,13 +29,17 @@ from metarm.cli.label import (
     verify_labels,
 )
 from metarm.cli.label_ask import ask_for_labels
+from metarm.cli.label_believe import label_believe
+from metarm.cli.label_page import invite_annotator, serve_labels
 from metarm.cli.measure import evaluate, sample, score
 from metarm.cli.options import verb_command
 from metarm.cli.plan import plan
 from metarm.cli.promote import promote
 from metarm.cli.runs import report, run
+from metarm.cli.select import select
 from metarm.cli.serve import serve
 from metarm.cli.settings_help import settings_of
+from metarm.cli.stretch import adapt, augment, average, pseudo_label
 from metarm.cli.train import optimize, reward, sft
 from metarm.cli.tune import tune
 from metarm.cli.watch import watch
@@ -48,6 +53,10 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "run": (run, "RunSettings"),
     "sft": (sft, "SftSettings"),
     "reward": (reward, "RewardSettings"),
+    "augment": (augment, "AugmentSettings"),
+    "pseudo-label": (pseudo_label, "PseudoLabelSettings"),
+    "average": (average, None),
+    "adapt": (adapt, "AdaptSettings"),
     "sample": (sample, "SamplingSettings"),
     "optimize": (optimize, "OptimizeSettings"),
     "evaluate": (evaluate, None),
@@ -63,11 +72,16 @@ VERBS: Final[Mapping[str, tuple[Callable[..., None], str | None]]] = {
     "label status": (tell_labels, None),
     "label verify": (verify_labels, None),
     "label backup": (back_up_labels, None),
+    "select": (select, "SelectSettings"),
+    "label believe": (label_believe, None),
+    "label serve": (serve_labels, None),
+    "label invite": (invite_annotator, None),
     "compare": (compare, "CompareSettings"),
     "tune": (tune, "TuneSettings"),
     "advise": (advise, "AdviseSettings"),
     "watch": (watch, "RewardSettings"),
     "promote": (promote, None),
+    "explain": (explain, None),
     "bench": (bench, "BenchSettings"),
     "plan": (plan, None),
     "doctor": (doctor, None),
@@ -100,18 +114,23 @@ TOGETHER: Final = frozenset({"reward"})
 
 _KEPT: Final = {
     "serve": "no request had been accepted",
+    "label serve": "no answer had been accepted",
     "run": "finished stages and checkpoints are kept; the same command goes on from there",
     "compare": "finished cells are kept; the same command goes on from there",
     "advise": "finished splits are kept; the same command goes on from there",
     "tune": "finished trials are kept; the same command goes on from there",
     "watch": "looks that were taken are kept; the same command takes the next one",
     "promote": "no decision was taken; the same command begins again",
+    "explain": "attributions that are done are kept; the same command goes on from there",
     "bench": "finished measurements are kept; the same command goes on from there",
     "label ask": "votes are kept; the same command asks for the others",
     "judge": "answers are kept; the same command goes on from there",
     "sft": "checkpoints are kept beside --output; the same command goes on from the last one",
     "reward": "checkpoints are kept beside --output; the same command goes on from the last one",
-    "optimize": "PPO's checkpoints are kept beside --output; the same command goes on from them",
+    "optimize": "checkpoints are kept beside --output; the same command goes on from the last one",
+    "pseudo-label": "finished rounds are kept beside --output; the same command goes on from there",
+    "adapt": "finished folds are kept beside --output; the same command goes on from there",
+    "augment": "paraphrases are kept beside --output; the same command asks for the others",
 }
 
 
@@ -164,7 +183,9 @@ def _globals(
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code: 0 done, 2 wrong input, 130 or 143 stopped.
+    """Run one command line and return its exit code.
+
+    0 done, 2 wrong input, 75 waiting for people's labels, 130 or 143 stopped.
 
     Any other error ends the process with code 1, by way of `sys.excepthook`.
     """

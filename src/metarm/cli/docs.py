@@ -18,7 +18,8 @@ _HEAD = """\
 
 `metarm VERB --help` shows the same. Errors are one line on stderr; exit codes are 0 (done),
 1 (an error that should not happen: `--debug` shows where), 2 (something in the command, a file or a
-setting is wrong; the line says what to do) and 130 (stopped by Ctrl-C).
+setting is wrong; the line says what to do), 75 (`run`: all that can be done is done, and people's
+labels are waited for) and 130 (stopped by Ctrl-C).
 
 Settings are given as `KEY=VALUE` words or in the YAML file of `--config`; words win over the file,
 the file over the defaults. Values are YAML 1.2: `1e-4` is a number, `no` is text, `true` is true.

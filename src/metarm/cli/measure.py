@@ -122,10 +122,12 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure how a reward model orders labelled pairs."""
+    from metarm.data.derived import check_evaluation
     from metarm.data.preferences import load_preferences
 
     loaded = load_preferences(preferences, data_format)
     note(f"{preferences}: {loaded.report.summary()}")
+    check_evaluation(loaded.pairs, preferences)
 
     from metarm.models.ensemble import load_reward
     from metarm.models.pair_evaluation import evaluate_preferences

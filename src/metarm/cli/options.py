@@ -121,7 +121,7 @@ def print_table(rows: Mapping[str, Any]) -> None:
 def build_output(
     verb: str,
     output: Path,
-    settings: "BaseModel",
+    settings: "BaseModel | None",
     inputs: Mapping[str, str | Path | None],
     facts: Mapping[str, Any],
     build: Callable[[Path], Mapping[str, Any]],
@@ -135,7 +135,7 @@ def build_output(
     Args:
         verb: The command's name.
         output: The folder to make.
-        settings: The verb's settings.
+        settings: The verb's settings; None where it has none.
         inputs: Files and folders that it reads; their bytes decide whether it is still the same.
         facts: Whatever else decides the result, as JSON values.
         build: Fills a folder and returns the document that the verb prints.
@@ -159,7 +159,7 @@ def build_output(
 def _make_output(
     verb: str,
     output: Path,
-    settings: "BaseModel",
+    settings: "BaseModel | None",
     inputs: Mapping[str, str | Path | None],
     facts: Mapping[str, Any],
     build: Callable[[Path], Mapping[str, Any]],
@@ -171,7 +171,7 @@ def _make_output(
 
     record = {
         "verb": verb,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings and settings.model_dump(mode="json"),
         "inputs": {name: source and content_digest(source) for name, source in inputs.items()},
         **facts,
     }

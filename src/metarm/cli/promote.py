@@ -87,11 +87,13 @@ def promote(
             if pairs is None:
                 raise ConfigError("there is a champion to be compared with: give --pairs FILE")
 
+            from metarm.data.derived import check_evaluation
             from metarm.data.meta_sets import load_groups
             from metarm.data.preferences import load_preferences
 
             loaded = load_preferences(pairs, data_format)
             note(f"{pairs}: {loaded.report.summary()}")
+            check_evaluation(loaded.pairs, pairs)
             before = load_reward(current.model)
             fitting = before.fitting_pairs(score.fitting_pairs(loaded.pairs))
             watched = load_groups(groups) if groups is not None else []

@@ -2,7 +2,7 @@
 """The verbs about whole runs: `run`, `report`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -11,6 +11,7 @@ from metarm.cli.options import (
     ConfigFile,
     SettingWords,
     answer,
+    note,
     print_json,
     print_table,
     read_section,
@@ -18,7 +19,13 @@ from metarm.cli.options import (
 )
 from metarm.cli.progress import choose_progress
 
+if TYPE_CHECKING:
+    from metarm.config import RunSettings
+
 __all__ = ["report", "run"]
+
+WAITING: Final = 75
+"""Exit code where people are to answer first: EX_TEMPFAIL, try again later."""
 
 
 def run(
@@ -35,7 +42,8 @@ def run(
     """Run the whole loop, round by round and arm by arm.
 
     Each round samples, trains the reward model, optimises the policy and evaluates. Finished
-    stages are kept: the same command goes on where a stopped run was.
+    stages are kept: the same command goes on where a stopped run was. Where an arm waits for labels
+    of people, all others are finished first and the exit code is 75.
     """
     from metarm.config import RunSettings
 
@@ -46,6 +54,21 @@ def run(
 
     run_dir = run_rounds(settings, progress=choose_progress())
     _print_run(run_dir, as_json=as_json)
+    _end_waiting(run_dir, settings)
+
+
+def _end_waiting(run_dir: Path, settings: "RunSettings") -> None:
+    """Say which labels the arms that were asked for wait for, and end with WAITING."""
+    from metarm.round_labels.waiting import read_waiting, waiting_text
+
+    waiting = [
+        one
+        for one in read_waiting(run_dir)
+        if one.arm in settings.arms and one.seed in settings.seeds
+    ]
+    if waiting:
+        note(waiting_text(run_dir, waiting))
+        raise typer.Exit(WAITING)
 
 
 def report(
@@ -84,6 +107,7 @@ def _print_run(run_dir: Path, *, as_json: bool) -> None:
             "run_dir": str(run_dir),
             "report": str(page),
             "missing": list(found.missing),
+            "waiting": [one.to_json() for one in found.waiting],
             "scorecards": cards,
         }
     )

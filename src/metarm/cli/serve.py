@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verb `serve`: a reward model over HTTP."""
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,13 +60,14 @@ def serve(
 
     settings = read_section(config, words, ServeSettings)
     try:
-        from metarm.serving.run import read_token, serve_model
+        from metarm.serving.listening import log_to_stderr, read_token
+        from metarm.serving.run import serve_model
     except ImportError as error:
         raise ConfigError(
             f"serve needs fastapi and uvicorn: pip install 'metarm[serve]' ({error})"
         ) from error
 
-    _log_to_stderr()
+    log_to_stderr("metarm.serving")
     token = None if token_file is None else read_token(token_file)
 
     def tell(url: str, server: "Server") -> None:
@@ -79,13 +79,3 @@ def serve(
 
     serve_model(model, settings, host=host, port=port, token=token, on_ready=tell)
     note("every request that was accepted has been answered")
-
-
-def _log_to_stderr() -> None:
-    """What the server says of itself, a line an event; never a text of a request."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name, level in (("metarm.serving", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)

@@ -15,9 +15,12 @@ __all__ = ["SettingHelp", "setting_lines", "settings_of"]
 
 SOURCES: Final = (
     "config.py",
+    "config_labels.py",
     "config_optimize.py",
     "judge_config.py",
     "labels/settings.py",
+    "choosing/settings.py",
+    "stretch_config.py",
     "serving/settings.py",
 )
 """Files with classes of settings, below the package."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verbs that make a model: `sft`, `reward`, `optimize`."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -23,7 +25,10 @@ from metarm.cli.progress import choose_progress
 from metarm.launched import num_processes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from metarm.config import RewardSettings
+    from metarm.schema import PreferencePair
     from metarm.storage import Stage
     from metarm.training import GuardReport
     from metarm.watching.callbacks import PolicyWatcher
@@ -146,26 +151,26 @@ def reward(
 
     def build(folder: Path) -> dict[str, Any]:
         from metarm.checkpoints import CheckpointPlace
+        from metarm.data.derived import split_labelled, without_kin_of
         from metarm.data.meta_sets import load_groups
-        from metarm.data.preferences import (
-            load_preferences,
-            split_by_prompt,
-            without_prompts_of,
-        )
+        from metarm.data.preferences import load_preferences, without_prompts_of
         from metarm.storage import checkpoints_of
         from metarm.training import train_reward_model
 
         loaded = load_preferences(preferences, data_format)
         note(f"{preferences}: {loaded.report.summary()}")
         if preferences_test is None:
-            pairs, test_pairs = split_by_prompt(loaded.pairs, test_fraction, seed)
+            pairs, test_pairs = split_labelled(loaded.pairs, test_fraction, seed)
         else:
             held_out = load_preferences(preferences_test, data_format)
             note(f"{preferences_test}: {held_out.report.summary()}")
             test_pairs = list(held_out.pairs)
-            pairs = without_prompts_of(loaded.pairs, test_pairs)
+            pairs = without_kin_of(without_prompts_of(loaded.pairs, test_pairs), test_pairs)
             if num_shared := len(loaded.pairs) - len(pairs):
-                note(f"{num_shared} training pairs left out: the test file has their prompts")
+                note(
+                    f"{num_shared} training pairs left out: the test file has their prompts, or "
+                    "what they were made from"
+                )
         groups = [] if meta_set is None else load_groups(meta_set)
         # Several processes would not decide by time together.
         can_keep = checkpoint_steps is not None or num_processes() == 1
@@ -189,6 +194,7 @@ def reward(
             **_guard_facts(result.guard),
             "meta_mode": settings.meta_mode,
             "num_pairs": len(pairs),
+            **({"num_derived": derived} if (derived := _num_derived(pairs)) else {}),
             "num_sharing_test_prompt": len(loaded.pairs) - len(pairs) if preferences_test else 0,
             "num_test_pairs": len(test_pairs),
             "num_test_too_long": result.num_test_too_long,
@@ -207,6 +213,11 @@ def reward(
     facts = {"seed": seed, "test_fraction": test_fraction, "data_format": data_format}
     stage = build_output("reward", output, settings, inputs, facts, build, goes_on=True)
     _print_result(output, stage, as_json=as_json)
+
+
+def _num_derived(pairs: "Sequence[PreferencePair]") -> int:
+    """Pseudo-labels and augmented rows."""
+    return sum(bool(pair.parent_id) for pair in pairs)
 
 
 def _guard_facts(guard: "GuardReport | None") -> dict[str, Any]:
@@ -298,19 +309,24 @@ def optimize(
 
         place = CheckpointPlace(checkpoints_of(folder), checkpoint_steps)
         pairs = load_preferences(preferences).pairs if preferences else ()
-        observer = None if watch is None else _watcher(watch, reward_model, watch_every)
-        optimizer = build_optimizer(settings, pairs=pairs, observer=observer, checkpoints=place)
-        metrics = optimizer(
-            policy_dir=_model_path(policy),
-            reference_dir=_model_path(reference or policy),
-            reward_model_dir=_model_path(reward_model),
-            score=load_reward(reward_model),
-            prompts=load_prompts(prompts),
-            output_dir=folder,
-            seed=seed,
-            monitor=monitor,
-            progress=choose_progress(),
-        )
+        with ExitStack() as stack:
+            observer = None
+            if watch is not None:
+                observer = stack.enter_context(
+                    _watching(watch, reward_model, watch_every, place.folder)
+                )
+            optimizer = build_optimizer(settings, pairs=pairs, observer=observer, checkpoints=place)
+            metrics = optimizer(
+                policy_dir=_model_path(policy),
+                reference_dir=_model_path(reference or policy),
+                reward_model_dir=_model_path(reward_model),
+                score=load_reward(reward_model),
+                prompts=load_prompts(prompts),
+                output_dir=folder,
+                seed=seed,
+                monitor=monitor,
+                progress=choose_progress(),
+            )
         return {"metrics": dict(metrics)}
 
     inputs = {
@@ -327,31 +343,44 @@ def optimize(
     _print_result(output, stage, as_json=as_json)
 
 
-def _watcher(folder: Path, reward_model: str, every: int) -> "PolicyWatcher":
-    """The watch in a folder as one that looks on.
+@contextmanager
+def _watching(folder: Path, reward_model: str, every: int, kept: Path) -> Iterator["PolicyWatcher"]:
+    """The watch in a folder as one that looks on; it is held meanwhile.
 
     Raises:
         ConfigError: When it watches another reward model.
+        DataError: When there is none.
+        RunError: When another process has it.
+
+    Writes:
+        `watch.json` in `kept`, which a try that goes on finds: looks before the first try.
     """
     from metarm.errors import ConfigError
-    from metarm.storage import content_digest
+    from metarm.run_folder import hold_folder
+    from metarm.storage import content_digest, read_json, write_json
     from metarm.watching.callbacks import PolicyWatcher
     from metarm.watching.folder import open_watch
     from metarm.watching.probes import load_reference_model
 
-    opened = open_watch(folder)
-    if content_digest(opened.record.reward_model) != content_digest(reward_model):
-        raise ConfigError(
-            f"the watch in {folder} is of {opened.record.reward_model}, and the policy is to be "
-            f"optimised against {reward_model}: give one of them, or begin another watch"
+    # Where there is no folder there is nothing to hold, and opening it says so.
+    with hold_folder(folder) if folder.is_dir() else nullcontext():
+        opened = open_watch(folder)
+        if content_digest(opened.record.reward_model) != content_digest(reward_model):
+            raise ConfigError(
+                f"the watch in {folder} is of {opened.record.reward_model}, and the policy is to "
+                f"be optimised against {reward_model}: give one of them, or begin another watch"
+            )
+        begun = kept / "watch.json"
+        if not begun.exists():
+            write_json(begun, {"looks": len(opened.watch.looks)})
+        yield PolicyWatcher(
+            opened.probes,
+            opened.watch,
+            opened.score,
+            reference=load_reference_model(opened.probes),
+            every=every,
+            since=int(read_json(begun)["looks"]),
         )
-    return PolicyWatcher(
-        opened.probes,
-        opened.watch,
-        opened.score,
-        reference=load_reference_model(opened.probes),
-        every=every,
-    )
 
 
 def _model_path(model: str) -> Path:

@@ -188,6 +188,7 @@ def _adapt(
     seed: int,
 ) -> dict[str, Any]:
     """Train a challenger on the fresh responses, and go on with it if it holds."""
+    from metarm.data.derived import without_kin_of
     from metarm.data.preferences import load_preferences, without_prompts_of
     from metarm.evaluation.champion import compare_champion
     from metarm.models.ensemble import load_reward
@@ -198,7 +199,7 @@ def _adapt(
     loaded, held_out = (load_preferences(file) for file in files)
     for file, found in zip(files, (loaded, held_out), strict=True):
         note(f"{file}: {found.report.summary()}")
-    pairs = without_prompts_of(loaded.pairs, held_out.pairs)
+    pairs = without_kin_of(without_prompts_of(loaded.pairs, held_out.pairs), held_out.pairs)
     backbone = opened.probes.reference_policy
 
     def build(place: Path) -> dict[str, Any]:

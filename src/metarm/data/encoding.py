@@ -45,6 +45,8 @@ class EncodedPair(NamedTuple):
     chosen_ids: list[int]
     rejected_ids: list[int]
     margin: float | None
+    p: float | None = None
+    """Of TRL's columns there is none for it: `training.soft_labels` reads it."""
 
 
 class EncodedGroup(NamedTuple):
@@ -179,7 +181,7 @@ def encode_pairs(
     encoded = []
     for pair in pairs:
         chosen, rejected = (encoder.encode(pair.prompt, r) for r in (pair.chosen, pair.rejected))
-        encoded.append(EncodedPair(chosen, rejected, pair.margin))
+        encoded.append(EncodedPair(chosen, rejected, pair.margin, pair.p))
         if bar is not None:
             bar.advance()
     fits = [

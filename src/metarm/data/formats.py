@@ -115,9 +115,16 @@ def _user_parser(name: str, function: Callable[[dict[str, Any]], Any]) -> Callab
 
 
 def _pair(row: Row, prompt: Prompt, chosen: str, rejected: str) -> PreferencePair:
-    """The pair, with the row's margin where it has one."""
+    """The pair, with the row's margin, soft label and descent where it has them."""
     margin = row.number("margin") if row.has("margin") else None
-    return PreferencePair(prompt, chosen, rejected, margin)
+    p = row.number("p") if row.has("p") else None
+    if p is not None and not 0.0 <= p <= 1.0:
+        remedy = "It is how likely `chosen` is better; rename the column if it is something else."
+        row.fail(("p",), "a probability between 0 and 1", f"{p:g}", remedy)
+    parent = row.text("parent_id") if row.has("parent_id") else ""
+    # By itself a `source` is what many data sets call the place that a prompt is from.
+    source = row.text("source") if parent and row.has("source") else ""
+    return PreferencePair(prompt, chosen, rejected, margin, p, source, parent)
 
 
 def _shared_text(first: str, second: str) -> str:

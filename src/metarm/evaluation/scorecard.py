@@ -16,6 +16,7 @@ from metarm.config import EvaluationSettings
 from metarm.config_optimize import OptimizeSettings
 from metarm.data.encoding import Encoder
 from metarm.errors import DataError
+from metarm.evaluation.kept_scores import KeptScores
 from metarm.metrics import (
     accuracy_estimate,
     gap_histogram,
@@ -71,6 +72,19 @@ class ScoreFunctions:
     """The first reward model: plain, original pairs only."""
     gold: ScoreFunction | None
     """The true reward, where one is known."""
+
+    def kept_in(self, log: ChunkLog, bar: StageProgress) -> "ScoreFunctions":
+        """The same, each asked once for what it has to score, whatever ends the process.
+
+        Args:
+            log: Of this evaluation alone.
+            bar: Advances by what the reward models need not score again.
+        """
+        return ScoreFunctions(
+            reward=KeptScores("reward", self.reward, log, bar),
+            first=KeptScores("first", self.first, log, bar),
+            gold=None if self.gold is None else KeptScores("gold", self.gold, log),
+        )
 
 
 def score_groups(score: ScoreFunction, groups: Sequence[ResponseGroup]) -> Scores:

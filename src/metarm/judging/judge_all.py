@@ -43,13 +43,13 @@ def judge_all(
     ]
 
 
-def load_judge(name: str) -> Judge:
+def load_judge(name: str, *, what: str = "--judge") -> Judge:
     """The user's own judge called `module:function`, with every answer checked.
 
     Raises:
-        ConfigError: When there is none.
+        ConfigError: When there is none; `what` names the setting in the message.
     """
-    return _CheckedJudge(name, resolve_name(name, {}, what="--judge"))
+    return _CheckedJudge(name, resolve_name(name, {}, what=what))
 
 
 class _CheckedJudge:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from metarm.judging.agreement import agreement_fraction, cohens_kappa, krippendorffs_alpha
+from metarm.annotators.agreement import agreement_fraction, cohens_kappa, krippendorffs_alpha
 from metarm.judging.comparisons import (
     DECIDED,
     Comparison,

@@ -21,6 +21,7 @@ __all__ = [
     "add_content",
     "add_invitation",
     "add_pairs",
+    "check_name",
     "find_invited",
     "revoke_invitations",
 ]

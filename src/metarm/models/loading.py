@@ -23,6 +23,7 @@ __all__ = [
     "load_backbone",
     "load_causal_lm",
     "load_encoder",
+    "load_language_head",
     "load_reward_model",
     "lora_config",
     "pick_device",
@@ -116,6 +117,19 @@ def load_reward_model(
     return loaded.to(device or pick_device()).eval()
 
 
+def load_language_head(name: str | Path, model: "PreTrainedModel") -> torch.nn.Module:
+    """What makes words of the states of a reward model that begins as the language model `name`.
+
+    Frozen, and on the model's device; tied to the embeddings or not, it is a copy.
+
+    Raises:
+        ModelError: When `name` is no language model: a reward model has no such head.
+    """
+    head = load_causal_lm(name).get_output_embeddings()
+    frozen: torch.nn.Module = head.requires_grad_(False).to(model.device)
+    return frozen
+
+
 def load_backbone(
     model: str | Path,
 ) -> "tuple[PreTrainedTokenizerBase, PreTrainedModel]":
@@ -206,7 +220,6 @@ def _refuse_missing(model: str | Path, kind: str, missing: Iterable[str]) -> Non
 @contextmanager
 def _loading(model: str | Path, kind: str) -> Iterator[None]:
     """Errors that help, and quiet: metarm shows its own bars and checks the load report itself."""
-    from safetensors import SafetensorError
     from transformers.utils.logging import disable_progress_bar
 
     refuse_pickles(model)
@@ -218,7 +231,8 @@ def _loading(model: str | Path, kind: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    # Broken files surface as errors of any kind: transformers checks some fields, others it uses.
+    except Exception as error:
         text = str(error).strip()
         first = text.splitlines()[0] if text else type(error).__name__
         place = "the folder exists" if Path(model).is_dir() else "there is no such folder"

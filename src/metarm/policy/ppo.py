@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from metarm import __version__
 from metarm.checkpoints import CheckpointPlace, StateKeeper
 from metarm.config_optimize import OptimizeSettings
 from metarm.data.encoding import Encoder
@@ -59,7 +60,7 @@ from metarm.policy.score_scale import ScoreScale, reward_responses
 from metarm.policy.sft import collate_texts
 from metarm.protocols import IterationObserver, ProgressReporter, ScoreFunction
 from metarm.schema import Prompt
-from metarm.storage import append_json_line, content_digest
+from metarm.storage import append_json_line, content_digest, write_json
 from metarm.streams import draw_seed, generator
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ def _start(
         scale=ScoreScale(),
         budget=KlBudget(settings.kl_budget),
         kl_coef=settings.kl_coef,
+        rows_at_once=settings.micro_batch_size,
     )
     return PpoRun(
         settings=settings,
@@ -284,12 +286,9 @@ def _roll_out(run: PpoRun) -> Rollout:
     batch = Conversation(
         *(t.to(device) for t in join_rows(run.encoder, prompts, [s.response_ids for s in samples]))
     )
-    parts = [_rows_of(batch, rows) for rows in _micro_batches(run, torch.arange(len(samples)))]
-    log_probs, reference_log_probs = (
-        torch.cat([response_log_probs(model, part, settings.temperature) for part in parts])
-        for model in (state.policy, run.reference)
+    log_probs, reference_log_probs, values = state.within_memory(
+        len(samples), lambda: _look_back(run, batch)
     )
-    values = torch.cat([token_values(state.value_model, part) for part in parts])
     raw_scores = run.score(prompts, responses)
     finished = [sample.finished for sample in samples]
     scores = reward_responses(state.scale, raw_scores, finished, settings, of=run.reward_model)
@@ -313,6 +312,17 @@ def _roll_out(run: PpoRun) -> Rollout:
         metrics["objective/gold"] = sum(run.monitor(prompts, responses)) / len(responses)
     advantages = _prepared_advantages(estimate.advantages, mask, settings)
     return Rollout(batch, log_probs, values, advantages, estimate.returns, metrics)
+
+
+def _look_back(run: PpoRun, batch: Conversation) -> tuple[Tensor, Tensor, Tensor]:
+    """What policy, reference and value model say of each token of the responses."""
+    rows = _micro_batches(run, torch.arange(len(batch.input_ids)))
+    parts = [_rows_of(batch, own) for own in rows]
+    ours, theirs = (
+        torch.cat([response_log_probs(model, part, run.settings.temperature) for part in parts])
+        for model in (run.state.policy, run.reference)
+    )
+    return ours, theirs, torch.cat([token_values(run.state.value_model, part) for part in parts])
 
 
 def _prepared_advantages(advantages: Tensor, mask: Tensor, settings: OptimizeSettings) -> Tensor:
@@ -359,26 +369,60 @@ def _rows_of(batch: Conversation, rows: Tensor) -> Conversation:
 
 def _micro_batches(run: PpoRun, rows: Tensor) -> tuple[Tensor, ...]:
     """The rows in parts that fit into memory."""
-    return rows.split(run.settings.micro_batch_size or len(rows))
+    return rows.split(run.state.rows_at_once or len(rows))
 
 
 def _step(run: PpoRun, rows: Tensor) -> dict[str, float]:
     """One optimiser step on some rows of the roll-out."""
     state = run.state
-    assert state.rollout is not None
     state.optimizer.zero_grad(set_to_none=True)
-    metrics, total = _add_gradient(run, state.rollout, rows)
-    if run.texts and not _only_values(run):
-        metrics["loss/ptx_avg"] = _add_text_gradient(run, len(rows))
+    metrics, total = state.within_memory(len(rows), lambda: _add_gradients(run, rows))
     norms = [
         torch.nn.utils.clip_grad_norm_(model.parameters(), run.settings.max_grad_norm)
         for model in (state.policy, state.value_model)
     ]
     # A finite loss can have an infinite gradient; either would break the weights.
     if not all(math.isfinite(number) for number in (total, *map(float, norms))):
-        raise ModelError(f"the PPO loss or its gradient is not finite: {DIVERGED_REMEDY}")
+        kept = _write_bundle(run, rows)
+        raise ModelError(f"the PPO loss or its gradient is not finite: {DIVERGED_REMEDY}{kept}")
     state.optimizer.step()
     return metrics
+
+
+def _write_bundle(run: PpoRun, rows: Tensor) -> str:
+    """Keep what a step that is not finite was made of; says where, where there is a place."""
+    state = run.state
+    if (folder := run.keeper.folder) is None or state.rollout is None:
+        return ""
+    path = folder / f"not_finite_{state.iteration + 1}_{state.num_updates + 1}.json"
+    rollout = state.rollout
+    numbers = {
+        "old_log_probs": rollout.old_log_probs,
+        "old_values": rollout.old_values,
+        "advantages": rollout.advantages,
+        "returns": rollout.returns,
+    }
+    document = {
+        "what": "the PPO loss or its gradient is not finite",
+        "seed": run.seed,
+        "iteration": state.iteration + 1,
+        "step": state.num_updates + 1,
+        "versions": {"metarm": __version__, "torch": str(torch.__version__)},
+        **{name: x.tolist() for name, x in _rows_of(rollout.batch, rows)._asdict().items()},
+        # JSON has no NaN: as text.
+        **{name: [list(map(str, row)) for row in x[rows].tolist()] for name, x in numbers.items()},
+    }
+    write_json(path, document)
+    return f" What led to it is in {path}."
+
+
+def _add_gradients(run: PpoRun, rows: Tensor) -> tuple[dict[str, float], float]:
+    """The gradient of all that a step learns from; the losses, and PPO's own."""
+    assert run.state.rollout is not None
+    metrics, total = _add_gradient(run, run.state.rollout, rows)
+    if run.texts and not _only_values(run):
+        metrics["loss/ptx_avg"] = _add_text_gradient(run, len(rows))
+    return metrics, total
 
 
 def _add_gradient(run: PpoRun, rollout: Rollout, rows: Tensor) -> tuple[dict[str, float], float]:

@@ -5,13 +5,17 @@ With the seed it is all there is: draws are functions of seed and place, so that
 for bit from the middle of a batch.
 """
 
-from collections.abc import Mapping
+import gc
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from metarm.errors import ModelError
+from metarm.models.steady_steps import is_out_of_memory
 from metarm.policy.control import KlBudget
 from metarm.policy.sampling import Conversation
 from metarm.policy.score_scale import ScoreScale
@@ -20,6 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["PpoState", "Rollout"]
+
+Found = TypeVar("Found")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +67,8 @@ class PpoState:
     scale: ScoreScale
     budget: KlBudget
     kl_coef: float
+    rows_at_once: int | None = None
+    """Responses in memory at once; None: all of a step's."""
     iteration: int = 0
     """Iterations that are over."""
     rollout: Rollout | None = None
@@ -70,6 +80,42 @@ class PpoState:
     log: list[dict[str, Any]] = field(default_factory=list)
     """The lines of `metrics.jsonl` so far: the file is made anew by a run that goes on."""
 
+    def within_memory(self, num_rows: int, compute: Callable[[], Found]) -> Found:
+        """What `compute` gives of so many rows; again with half at once where memory is short.
+
+        Raises:
+            ModelError: When one row at a time is too much.
+        """
+        while True:
+            try:
+                return compute()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+            # Outside of the handler, which holds what the failed pass has allocated.
+            self._halve(num_rows, reason)
+
+    def _halve(self, num_rows: int, reason: str) -> None:
+        now = min(self.rows_at_once or num_rows, num_rows)
+        if now == 1:
+            raise ModelError(
+                "out of memory with one response at a time: lower optimize.max_completion_length, "
+                f"or set optimize.use_peft=true ({reason})"
+            )
+        self.rows_at_once = -(-now // 2)
+        logger.warning(
+            "iteration %d: out of memory with %d responses at once: from here on %d at once, with "
+            "the same updates",
+            self.iteration + 1,
+            now,
+            self.rows_at_once,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def to_values(self) -> dict[str, Any]:
         """Tensors and plain values, of the weights those that are trained."""
         return {
@@ -79,6 +125,7 @@ class PpoState:
             "scale": self.scale.to_json(),
             "budget": {"kept": self.budget.kept, "metrics": self.budget.metrics},
             "kl_coef": self.kl_coef,
+            "rows_at_once": self.rows_at_once,
             "iteration": self.iteration,
             "rollout": None if self.rollout is None else self.rollout.to_values(),
             "num_updates": self.num_updates,
@@ -99,7 +146,7 @@ class PpoState:
         self.budget.metrics = dict(values["budget"]["metrics"])
         if (rollout := values["rollout"]) is not None:
             self.rollout = Rollout.from_values(rollout, self.policy.device)
-        for name in ("kl_coef", "iteration", "num_updates", "totals", "log"):
+        for name in ("kl_coef", "rows_at_once", "iteration", "num_updates", "totals", "log"):
             setattr(self, name, values[name])
 
 

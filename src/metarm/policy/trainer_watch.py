@@ -62,7 +62,35 @@ class Watch:
     """What is known of the iteration that runs."""
     is_beyond: bool = False
     """Whether the last batch was written beyond the KL budget."""
+    lines: list[dict[str, float]] = field(default_factory=list)
+    """Of the log so far: the file is made anew by an optimisation that goes on."""
     started: float = field(default_factory=time.monotonic)
+
+    def to_values(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, as tensors and plain values."""
+        return {
+            "scale": self.scale.to_json(),
+            "budget": {"kept": self.budget.kept, "metrics": self.budget.metrics},
+            "iteration": self.iteration,
+            "row": self.row,
+            "is_beyond": self.is_beyond,
+            "lines": self.lines,
+        }
+
+    def take_values(self, values: Mapping[str, Any]) -> None:
+        """The reverse.
+
+        Writes:
+            The lines of the log so far.
+        """
+        self.scale = ScoreScale.from_json(values["scale"])
+        self.budget.kept = dict(values["budget"]["kept"])
+        self.budget.metrics = dict(values["budget"]["metrics"])
+        for name in ("iteration", "row", "is_beyond", "lines"):
+            setattr(self, name, values[name])
+        for line in self.lines:
+            append_json_line(self.log, line)
+        self.started = time.monotonic()
 
     def see(
         self,
@@ -107,6 +135,7 @@ class Watch:
         self.row = row | {"seconds": now - self.started}
         self.started = now
         append_json_line(self.log, self.row)
+        self.lines.append(self.row)
         self.iteration += 1
         return self.row
 
@@ -177,6 +206,11 @@ class IterationKeeper(Keeper):
         super().__init__(watch)
         self.bar = bar
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """One that goes on has some iterations behind it."""
+        settings = self.watch.settings
+        self.bar.advance(state.global_step // (settings.num_mini_batches * settings.num_ppo_epochs))
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **others: Any) -> None:
         """The iteration's steps are over."""
         if "loss" not in logs or self.watch.is_beyond:
@@ -195,7 +229,8 @@ class PassKeeper(Keeper):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """A budget needs weights that are within it: those that training begins from."""
-        if self.watch.budget.limit is not None:
+        # A training that goes on gets what it has kept.
+        if self.watch.budget.limit is not None and not state.global_step:
             self.watch.draw_and_see()
             self.watch.check_budget()
 

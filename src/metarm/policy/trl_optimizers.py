@@ -19,14 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
 from transformers.trainer_callback import PrinterCallback
 
+from metarm.checkpoints import CheckpointPlace
 from metarm.config_optimize import OptimizeSettings
-from metarm.data.encoding import Encoder
 from metarm.errors import DataError, EmptySetError, ModelError
 from metarm.models.loading import context_length, load_causal_lm, load_encoder, lora_config
 from metarm.models.reporting import StepReporter
+from metarm.models.safe_checkpoints import NEWEST
 from metarm.models.saving import merge_adapter
 from metarm.policy.control import KlBudget
 from metarm.policy.ppo_models import check_vocabulary
@@ -34,7 +34,9 @@ from metarm.policy.prompt_order import check_prompts, prompt_batch
 from metarm.policy.sampling import end_tokens
 from metarm.policy.score_scale import reward_responses
 from metarm.policy.sft import encode_demonstration
+from metarm.policy.trainer_checkpoints import GroupCheckpoints, PolicyCheckpoints
 from metarm.policy.trainer_watch import IterationKeeper, Keeper, PassKeeper, Watch
+from metarm.policy.trl_refusals import refuse_absolute_positions, refuse_other_tokens
 from metarm.protocols import ProgressReporter, ScoreFunction
 from metarm.schema import PreferencePair, Prompt, prompt_to_json
 from metarm.storage import content_digest
@@ -54,8 +56,6 @@ SCHEDULES: Final = {
     "inverse_sqrt": "inverse_sqrt",
 }
 """Names of transformers' learning-rate schedules."""
-TOLERANCE: Final = 1e-3
-"""Log-probabilities that differ by more were taken at other positions."""
 
 
 def optimize_rloo(
@@ -70,11 +70,12 @@ def optimize_rloo(
     monitor: ScoreFunction | None,
     progress: ProgressReporter,
     settings: OptimizeSettings,
+    checkpoints: CheckpointPlace | None = None,
 ) -> Mapping[str, float]:
     """REINFORCE against the mean of a prompt's other responses: a `protocols.PolicyOptimizer`.
 
     KL to SFT is in the reward, as in PPO, with the same weight of the same normalised score; there
-    is no value model.
+    is no value model. `checkpoints`: where to go on from, in the middle of a batch too.
 
     Raises:
         EmptySetError: When there are no prompts.
@@ -91,6 +92,9 @@ def optimize_rloo(
     """
     from trl import RLOOConfig, RLOOTrainer
 
+    class KeptRlooTrainer(GroupCheckpoints, RLOOTrainer):
+        """TRL's, with checkpoints."""
+
     watch = _watch(
         policy_dir,
         reference_dir,
@@ -106,7 +110,9 @@ def optimize_rloo(
     arguments = _sampling_arguments(
         RLOOConfig, watch, output_dir, normalize_advantages=settings.normalize_advantages
     )
-    return _train_on_groups(RLOOTrainer, arguments, watch, output_dir, progress, "RLOO")
+    return _train_on_groups(
+        KeptRlooTrainer, arguments, watch, output_dir, progress, "RLOO", checkpoints
+    )
 
 
 def optimize_grpo(
@@ -121,10 +127,12 @@ def optimize_grpo(
     monitor: ScoreFunction | None,
     progress: ProgressReporter,
     settings: OptimizeSettings,
+    checkpoints: CheckpointPlace | None = None,
 ) -> Mapping[str, float]:
     """Advantages in units of a prompt's own spread, KL in the loss: a `protocols.PolicyOptimizer`.
 
     Its weight of KL is not PPO's: advantages have no unit, and KL is per token and estimated by k3.
+    `checkpoints` as in `optimize_rloo`.
 
     Raises:
         EmptySetError, DataError, ModelError, ConfigError: As `optimize_rloo`.
@@ -136,6 +144,9 @@ def optimize_grpo(
         Shao et al. 2402.03300; TRL's `GRPOTrainer` with its own defaults of loss and scale.
     """
     from trl import GRPOConfig, GRPOTrainer
+
+    class KeptGrpoTrainer(GroupCheckpoints, GRPOTrainer):
+        """TRL's, with checkpoints."""
 
     watch = _watch(
         policy_dir,
@@ -150,7 +161,9 @@ def optimize_grpo(
         what="GRPO",
     )
     arguments = _sampling_arguments(GRPOConfig, watch, output_dir)
-    return _train_on_groups(GRPOTrainer, arguments, watch, output_dir, progress, "GRPO")
+    return _train_on_groups(
+        KeptGrpoTrainer, arguments, watch, output_dir, progress, "GRPO", checkpoints
+    )
 
 
 def optimize_dpo(
@@ -166,6 +179,7 @@ def optimize_dpo(
     progress: ProgressReporter,
     settings: OptimizeSettings,
     pairs: Sequence[PreferencePair] = (),
+    checkpoints: CheckpointPlace | None = None,
 ) -> Mapping[str, float]:
     """Direct preference optimisation on labelled pairs: a `protocols.PolicyOptimizer`.
 
@@ -184,6 +198,7 @@ def optimize_dpo(
         progress: Gets one bar.
         settings: Those that begin with `dpo_`, `learning_rate` and its schedule.
         pairs: The original preference pairs; longer ones than the context are left out.
+        checkpoints: Where to go on from, in the middle of a pass too; None: nothing is kept.
 
     Raises:
         EmptySetError: When there are no prompts, or no pair fits the policy's context.
@@ -200,7 +215,7 @@ def optimize_dpo(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    class TokenisedDpoTrainer(DPOTrainer):
+    class TokenisedDpoTrainer(PolicyCheckpoints, DPOTrainer):
         """TRL's, on ids from the project's one encoder: what SFT learnt to end stays ended."""
 
         def _prepare_dataset(self, dataset: Any, *others: Any) -> Any:
@@ -222,7 +237,8 @@ def optimize_dpo(
     size = min(settings.dpo_batch_size, len(rows))
     at_once = min(size, max(1, (settings.micro_batch_size or 2 * size) // 2))
     accumulated = -(-size // at_once)
-    num_steps = settings.dpo_epochs * -(-len(rows) // (at_once * accumulated))
+    per_pass = -(-len(rows) // (at_once * accumulated))
+    num_steps = settings.dpo_epochs * per_pass
     arguments = _arguments(
         DPOConfig,
         watch,
@@ -231,7 +247,8 @@ def optimize_dpo(
         per_device_train_batch_size=at_once,
         gradient_accumulation_steps=accumulated,
         num_train_epochs=settings.dpo_epochs,
-        logging_strategy="epoch",
+        # Not after the epoch: a checkpoint of its last step has this log behind it.
+        logging_steps=per_pass,
         beta=settings.dpo_beta,
         max_length=None,
     )
@@ -245,7 +262,7 @@ def optimize_dpo(
             peft_config=_adapter(settings),
             callbacks=[StepReporter(bar)],
         )
-        return _run(trainer, PassKeeper(watch), output_dir)
+        return _run(trainer, PassKeeper(watch), output_dir, checkpoints)
 
 
 def _watch(
@@ -360,10 +377,11 @@ def _train_on_groups(
     output_dir: Path,
     progress: ProgressReporter,
     what: str,
+    checkpoints: CheckpointPlace | None,
 ) -> dict[str, float]:
     settings = watch.settings
-    _refuse_other_tokens(watch.encoder, watch.prompts)
-    _refuse_absolute_positions(watch)
+    refuse_other_tokens(watch.encoder, watch.prompts)
+    refuse_absolute_positions(watch)
     per_iteration = settings.batch_size // settings.num_generations
     drawn = [
         prompt
@@ -380,15 +398,19 @@ def _train_on_groups(
             peft_config=_adapter(settings),
         )
         _pin_reference(trainer, watch.reference)
-        return _run(trainer, IterationKeeper(watch, bar), output_dir)
+        return _run(trainer, IterationKeeper(watch, bar), output_dir, checkpoints)
 
 
-def _run(trainer: Any, keeper: Keeper, output_dir: Path) -> dict[str, float]:
+def _run(
+    trainer: Any, keeper: Keeper, output_dir: Path, checkpoints: CheckpointPlace | None
+) -> dict[str, float]:
     """Train, put back what a budget has kept, and save the policy as a plain folder."""
-    watch = keeper.watch
+    watch = trainer.watch = keeper.watch
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(keeper)
-    trainer.train()
+    if checkpoints is not None:
+        trainer.keep_checkpoints(checkpoints)
+    trainer.train(NEWEST if checkpoints else None)
     metrics = watch.finish(is_measured=keeper.measures_after_updates)
     merged = merge_adapter(trainer.accelerator.unwrap_model(trainer.model))
     # Trainers turn it off, and whoever generates from the folder would compute every text anew.
@@ -459,42 +481,6 @@ def _prompt_rows(drawn: Sequence[Prompt]) -> Any:
     return Dataset.from_list(
         [{"prompt": prompt_to_json(p), "place": place} for place, p in enumerate(drawn)]
     )
-
-
-def _refuse_other_tokens(encoder: Encoder, prompts: Sequence[Prompt]) -> None:
-    """TRL continues a text prompt as the tokenizer writes it: with EOS where it adds one."""
-    for prompt in dict.fromkeys(prompts):
-        if not isinstance(prompt, str):
-            continue
-        if list(encoder.tokenizer(text=prompt)["input_ids"]) != encoder.encode_prompt(prompt):
-            raise ModelError(
-                f"the tokenizer ends the prompt {prompt[:60]!r} with EOS, and rloo and grpo would "
-                "go on after it: set `add_eos_token` of the tokenizer to false, or use ppo"
-            )
-
-
-@torch.no_grad()
-def _refuse_absolute_positions(watch: Watch) -> None:
-    """Whether padding on the left, without positions, changes what the policy says of a prompt."""
-    encoder, policy = watch.encoder, watch.policy
-    rows = sorted(map(encoder.encode_prompt, dict.fromkeys(watch.prompts)), key=len)
-    short, num_padding = rows[0], len(rows[-1]) - len(rows[0])
-    if not num_padding:
-        return
-    device = policy.device
-    alone = policy(input_ids=torch.tensor([short], device=device), use_cache=False)
-    padded = policy(
-        input_ids=torch.tensor([[encoder.pad_token_id] * num_padding + short], device=device),
-        attention_mask=torch.tensor([[0] * num_padding + [1] * len(short)], device=device),
-        use_cache=False,
-    )
-    first, second = (found.logits[0, -1].float().log_softmax(-1) for found in (alone, padded))
-    if (first - second).abs().max() > TOLERANCE:
-        raise ModelError(
-            f"{type(policy).__name__} has absolute positions, which TRL counts with the padding: "
-            "its log-probabilities would not be those of the responses. Use ppo, or prompts of one "
-            "length"
-        )
 
 
 def _encode_sides(watch: Watch, pairs: Sequence[PreferencePair]) -> list[dict[str, list[int]]]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from metarm.errors import RunError
 from metarm.reports.comparisons import by_round, summary_of
 from metarm.reports.drawing import STYLE, WIDTH, arm_legend, draw_rounds
+from metarm.reports.labels_spent import draw_labels_spent
 from metarm.reports.measures import MEASURES
 from metarm.reports.panels import (
     draw_gold_against_kl,
@@ -47,6 +48,8 @@ class _Plan:
     told: tuple[str, ...]
     with_gold: bool | None = None
     """Drawn only where the run has a gold function (True), only where not (False), or always."""
+    follows_optimisation: bool = False
+    """Whether it is of the prompts that policies are optimised on: a new task's, where one is."""
 
 
 def draw_figures(run: Run) -> list[Drawn]:
@@ -59,8 +62,12 @@ def draw_figures(run: Run) -> list[Drawn]:
             if figure is not None:
                 stream = io.BytesIO()
                 figure.savefig(stream, format="svg", metadata={"Date": None})
-                alt = f"{plan.title}. {_numbers(run, plan.told)}".strip()
-                drawn.append(Drawn(plan.title, plan.caption, alt, stream.getvalue()))
+                shown, caption = run, plan.caption
+                if plan.follows_optimisation and run.new_task is not None:
+                    shown = run.new_task
+                    caption += " All of it on the new task, which the policies were optimised on."
+                alt = f"{plan.title}. {_numbers(shown, plan.told)}".strip()
+                drawn.append(Drawn(plan.title, caption, alt, stream.getvalue()))
     return drawn
 
 
@@ -181,6 +188,16 @@ _PLANS = (
         "Compare arms at equal KL: an arm that lies higher bought its distance better.",
         gold_against_kl,
         ("kl_nats", "gold_score"),
+        with_gold=True,
+        follows_optimisation=True,
+    ),
+    _Plan(
+        "What the labels bought",
+        "Each mark is an arm, at the labels that it had spent when its last round ended. Lines "
+        "join arms that differ in how many labels alone. At equal KL how far a policy went plays "
+        "no part. The table below has the numbers.",
+        draw_labels_spent,
+        ("accuracy_shifted", "gold_score"),
         with_gold=True,
     ),
     _Plan(

@@ -2,9 +2,10 @@
 """The result of a run in sentences, worked out from its numbers."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from metarm.config import ARM_PRESETS, ArmSettings, RewardSettings
+from metarm.config_labels import GOLD
 from metarm.reports.comparisons import Summary, change_since_start, compare, summary_of
 from metarm.reports.measures import MEASURES
 from metarm.reports.read_run import Run
@@ -45,7 +46,17 @@ class Headline:
 
 
 def headline(run: Run) -> Headline:
-    """What optimisation did to accuracy and gold, then one sentence for each other arm."""
+    """What optimisation did to accuracy and gold, then one sentence for each other arm.
+
+    Where there is a new task, which policies were optimised on, the same of it stands beside.
+    """
+    if run.new_task is not None and run.new_task.trained_arms:
+        original, new = headline(replace(run, new_task=None)), headline(run.new_task)
+        told_of_new = [text for text in (_lower(new.lead), *new.points) if text != NO_GOLD]
+        return Headline(
+            f"Original task: {_lower(original.lead)}",
+            (*original.points, *(f"New task: {text}" for text in told_of_new)),
+        )
     if not run.trained_arms:
         lead = "No arm has finished a round of optimisation yet; only the start is shown."
         return Headline(lead, ())
@@ -61,6 +72,10 @@ def headline(run: Run) -> Headline:
     if not run.has_gold:
         points.append(NO_GOLD)
     return Headline(lead, tuple(point for point in points if point))
+
+
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
 
 
 def _rounds(run: Run) -> str:
@@ -211,11 +226,27 @@ def _name(run: Run, arm: str) -> str:
     trait = _step(run, arm) or "retrained on original pairs"
     if settings.relabel_original:
         trait += " relabelled by gold"
-    if settings.num_gold_labels:
-        trait += f" and {settings.num_gold_labels} labels per round"
+    if count := settings.num_gold_labels or settings.labels_per_round:
+        trait += f" and {count} labels per round"
     if settings.members > 1:
         trait += f", {settings.members} reward models"
     return f"{arm} ({trait})"
+
+
+def _label_words(settings: ArmSettings) -> str:
+    """Which pairs an arm has labelled, by whom, and how they are trained on."""
+    whose = "SFT's" if settings.labels_on == "original" else "the policy's own"
+    by = settings.labels_from
+    if by == GOLD:
+        by += (
+            f" with errors ({settings.label_noise:g})" if settings.label_noise else " without noise"
+        )
+    chosen = "" if settings.labels_choice == "random" else f"chosen by {settings.labels_choice}, "
+    return (
+        f"{settings.num_gold_labels or settings.labels_per_round} more pairs of {whose} each "
+        f"round, {chosen}labelled by {by}, each in the training set {settings.label_repeat} times "
+        "(so with more optimiser steps)"
+    )
 
 
 def arm_description(run: Run, arm: str) -> str:
@@ -235,12 +266,8 @@ def arm_description(run: Run, arm: str) -> str:
     text = "reward model retrained each round on the original pairs"
     if settings.relabel_original:
         text += ", which gold labels again,"
-    if settings.num_gold_labels:
-        text += (
-            f" and on {settings.num_gold_labels} more pairs of the policy's own each round, "
-            f"labelled by gold without noise, each in the training set {settings.label_repeat} "
-            "times (so with more optimiser steps)"
-        )
+    if settings.num_gold_labels or settings.labels_per_round:
+        text += f" and on {_label_words(settings)}"
     if step := _step(run, arm):
         text += f"; {step}, on the policy's unlabelled groups"
     if settings.members > 1:

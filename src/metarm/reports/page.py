@@ -17,6 +17,7 @@ from metarm.reports.data_account import account_of_data
 from metarm.reports.drawing import arm_colours
 from metarm.reports.figures import draw_figures
 from metarm.reports.headline import arm_description, basis, headline
+from metarm.reports.labels_spent import spent_rows
 from metarm.reports.measures import MEASURES, definitions
 from metarm.reports.read_run import Cell, Run, Sample, read_run
 from metarm.reports.restored import (
@@ -75,6 +76,17 @@ def summary_table(run_dir: Path) -> str:
         EmptySetError: When no round has a scorecard yet.
     """
     run = read_run(run_dir)
+    lines = _text_table(run)
+    if run.new_task is not None:
+        lines += ["", "On the new task, which policies were optimised on:"]
+        lines += _text_table(run.new_task)
+    result = headline(run)
+    told = [result.lead, *result.points, basis(run), *(f"Missing: {text}" for text in run.missing)]
+    return visible_text("\n".join([*lines, "", *told]))
+
+
+def _text_table(run: Run) -> list[str]:
+    """One row per arm, with the measures that any of them has."""
     columns = _columns(run)
     table = [["arm", *(f"{arm}, {_round_name(r)}" for arm, r in columns)]]
     for name, short in TERMINAL_MEASURES.items():
@@ -82,13 +94,10 @@ def summary_table(run_dir: Path) -> str:
         if any(cells):
             table.append([short, *(cell or "-" for cell in cells)])
     widths = [max(map(len, column)) for column in table]
-    lines = [
+    return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in zip(*table, strict=True)
     ]
-    result = headline(run)
-    told = [result.lead, *result.points, basis(run), *(f"Missing: {text}" for text in run.missing)]
-    return visible_text("\n".join([*lines, "", *told]))
 
 
 def visible_text(value: str) -> str:
@@ -122,6 +131,7 @@ def page_environment() -> Environment:
 def _context(run: Run) -> dict[str, Any]:
     """Everything the template shows."""
     columns = _columns(run)
+    spent, kl = spent_rows(run)
     return {
         "run": run,
         "name": run.folder.resolve().name,
@@ -135,6 +145,8 @@ def _context(run: Run) -> dict[str, Any]:
         ],
         "columns": columns,
         "final_rows": [*_rows(run, columns), *_restored_row(run, columns)],
+        "spent": spent,
+        "spent_kl": kl,
         "new_task_rows": _rows(run.new_task, columns) if run.new_task else [],
         "all_rounds": [
             (arm, rounds, _rows(run, [(arm, r) for r in rounds]))

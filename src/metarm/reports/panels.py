@@ -145,8 +145,9 @@ def saw_tooth(run: Run) -> Figure | None:
 
 
 def draw_gold_against_kl(axes: Axes, run: Run) -> bool:
-    """Curves of the optimisation (thin, smoothed) and the rounds' ends."""
+    """Curves of the optimisation (thin, smoothed) and the rounds' ends, on the same task."""
     has_data = False
+    ends = run.new_task or run
     for arm in run.trained_arms:
         style = style_of(run, arm)
         for r in range(1, run.last_round + 1):
@@ -155,7 +156,7 @@ def draw_gold_against_kl(axes: Axes, run: Run) -> bool:
             )
             axes.plot(kl, gold, color=style["color"], linewidth=1.2, alpha=0.5)
         for r in range(1, run.last_round + 1):
-            kl_end, gold_end = (summary_of(run, n, arm, r) for n in ("kl_nats", "gold_score"))
+            kl_end, gold_end = (summary_of(ends, n, arm, r) for n in ("kl_nats", "gold_score"))
             if kl_end is not None and gold_end is not None:
                 has_data = True
                 draw_interval(axes, kl_end.value, gold_end, style["color"])
@@ -164,7 +165,7 @@ def draw_gold_against_kl(axes: Axes, run: Run) -> bool:
                     [kl_end.value], [gold_end.value], linestyle="", markersize=size,
                     markeredgecolor="white", markeredgewidth=0.7, zorder=3, **style,
                 )  # fmt: skip
-    start = summary_of(run, "gold_score", run.trained_arms[0], 0) if run.trained_arms else None
+    start = summary_of(ends, "gold_score", run.trained_arms[0], 0) if run.trained_arms else None
     if start is not None and run.start_arm is not None:
         axes.plot([0], [start.value], linestyle="", zorder=3, **style_of(run, run.start_arm))
     axes.set_xlabel("KL to SFT per response (nats)")
@@ -222,16 +223,17 @@ def two_tasks(run: Run) -> Figure | None:
     if run.new_task is None:
         return None
     tasks = {"original task": run, "new task": run.new_task}
-    figure = Figure(figsize=(WIDTH, 1.4 + 0.32 * len(run.trained_arms)))
+    arms = [arm for arm in run.trained_arms if run.cards_of(arm, run.final_round)]
+    figure = Figure(figsize=(WIDTH, 1.4 + 0.32 * len(arms)))
     panels = figure.subplots(1, 2, sharey=True)
     for (title, task), axes in zip(tasks.items(), panels, strict=True):
-        for place, arm in enumerate(run.trained_arms):
+        for place, arm in enumerate(arms):
             found = [summary_of(task, name, arm, run.final_round) for name in SHARES]
             parts = [summary.value for summary in found if summary is not None]
             if len(parts) == len(SHARES):
                 _draw_bar(axes, place, parts, arm_colours(run)[arm])
         axes.set_title(f"{title}, round {run.final_round}")
-    names = [name_in_figure(arm) for arm in run.trained_arms]
+    names = [name_in_figure(arm) for arm in arms]
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     _finish_bars(figure, *panels)

@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from metarm.config import ARM_PRESETS, RunSettings
 from metarm.errors import DataError, EmptySetError, FormatError
+from metarm.round_labels.waiting import Waiting, read_waiting, waiting_text
 from metarm.schema import Scorecard, prompt_from_json, prompt_text
 from metarm.storage import read_json, read_json_lines
 
@@ -68,6 +69,8 @@ class Run:
     """Sentences: what the settings announce and the folder does not hold, what is unreadable."""
     new_task: "Run | None" = None
     """The same arms on the prompts of a new task, where the run has one."""
+    waiting: tuple[Waiting, ...] = ()
+    """Rounds that go on when people have answered."""
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -156,6 +159,8 @@ def read_run(folder: Path) -> Run:
         cell: _curve(_readable_rows(path, problems, "objective/kl"))
         for cell, path in _cells(folder, "policy/metrics.jsonl")
     }
+    waiting = tuple(read_waiting(folder))
+    asked = [f"It is {waiting_text(folder, waiting)}."] if waiting else []
     return Run(
         folder=folder,
         arms=_ordered_arms({cell.arm for cell in cards}, settings),
@@ -165,8 +170,9 @@ def read_run(folder: Path) -> Run:
         settings=settings,
         settings_text=settings_text,
         facts=facts,
-        missing=(*_missing_rounds(cards, settings), *problems),
+        missing=(*_missing_rounds(cards, settings), *asked, *problems),
         new_task=_read_new_task(folder, settings),
+        waiting=waiting,
     )
 
 

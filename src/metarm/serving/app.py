@@ -18,7 +18,8 @@ from starlette.exceptions import HTTPException
 
 from metarm.serving.batching import Answer, ScoreQueue
 from metarm.serving.counters import Counters, resident_bytes
-from metarm.serving.guard import REASON, Guard, Token
+from metarm.serving.exchange import REASON
+from metarm.serving.guard import Guard, Token
 from metarm.serving.model_slot import ModelSlot
 from metarm.serving.refusals import STATUSES, RefusedError
 from metarm.serving.served_model import ScoreItem

@@ -5,40 +5,27 @@ Refusing is cheap: all but size and time are settled by the headers. What is not
 is not let in: a route that is added later asks for the token by itself.
 """
 
-import asyncio
 import base64
 import binascii
 import hashlib
 import hmac
-import json
-import logging
-import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
-from typing import Any, Final
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
 
 from metarm.serving.counters import Counters
+from metarm.serving.exchange import REASON, App, Exchange, Receive, Scope, Send, host_name
 from metarm.serving.refusals import RefusedError
 from metarm.serving.settings import ServeSettings
 from metarm.serving.wire import ModelFacts
 
-__all__ = ["KNOWN_ROUTES", "OPEN_ROUTES", "REASON", "SCORING_ROUTES", "Guard", "Token"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["KNOWN_ROUTES", "OPEN_ROUTES", "SCORING_ROUTES", "Guard", "Token"]
 
 OPEN_ROUTES: Final = frozenset({"/health"})
 """The only routes that ask for no token."""
 SCORING_ROUTES: Final = frozenset({"/get_reward", "/v1/score"})
 KNOWN_ROUTES: Final = OPEN_ROUTES | SCORING_ROUTES | {"/metrics"}
-REASON: Final = "metarm.reason"
-"""Key of the ASGI scope under which a refusal's reason is left, to be counted."""
 MOST_BODIES: Final = 16
 """How many bodies of the largest size may be in memory together."""
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Token:
@@ -100,7 +87,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await _Exchange(self, scope, receive, send).run()
+            await Exchange(self, scope, receive, send).run()
         else:
             await send({"type": "websocket.close", "code": 1008})
 
@@ -110,7 +97,7 @@ class Guard:
         Raises:
             RefusedError: Naming the first thing that is wrong.
         """
-        host = _host_name(headers.get("host", ""))
+        host = host_name(headers.get("host", ""))
         if self._hosts is not None and host not in self._hosts:
             raise RefusedError(
                 "wrong_host", "this server is not known by the name in the Host header"
@@ -188,112 +175,3 @@ class Guard:
             self._counters.observe("metarm_request_seconds", seconds, route=route)
         if status != 200 and REASON in scope:
             self._counters.add("metarm_refusals_total", reason=scope[REASON])
-
-
-class _Exchange:
-    """One request and its answer."""
-
-    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
-        self._guard, self._scope, self._receive, self._outer_send = guard, scope, receive, send
-        self._started = time.monotonic()
-        self._num_bytes = 0
-        self._is_whole = False
-        self._is_answered = False
-        self._status: int | None = None
-        self._refusal: RefusedError | None = None
-
-    async def run(self) -> None:
-        headers = {
-            key.decode("latin-1"): value.decode("latin-1") for key, value in self._scope["headers"]
-        }
-        try:
-            self._guard.check(self._scope, headers)
-            await self._guard.app(self._scope, self._limited_receive, self._send)
-            if self._refusal is not None:
-                await self._refuse(self._refusal)
-        except RefusedError as refusal:
-            await self._refuse(refusal)
-        except Exception as error:  # noqa: BLE001 - it is answered, and no text of it is logged
-            logger.error("no answer: %s", _where(error))
-            if not self._is_answered:
-                await self._refuse(RefusedError("failed", "a mistake of the server: see its log"))
-        finally:
-            self._guard.hold(-self._num_bytes)
-            if self._status is not None:
-                seconds = time.monotonic() - self._started
-                self._guard.count(self._scope, self._status, seconds)
-
-    async def _limited_receive(self) -> Message:
-        """The next part of the body; where it is refused, the application sees the client go."""
-        if self._is_whole:
-            return await self._receive()
-        left = self._started + self._guard.body_seconds - time.monotonic()
-        try:
-            async with asyncio.timeout(max(left, 0.001)):
-                message = await self._receive()
-            self._check_size(len(message.get("body", b"")))
-        except TimeoutError:
-            told = f"expected the whole request within {self._guard.body_seconds:g} s"
-            self._refusal = RefusedError("body_too_slow", told)
-        except RefusedError as refusal:
-            self._refusal = refusal
-        if self._refusal is not None:
-            return {"type": "http.disconnect"}
-        self._is_whole = not message.get("more_body", False)
-        return message
-
-    def _check_size(self, num_bytes: int) -> None:
-        if self._num_bytes + num_bytes > self._guard.max_body_bytes:
-            raise self._guard.too_large()
-        self._guard.hold(num_bytes)
-        self._num_bytes += num_bytes
-
-    async def _send(self, message: Message) -> None:
-        if self._refusal is not None and self._status is None:
-            return  # what the application made of half a body
-        await self._pass_on(message)
-
-    async def _pass_on(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            message["headers"] = [*message.get("headers", []), *self._guard.signed()]
-        else:
-            self._is_answered = not message.get("more_body", False)
-        await self._outer_send(message)
-
-    async def _refuse(self, refusal: RefusedError) -> None:
-        self._scope[REASON] = refusal.reason
-        if self._status is not None:
-            # Half an answer is out: cut the line, so that nobody takes it for a whole one.
-            raise ConnectionAbortedError from None
-        body = json.dumps(refusal.to_json()).encode()
-        headers = {
-            "content-type": "application/json",
-            "content-length": str(len(body)),
-            **{name.lower(): value for name, value in refusal.headers().items()},
-        }
-        # The rest of other bodies is read and dropped; of these it may never end.
-        if refusal.reason in ("body_too_large", "body_too_slow"):
-            headers["connection"] = "close"
-        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await self._pass_on(
-            {"type": "http.response.start", "status": refusal.status, "headers": pairs}
-        )
-        await self._pass_on({"type": "http.response.body", "body": body})
-
-
-def _host_name(header: str) -> str:
-    """The name in a `Host` header, without its port."""
-    text = header.strip().lower()
-    if text.startswith("["):
-        return text.partition("]")[0].lstrip("[")
-    return text.partition(":")[0]
-
-
-def _where(error: BaseException) -> str:
-    """The kind of an error and the line that raised it: its words may quote a request."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "unknown place"
-    return f"{type(error).__name__} at {place}"

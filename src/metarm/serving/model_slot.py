@@ -63,7 +63,10 @@ class ModelSlot:
         except (
             MetarmError,
             ArithmeticError,
+            AssertionError,
+            AttributeError,
             LookupError,
+            MemoryError,
             OSError,
             RuntimeError,
             TypeError,

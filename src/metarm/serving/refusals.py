@@ -34,19 +34,23 @@ class RefusedError(MetarmError):
     """A request that gets no scores, and why.
 
     Attributes:
-        reason: A key of `STATUSES`.
+        reason: A key of `STATUSES`, or another server's own.
         message: What was expected, what came, what to do; never a text of the request.
         retry_seconds: When to try again, where that is known.
+        status: The HTTP status.
     """
 
-    def __init__(self, reason: str, message: str, *, retry_seconds: int | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        retry_seconds: int | None = None,
+        status: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.reason, self.message, self.retry_seconds = reason, message, retry_seconds
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-        return STATUSES[self.reason]
+        self.status = STATUSES[reason] if status is None else status
 
     def to_json(self) -> dict[str, dict[str, str]]:
         """The body of the answer: no key of it could be taken for a score."""

@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from metarm.checkpoints import CheckpointPlace
 from metarm.config import RewardSettings
+from metarm.data.derived import check_apart
 from metarm.data.encoding import EncodedPair, Encoder, EncodingReport, encode_pairs
 from metarm.errors import ConfigError, DataError
 from metarm.launched import is_sharded_launch, num_processes
@@ -24,6 +25,7 @@ from metarm.meta_strength import META_NUMBERS, resolve_strength
 from metarm.models.loading import (
     default_learning_rate,
     load_encoder,
+    load_language_head,
     load_reward_model,
     lora_config,
     pick_device,
@@ -39,6 +41,7 @@ from metarm.schema import Estimate, PreferencePair, ResponseGroup
 from metarm.storage import write_json_lines, write_text
 from metarm.strength import choose_by_probe
 from metarm.training.plain_training import copy_weights, put_weights
+from metarm.training.regularised_trainer import StartDecay
 from metarm.training.settings import MetaRewardConfig
 from metarm.training.sharding import whole_model
 from metarm.training.trainer import MetaRewardTrainer
@@ -133,7 +136,8 @@ def train_reward_model(
             kept; the result is the same, bit for bit on a CPU.
 
     Raises:
-        DataError: When nothing is left to train or test on.
+        DataError: When nothing is left to train or test on; when a derived row is held out, or one
+            that is trained on was made from what is held out.
         ConfigError: When a probe is given and nothing is there that it could choose.
         ModelError: When the model cannot be loaded or training diverged.
 
@@ -144,6 +148,7 @@ def train_reward_model(
     """
     if not test_pairs:
         raise DataError("no held-out pairs: give a test file or a larger test_fraction")
+    check_apart(pairs, [*test_pairs, *probe], "held-out pairs")
     is_guarded = _is_guarded(settings)
     if probe and not is_guarded:
         raise ConfigError(
@@ -226,10 +231,12 @@ def _is_guarded(settings: RewardSettings) -> bool:
 
 def _to_rows(encoded: Sequence[EncodedPair]) -> datasets.Dataset:
     has_margin = any(pair.margin is not None for pair in encoded)
+    has_label = any(pair.p is not None for pair in encoded)
     return datasets.Dataset.from_list(
         [
             {"chosen_ids": pair.chosen_ids, "rejected_ids": pair.rejected_ids}
             | ({"margin": pair.margin or 0.0} if has_margin else {})
+            | ({"p": 1.0 if pair.p is None else pair.p} if has_label else {})
             for pair in encoded
         ]
     )
@@ -258,6 +265,11 @@ def _train(
         # Whole, it need not fit one device.
         device=torch.device("cpu") if is_sharded_launch() else None,
     )
+    if settings.train_head_only:
+        model.base_model.requires_grad_(False)
+    language_head = None
+    if settings.text_loss_coefficient:
+        language_head = load_language_head(name, model)
     num_steps = settings.max_steps
     if num_steps <= 0:
         num_steps = count_steps(settings, len(rows), num_processes())
@@ -271,6 +283,7 @@ def _train(
             meta_dataset=groups if settings.meta_mode != "off" else None,
             plain_callbacks=[StepReporter(bar)],
             keep_plain=keep_plain,
+            language_head=language_head,
             callbacks=[StepReporter(bar)],
             processing_class=encoder.tokenizer,
             peft_config=lora_config(settings.lora_r, has_score_head=True)
@@ -280,6 +293,9 @@ def _train(
         trainer.remove_callback(PrinterCallback)
         if settings.learning_rate is None:
             trainer.args.learning_rate = default_learning_rate(trainer.model)
+        if settings.start_decay:
+            # Now: a checkpoint's weights are not those that training began from.
+            trainer.add_start_decay(StartDecay(copy_weights(trainer.model), settings.start_decay))
         if checkpoints is not None:
             trainer.keep_checkpoints(checkpoints)
         trainer.train(NEWEST if checkpoints else None)
@@ -334,7 +350,8 @@ def _trainer_arguments(settings: RewardSettings, output_dir: Path, seed: int) ->
     on_cpu = pick_device().type == "cpu"
     # TRL's own default stands until the trainable weights can be counted.
     unset = {"learning_rate"} if settings.learning_rate is None else set()
-    shared = settings.model_dump(exclude={"use_peft", "lora_r", *unset})
+    own = {"use_peft", "lora_r", "start_decay", "train_head_only"}
+    shared = settings.model_dump(exclude={*own, *unset})
     arguments = MetaRewardConfig(
         output_dir=str(output_dir),
         seed=seed,

@@ -65,6 +65,21 @@ class MetaRewardConfig(RewardConfig):
             "same scores and gradients to 1e-6. False: TRL's own pass, bit for bit."
         },
     )
+    batch_sum_coefficient: float = field(
+        default=0.0,
+        metadata={"help": "Weight of a batch's squared sum of scores over its size (BSR)."},
+    )
+    text_loss_coefficient: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the language-model loss on the chosen texts (GRM), which keeps the "
+            "hidden states those of a language model; one more pass of them. GRM: 0.01."
+        },
+    )
+    score_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Share of the last state's places that the score head does not see."},
+    )
     meta_mode: str = field(
         default="joint",
         metadata={
@@ -165,6 +180,11 @@ class MetaRewardConfig(RewardConfig):
                 raise ConfigError(
                     f"{name} must be a finite number >= 0, got {value}; the sign is meta_mode's"
                 )
+        for name in ("batch_sum_coefficient", "text_loss_coefficient"):
+            if not (math.isfinite(value := getattr(self, name)) and value >= 0):
+                raise ConfigError(f"{name} must be a finite number >= 0, got {value}")
+        if not 0.0 <= self.score_dropout < 1.0:
+            raise ConfigError(f"score_dropout is from 0 to below 1, got {self.score_dropout}")
         given = {name: getattr(self, name) for name in META_NUMBERS}
         self.meta_strength = resolve_strength(self.meta_strength, given)
         if self.meta_strength == "fixed":

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from trl import RewardTrainer
 
 from metarm.data.encoding import PaddedBatch
 from metarm.data.meta_batches import MetaBatch
 from metarm.models.shared_prompts import SharedPrompts, Work
 from metarm.placement import sharded_modules
+from metarm.training.regularised_trainer import RegularisedTrainer
 from metarm.training.sharding import sharded_autocast
 
 __all__ = ["SharedPromptTrainer"]
@@ -23,7 +23,7 @@ __all__ = ["SharedPromptTrainer"]
 MEASURE_BATCH: Final = 64
 
 
-class SharedPromptTrainer(RewardTrainer):
+class SharedPromptTrainer(RegularisedTrainer):
     """`RewardTrainer` with the settings of a `MetaRewardConfig`, of which it knows `share_prompts`.
 
     Scores and gradients are TRL's to 1e-6; with `share_prompts=False`, and where a model's prompts

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
@@ -50,6 +50,7 @@ from metarm.training.guarded_trainer import GuardedTrainer
 from metarm.training.meta_pass import MetaPass, StepState
 from metarm.training.plain_training import noise_put_back
 from metarm.training.processes import direction_over_processes, most_over_processes
+from metarm.training.regularised_trainer import StartDecay
 from metarm.training.settings import MetaRewardConfig
 from metarm.training.sharding import check_optimizer, gather_in_full_precision
 from metarm.training.support import refuse_unsupported
@@ -94,6 +95,7 @@ class MetaRewardTrainer(GuardedTrainer):
         meta_dataset: Any = None,
         plain_callbacks: Sequence[TrainerCallback] = (),
         keep_plain: bool = False,
+        language_head: nn.Module | None = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: Any = None,
@@ -127,6 +129,7 @@ class MetaRewardTrainer(GuardedTrainer):
         self._most_responses: int | None = None
         self._plain_callbacks = plain_callbacks
         self._keeps_plain = keep_plain
+        self.language_head = language_head
         self._options = options
         self.meta_report: EncodingReport | None = None
         self.plain_weights: dict[str, Tensor] | None = None
@@ -174,8 +177,14 @@ class MetaRewardTrainer(GuardedTrainer):
             args,
             train_dataset=self.train_dataset,
             processing_class=self.processing_class,
+            language_head=self.language_head,
             **options,
         )
+
+    def add_start_decay(self, decay: StartDecay) -> None:
+        """Draw the weights back to their start, in plain training as well."""
+        self.add_callback(decay)
+        self._plain_callbacks = [*self._plain_callbacks, decay]
 
     def _check_placed(self) -> None:
         if self.is_sharded:

@@ -44,6 +44,9 @@ class PolicyWatcher:
         every: Iterations (optimiser steps) between two looks.
         adapt: Called at `adapt`, see `Adapt`; None: only said.
         stop: Whether `stop` ends the training.
+        since: Looks that the watch had when this training first began. One that an earlier try of
+            it has taken since is not taken again, which would spend the alarm budget twice; None:
+            this is the first try.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class PolicyWatcher:
         every: int = 10,
         adapt: Adapt | None = None,
         stop: bool = True,
+        since: int | None = None,
     ) -> None:
         if every < 1:
             raise ConfigError(f"expected every from 1 on, got {every}")
@@ -66,11 +70,16 @@ class PolicyWatcher:
         self.every = every
         self.adapt = adapt
         self.stop = stop
+        self.since = len(watch.looks) if since is None else since
 
     def __call__(self, *, iteration: int, policy: "PreTrainedModel", encoder: Encoder) -> bool:
         """Look where it is due; whether the training is to end."""
         if iteration % self.every:
             return False
+        own = self.watch.looks[self.since :]
+        taken = next((look for look in own if look.step == iteration), None)
+        if taken is not None:
+            return taken.state == "stop" and self.stop
         fresh = draw_fresh(
             self.probes,
             (policy, encoder),

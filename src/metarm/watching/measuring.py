@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from metarm.data.encoding import pad_batch
 from metarm.evaluation.scorecard import score_groups
 from metarm.models.ensemble import EnsembleScore
+from metarm.models.head_states import head_states
 from metarm.models.reward_model import RewardModelScore
 from metarm.protocols import ScoreFunction
 from metarm.schema import ResponseGroup
@@ -82,24 +81,9 @@ def measure_once(
     return Measured(saved["scores"], saved["lengths"], saved.get("states"), saved.get("members"))
 
 
-@torch.no_grad()
 def last_states(score: RewardModelScore, groups: Sequence[ResponseGroup]) -> Floats:
-    """The hidden states that the score head reads, shape (groups, k, size).
-
-    The reward is a linear function of them: what they do not show, it cannot see.
-    """
-    model, encoder = score.model, score.encoder
-    rows = [encoder.encode(group.prompt, text) for group in groups for text in group.responses]
-    found: list[Floats] = []
-    for start in range(0, len(rows), score.batch_size):
-        batch = pad_batch(
-            rows[start : start + score.batch_size], encoder.pad_token_id, side="right"
-        )
-        mask = batch.attention_mask.to(model.device)
-        states = model.base_model(
-            input_ids=batch.input_ids.to(model.device), attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        last = mask.sum(dim=1) - 1
-        own = states[torch.arange(len(last), device=last.device), last]
-        found.append(own.double().cpu().numpy())
-    return np.concatenate(found).reshape(len(groups), -1, found[0].shape[1])
+    """`head_states` of groups of one size, shape (groups, k, size)."""
+    prompts = [group.prompt for group in groups for _ in group.responses]
+    responses = [text for group in groups for text in group.responses]
+    states = head_states(score, prompts, responses)
+    return states.reshape(len(groups), -1, states.shape[1])

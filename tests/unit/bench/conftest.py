@@ -8,6 +8,7 @@ import torch
 
 from metarm.bench.problem import Problem, build_problem
 from metarm.bench.shifts import Shift
+from metarm.bench.stretched import add_made_rows
 from metarm.schema import PreferencePair, ResponseGroup
 
 
@@ -20,7 +21,7 @@ def make_problem(seed: int = 0, size: int = 12, prompts: int = 60) -> tuple[Shif
         vector = torch.randn(size, generator=draw)
         if side == "shifted":
             vector[:-1] = 1.0
-        response = f" {side} {number}"
+        response = f" {side} {number} of the responses to a prompt."
         features[prompt, response] = vector
         return response
 
@@ -45,6 +46,11 @@ def make_problem(seed: int = 0, size: int = 12, prompts: int = 60) -> tuple[Shif
         tuple(rows["shifted"][test]),
         tuple(rows["shifted"][train]),
     )
+    kinds = ["cross-prompt", "cross-prompt-policy", "neutral", "format-only", "truncated"]
+    shift = add_made_rows(shift, kinds)
+    for text in shift.texts:
+        if text not in features:
+            features[text] = torch.randn(size, generator=draw)
     matrix = torch.stack([features[text] for text in shift.texts])
     return shift, build_problem(shift, matrix, seed)
 

@@ -97,6 +97,8 @@ def test_every_method_trains_it(model: str, trained: str) -> None:
     names = METHODS if trained == "all" else ("joint-auto", "sam", "weight-average")
     for name in names:
         recipe = read_recipe(name)
+        if recipe.is_of_head or recipe.augments:
+            continue
         found = train_recipe(given, replace(recipe, members=min(recipe.members, 2)), SETTINGS, 0)
         assert found.scores[:, given.measured].isfinite().all(), name
         assert found.steps == (2, 4)

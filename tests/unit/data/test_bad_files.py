@@ -137,6 +137,16 @@ BAD_FILES = {
         row(margin=True),
         ":1: field `margin`: expected a finite number, got True",
     ),
+    "a soft label above 1": (
+        "a.jsonl",
+        GOOD + row(p=1.5),
+        ":2: field `p`: expected a probability between 0 and 1, got 1.5",
+    ),
+    "a soft label in words": (
+        "a.jsonl",
+        row(p="likely"),
+        ":1: field `p`: expected a finite number, got 'likely'",
+    ),
     "UTF-16": ("a.jsonl", GOOD.decode().encode("utf-16"), ":1: |UTF-16|Save it as UTF-8"),
     "latin-1": (
         "a.jsonl",

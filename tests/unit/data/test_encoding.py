@@ -186,10 +186,11 @@ def test_rows_are_padded_on_a_side(side, ids, mask):
 
 def test_too_long_pairs_are_counted():
     encoder = Encoder(make_tokenizer())
-    short, long = PreferencePair("a", "b", "c", 0.5), PreferencePair("a", "b", "c" * 40)
+    short, long = PreferencePair("a", "b", "c", 0.5, 0.9), PreferencePair("a", "b", "c" * 40)
     limit = len(encoder.encode("a", "b"))
     kept, report = encode_pairs(encoder, [short, long, short], limit)
     assert [pair.margin for pair in kept] == [0.5, 0.5]
+    assert [pair.p for pair in kept] == [0.9, 0.9]
     assert (report.num_read, report.num_too_long, report.max_length) == (3, 1, limit)
     assert report.summary().startswith(f"2 of 3 encoded; 1 left out: longer than {limit} tokens")
     assert len(encode_pairs(encoder, [short, long], None)[0]) == 2

@@ -2,7 +2,7 @@
 """Scorecards of hand-made scores: every field has a value computed by hand."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -308,3 +308,49 @@ def test_an_evaluation_that_goes_on_is_the_same(tmp_path):
     for count in (2, 4, 6):
         path.write_bytes(b"".join(lines[:count]))
         assert sample(policy, reference, log=ChunkLog(path)) == whole
+
+
+def test_what_was_scored_is_not_scored_again(tmp_path):
+    """By another process, after the evaluation died: the same numbers, and nobody is asked."""
+    asked, moved = [], []
+
+    class Bar:
+        def advance(self, steps=1, note=""):
+            moved.append(steps)
+
+    def counted(name, values):
+        def score(prompts, responses):
+            asked.append(name)
+            return [values[response] for response in responses]
+
+        return score
+
+    def evaluate(gold):
+        functions = ScoreFunctions(counted("reward", REWARD), counted("first", FIRST), gold)
+        return evaluate_round(
+            arm="meta",
+            seed=0,
+            round_number=1,
+            samples=SAMPLES,
+            sft_groups=SFT,
+            previous_groups=BEFORE,
+            test_pairs=PAIRS,
+            scores=functions.kept_in(ChunkLog(tmp_path / "parts.jsonl"), Bar()),
+            settings=EvaluationSettings(tie_margin=0.1),
+            seconds_before=0.0,
+        )
+
+    def die(prompts, responses):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        evaluate(die)
+    assert asked == ["reward", "first", "reward"]
+    first, first_rows = evaluate(counted("gold", GOLD))
+    assert asked[3:] == ["gold", "gold", "reward", "gold", "reward", "reward"]
+    assert moved == [6, 6, 6], "a bar is told of what need not be scored again"
+    del asked[:]
+    second, second_rows = evaluate(counted("gold", GOLD))
+    assert asked == []
+    assert replace(second, seconds=0.0) == replace(first, seconds=0.0)
+    assert second_rows == first_rows

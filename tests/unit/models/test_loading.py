@@ -166,6 +166,40 @@ def test_a_damaged_folder_is_named(reward_model_dir, language_model, tmp_path, d
         assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("config.json", None, []),
+        ("config.json", None, "x"),
+        ("config.json", "attention_bias", 1),
+        ("config.json", "architectures", 5),
+        ("config.json", "dtype", "x"),
+        ("config.json", "dtype", []),
+        ("config.json", "id2label", 1),
+        ("config.json", "hidden_size", -1),
+        ("config.json", "num_attention_heads", 0),
+        ("config.json", "num_key_value_heads", 0),
+        ("tokenizer_config.json", None, None),
+        ("tokenizer_config.json", "bos_token", 1),
+        ("tokenizer.json", None, []),
+        ("tokenizer.json", "added_tokens", 0),
+        ("tokenizer.json", "model", {}),
+        ("tokenizer.json", "version", "x"),
+    ],
+)
+def test_a_wrong_field_is_an_error_that_names_the_folder(
+    reward_model_dir, tmp_path, name, field, value
+):
+    """Whatever kind of error transformers makes of it."""
+    folder = tmp_path / "wrong"
+    shutil.copytree(reward_model_dir, folder)
+    document = json.loads((folder / name).read_text("utf-8"))
+    document = value if field is None else {**document, field: value}
+    (folder / name).write_text(json.dumps(document), "utf-8")
+    with pytest.raises(ModelError, match=r"in Hugging Face format at .*wrong"):
+        load_score_function(folder)
+
+
 def test_a_missing_folder_is_named(tmp_path):
     for load in (load_encoder, load_causal_lm, load_score_function):
         with pytest.raises(ModelError, match=r"nowhere.*there is no such folder"):

@@ -19,7 +19,7 @@ from metarm.policy.prompt_order import prompt_batch
 from metarm.policy.sampling import response_log_probs
 from metarm.policy.sft import collate_texts, encode_demonstration
 from metarm.progress import SilentProgress
-from metarm.storage import read_json_lines
+from metarm.storage import read_json, read_json_lines
 from metarm.streams import generator
 from tiny_models import (
     EOS,
@@ -463,6 +463,79 @@ def test_a_score_that_is_not_finite_is_an_error(optimize, tmp_path):
     with pytest.raises(ModelError, match="not finite"):
         optimize(score=lambda prompts, responses: [math.nan] * len(responses))
     assert not list(tmp_path.rglob("model.safetensors"))
+
+
+def test_a_step_that_is_not_finite_leaves_what_led_to_it(optimize, tmp_path, monkeypatch):
+    """Of the batch that was not learnt from; the state before it stays the one to go on from."""
+    place = CheckpointPlace(tmp_path / "kept", every=1)
+    add = ppo._add_gradient
+
+    def add_nan_in_the_third_step(run, rollout, rows):
+        metrics, total = add(run, rollout, rows)
+        third = (run.state.iteration, run.state.num_updates) == (0, 2)
+        return metrics, math.nan if third else total
+
+    monkeypatch.setattr(ppo, "_add_gradient", add_nan_in_the_third_step)
+    with pytest.raises(ModelError, match=r"not finite.*not_finite_1_3\.json"):
+        optimize(checkpoints=place, num_ppo_epochs=2, num_mini_batches=2)
+    bundle = read_json(place.folder / "not_finite_1_3.json")
+    assert len(bundle["input_ids"]) == len(bundle["advantages"]) == 4
+    assert [float(x) for x in bundle["returns"][0]]
+    assert StateKeeper(place).newest()[0] == 2
+
+
+@pytest.mark.parametrize("first", [None, 4])
+def test_want_of_memory_halves_what_is_computed_at_once(
+    optimize, tmp_path, monkeypatch, caplog, first
+):
+    """In the look back at a batch, in a step and in its texts: the updates are the same."""
+    changes = {"num_iterations": 2, "demonstrations": DEMONSTRATIONS, "ptx_coef": 0.5}
+    changes |= {"batch_size": 8, "num_mini_batches": 1, "ptx_batch_size": 8}
+    whole, log = optimize(**changes)
+    most, computed = 3, []
+
+    def within_three(compute, rows_of):
+        def call(*arguments, **options):
+            rows = rows_of(*arguments)
+            computed.append(rows)
+            if rows > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+            return compute(*arguments, **options)
+
+        return call
+
+    for name, rows_of in (
+        ("response_log_probs", lambda model, batch, temperature: len(batch.input_ids)),
+        ("token_values", lambda model, batch: len(batch.input_ids)),
+        ("collate_texts", lambda batch, pad: len(batch)),
+    ):
+        monkeypatch.setattr(ppo, name, within_three(getattr(ppo, name), rows_of))
+    small, again = optimize(**changes, micro_batch_size=first)
+    assert max(computed[-9:]) == 2
+    assert "from here on 2 at once, with the same updates" in caplog.text
+    assert distance(weights(small), weights(whole)) < 1e-6
+    assert [row["objective/kl"] for row in again] == pytest.approx(
+        [row["objective/kl"] for row in log], abs=1e-5
+    )
+
+
+def test_want_of_memory_for_one_response_is_an_error(optimize, monkeypatch, caplog):
+    def too_much(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(ppo, "token_values", too_much)
+    with pytest.raises(ModelError, match=r"one response at a time.*use_peft"):
+        optimize()
+    assert caplog.text.count("out of memory with") == 3, "8, 4 and 2 at once"
+
+
+def test_other_errors_are_not_tried_again(optimize, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(ppo, "token_values", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        optimize()
 
 
 def test_the_saved_policy_is_whole(optimize):

@@ -1,23 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """RLOO, GRPO and DPO through TRL: what the reference is, what is scored, and how they fail."""
 
+import contextlib
 import math
 from statistics import fmean
 
 import pytest
 import torch
 
+from metarm.checkpoints import CheckpointPlace
 from metarm.config_optimize import OptimizeSettings
 from metarm.errors import ConfigError, DataError, EmptySetError, ModelError
 from metarm.models.loading import load_causal_lm, load_encoder
 from metarm.models.reward_model import load_score_function
+from metarm.models.safe_checkpoints import SafeCheckpoints
 from metarm.policy import trl_optimizers
 from metarm.policy.optimizers import build_optimizer
 from metarm.policy.sampling import join_rows, response_log_probs
 from metarm.progress import SilentProgress
 from metarm.schema import Message, PreferencePair
 from metarm.storage import read_json_lines
-from tiny_models import EOS, WORDS, save_causal_lm, save_fixed_policy, save_reward_model
+from tiny_models import (
+    EOS,
+    WORDS,
+    folder_digest,
+    save_causal_lm,
+    save_fixed_policy,
+    save_reward_model,
+)
 
 PROMPTS = ["a b c", "b", "c d", "f"]
 GROUPED = ("rloo", "grpo")
@@ -53,6 +63,7 @@ def optimize(models, tmp_path):
         monitor=None,
         folders=None,
         pairs=PAIRS,
+        checkpoints=None,
         **changes,
     ):
         output = tmp_path / f"out{next(calls)}"
@@ -67,7 +78,8 @@ def optimize(models, tmp_path):
             "num_generations": 4,
             "dpo_batch_size": 4,
         }
-        returned = build_optimizer(OptimizeSettings(algo=algo, **(small | changes)), pairs=pairs)(
+        settings = OptimizeSettings(algo=algo, **(small | changes))
+        returned = build_optimizer(settings, pairs=pairs, checkpoints=checkpoints)(
             policy_dir=places["policy"],
             reference_dir=places["reference"],
             reward_model_dir=places["reward"],
@@ -275,6 +287,53 @@ def test_a_kl_budget_keeps_the_last_weights_within_it(algo, models, optimize):
     assert distance(weights(output), weights(models / "reference")) < 0.5
     with pytest.raises(ConfigError, match="before its first update"):
         optimize(algo, kl_budget=1e-9)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"kl_budget": 0.02, "learning_rate": 1e-2}, {"use_peft": True, "lora_r": 2}],
+    ids=["plain", "budget", "adapter"],
+)
+@pytest.mark.parametrize("stops", [(1,), (2, 5), (3, 4, 6)])
+@pytest.mark.parametrize("algo", [*GROUPED, "dpo"])
+def test_it_goes_on_where_it_was_killed(
+    algo, stops, changes, models, optimize, tmp_path, monkeypatch
+):
+    """After these steps of six, in mid-batch or between two: weights and log of an unbroken run."""
+    changes = {
+        "num_iterations": 3,
+        "num_mini_batches": 1,
+        "num_ppo_epochs": 2,
+        "micro_batch_size": 4,
+        "dpo_epochs": 3,
+        "seed": 3,
+    } | changes
+    if "kl_budget" in changes:
+        changes["folders"] = {"reference": models / "policy"}
+    whole, whole_log, whole_answer = optimize(algo, **changes)
+    place = CheckpointPlace(tmp_path / "checkpoints", every=1)
+    save, waiting = SafeCheckpoints._save_checkpoint, list(stops)
+
+    def die_there(self, *arguments):
+        save(self, *arguments)
+        if waiting and self.state.global_step == waiting[0]:
+            waiting.pop(0)
+            raise InterruptedError
+
+    monkeypatch.setattr(SafeCheckpoints, "_save_checkpoint", die_there)
+    for _ in stops:
+        # One that a budget has ended before that has nothing to be killed in.
+        with contextlib.suppress(InterruptedError):
+            optimize(algo, **changes, checkpoints=place)
+    assert list(place.folder.rglob("*.bin")) == list(place.folder.rglob("*.pt")) == []
+    again, log, answer = optimize(algo, **changes, checkpoints=place)
+    for folder in (whole, again):
+        # It holds times; its lines are compared below.
+        (folder / "metrics.jsonl").unlink()
+    assert folder_digest(again) == folder_digest(whole)
+    lines = [[row | {"seconds": 0} for row in rows] for rows in (whole_log, log)]
+    assert lines[0] == lines[1]
+    assert answer | {"seconds": 0} == whole_answer | {"seconds": 0}
 
 
 def test_dpo_moves_to_the_chosen_side(models, optimize):

@@ -11,7 +11,14 @@ from metarm.errors import EmptySetError
 from metarm.reports.comparisons import summary_of
 from metarm.reports.drawing import arm_colours
 from metarm.reports.figures import draw_figures, headline_figure, write_picture
-from metarm.reports.panels import _smoothed, gold_against_kl, histograms, saw_tooth, win_bars
+from metarm.reports.panels import (
+    _smoothed,
+    gold_against_kl,
+    histograms,
+    saw_tooth,
+    two_tasks,
+    win_bars,
+)
 from metarm.reports.read_run import Cell, read_run
 from metarm.schema import Histogram
 
@@ -74,6 +81,42 @@ def test_gold_is_drawn_at_its_kl(full_run):
     last = max(marks, key=lambda line: line.get_markersize())
     assert last.get_xdata()[0] == pytest.approx(kl.value)
     assert last.get_ydata()[0] == pytest.approx(gold.value)
+
+
+def test_gold_against_kl_is_of_the_task_that_was_optimised(make_run, tmp_path):
+    """The optimisation's own curve is of the new task: marks of another would not lie on it."""
+
+    def farther(card):
+        return replace(card, kl_nats=replace(card.kl_nats, value=card.kl_nats.value + 7.0))
+
+    arms = ("sft", "plain")
+    old = read_run(make_run(tmp_path / "old", arms=arms, rounds=1))
+    new = read_run(make_run(tmp_path / "new", arms=arms, rounds=1, change=farther))
+    run = replace(old, new_task=new)
+    figure = gold_against_kl(run)
+    assert figure is not None
+    marks = [line for line in figure.axes[0].lines if line.get_linestyle() == "None"]
+    # The others are the start, at 0, and an interval's ends.
+    mark = max(marks, key=lambda line: line.get_markersize())
+    assert mark.get_xdata()[0] == pytest.approx(summary_of(new, "kl_nats", "plain", 1).value)
+    told = {drawn.title: drawn for drawn in draw_figures(run)}
+    assert "on the new task" in told["Gold against KL"].caption
+    assert (
+        told["Gold against KL"].alt
+        != {d.title: d for d in draw_figures(old)}["Gold against KL"].alt
+    )
+
+
+def test_two_tasks_show_the_arms_that_are_there(make_run, tmp_path):
+    def unfinished(card):
+        return None if (card.arm, card.round) == ("meta", 2) else card
+
+    arms = ("sft", "frozen", "plain", "meta")
+    old = read_run(make_run(tmp_path / "old", arms=arms, rounds=2, change=unfinished))
+    figure = two_tasks(replace(old, new_task=old))
+    assert figure is not None
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["frozen", "plain"]
 
 
 def test_curves_of_several_seeds_are_averaged_by_iteration(make_run, tmp_path):

@@ -3,11 +3,13 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from metarm.reports.headline import arm_description, basis, headline
+from metarm.reports.page import summary_table
 from metarm.reports.read_run import read_run
 from metarm.schema import Estimate
 
@@ -144,3 +146,27 @@ def test_basis_names_the_arms_that_only_one_seed_has_finished(make_run, tmp_path
 
     told = basis(read_run(make_run(tmp_path / "run", seeds=(0, 1), change=change)))
     assert "Only one seed has got this far in meta:" in told
+
+
+def test_a_new_task_is_told_beside_the_original_one(make_run, tmp_path, with_accuracy):
+    """Policies are optimised on it: what became of it is the result, not a table further down."""
+
+    def lose(card):
+        return with_accuracy(card, 0.9 - 0.2 * card.round)
+
+    arms = ("sft", "frozen", "plain")
+    folder = make_run(tmp_path / "run", arms=arms)
+    new = make_run(tmp_path / "new", arms=arms, change=lose)
+    for path in new.glob("seed_*/arms/*/round_*/evaluation"):
+        target = folder / path.relative_to(new).with_name("evaluation_new_task")
+        shutil.copytree(path, target)
+    told = headline(read_run(folder))
+    assert told.lead.startswith("Original task: after 3 rounds of frozen")
+    lead, plain = (text for text in told.points if text.startswith("New task: "))
+    assert "after 3 rounds of frozen" in lead
+    assert "own pairs fell from 0.900 to 0.300" in lead
+    assert plain.startswith("New task: plain (retrained on original pairs)")
+    table, text = summary_table(folder).split("On the new task, which policies were optimised on:")
+    assert [line.split(",")[0] for line in text.split("\n\n")[0].splitlines()[2:]] == list(arms)
+    assert "accuracy, original" in table
+    assert "0.300" in text.split("\n\n")[0]

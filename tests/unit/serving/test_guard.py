@@ -7,7 +7,8 @@ import pytest
 
 from metarm.errors import ConfigError
 from metarm.serving.guard import Token
-from metarm.serving.run import _listen, _names, read_token
+from metarm.serving.listening import listen, read_token
+from metarm.serving.run import _names
 from metarm.serving.settings import ServeSettings
 
 SECRET = "correct-horse-battery-staple"
@@ -54,16 +55,21 @@ def test_white_space_around_a_token_does_not_count(tmp_path) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_an_address_that_others_reach_needs_a_token(host: str) -> None:
     with pytest.raises(ConfigError, match="--token-file"):
-        _listen(host, 0, has_token=False)
+        listen(host, 0, has_token=False, token_flag="--token-file")
 
 
 def test_a_port_in_use_and_a_name_that_is_none_are_told() -> None:
-    with _listen("127.0.0.1", 0, has_token=False) as first:
+    with listen("127.0.0.1", 0, has_token=False, token_flag="--token-file") as first:
         first.listen()
         with pytest.raises(ConfigError, match="Choose another --port"):
-            _listen("127.0.0.1", first.getsockname()[1], has_token=False)
+            listen(
+                "127.0.0.1",
+                first.getsockname()[1],
+                has_token=False,
+                token_flag="--token-file",
+            )
     with pytest.raises(ConfigError, match="cannot find the address"):
-        _listen("no such name", 0, has_token=True)
+        listen("no such name", 0, has_token=True, token_flag="--token-file")
 
 
 def test_names_that_the_host_header_may_have() -> None:

@@ -10,7 +10,7 @@ import pytest
 from metarm.serving.counters import Counters
 from metarm.serving.model_slot import ModelSlot, Watcher
 from metarm.serving.settings import ServeSettings
-from metarm.storage import write_json
+from metarm.storage import read_json, write_json
 from tiny_models import save_reward_model
 
 
@@ -46,7 +46,9 @@ def test_a_link_that_is_moved_swaps_the_model(models: Path) -> None:
     assert slot.current.facts.name == "model_2"
 
 
-@pytest.mark.parametrize("what", ["no pointer", "no folder", "no model", "cut weights"])
+@pytest.mark.parametrize(
+    "what", ["no pointer", "no folder", "no model", "wrong field", "cut weights"]
+)
 def test_what_cannot_be_loaded_changes_nothing(models: Path, what: str) -> None:
     counters = Counters()
     slot = ModelSlot(models / "champion.json", counters, ServeSettings())
@@ -59,6 +61,9 @@ def test_what_cannot_be_loaded_changes_nothing(models: Path, what: str) -> None:
         shutil.rmtree(models / "model_2")
     elif what == "no model":
         (models / "model_2" / "config.json").write_text("{}")
+    elif what == "wrong field":
+        config = read_json(models / "model_2" / "config.json")
+        write_json(models / "model_2" / "config.json", {**config, "attention_bias": 1})
     elif what == "cut weights":
         weights = models / "model_2" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])

@@ -8,6 +8,7 @@ import datasets
 import pytest
 import torch
 
+from metarm.checkpoints import CheckpointPlace
 from metarm.config import OptimizeSettings
 from metarm.errors import ConfigError
 from metarm.models.loading import load_causal_lm, load_encoder
@@ -34,7 +35,11 @@ def watcher(probes, watched, rules=None, **options) -> PolicyWatcher:
     )
 
 
-def optimise(watched, output, observer=None, **changes):
+def count_words(prompts, responses):
+    return [float(len(response.split())) for response in responses]
+
+
+def optimise(watched, output, observer=None, checkpoints=None, **changes):
     output.mkdir()
     settings = OptimizeSettings(
         num_iterations=4,
@@ -45,7 +50,7 @@ def optimise(watched, output, observer=None, **changes):
         value_warmup_iterations=1,
         **changes,
     )
-    build_optimizer(settings, observer=observer)(
+    build_optimizer(settings, observer=observer, checkpoints=checkpoints)(
         policy_dir=watched / "policy",
         reference_dir=watched / "policy",
         reward_model_dir=watched / "reward",
@@ -66,6 +71,48 @@ def test_a_watched_ppo_is_the_same_bit_for_bit(probes, watched, tmp_path) -> Non
     assert [look.step for look in observer.watch.looks] == [2, 4]
     weights = [tmp_path / name / "model.safetensors" for name in ("seen", "unseen")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_training_that_goes_on_looks_once_at_each_place(probes, watched, tmp_path) -> None:
+    """Killed after a look whose iteration its checkpoint does not hold yet."""
+
+    def watching(place, since=None):
+        score = load_score_function(watched / "reward")
+        watch = Watch(measure(score, probes.groups), WatchRules(), place)
+        reference = load_reference_model(probes)
+        return PolicyWatcher(probes, watch, score, reference=reference, every=2, since=since)
+
+    watching(tmp_path / "whole").watch.look(measure(count_words, probes.groups), step=2)
+    watching(tmp_path / "parts").watch.look(measure(count_words, probes.groups), step=2)
+    whole = watching(tmp_path / "whole")
+    optimise(watched, tmp_path / "out", whole)
+    assert [look.step for look in whole.watch.looks] == [2, 2, 4]
+    kept = {"checkpoints": CheckpointPlace(tmp_path / "kept", every=1)}
+
+    def killed(**told):
+        ends = first(**told)
+        if told["iteration"] == 2:
+            raise InterruptedError
+        return ends
+
+    first = watching(tmp_path / "parts")
+    with pytest.raises(InterruptedError):
+        optimise(watched, tmp_path / "killed", killed, **kept)
+    again = watching(tmp_path / "parts", since=1)
+    assert len(again.watch.looks) == 2
+    optimise(watched, tmp_path / "again", again, **kept)
+    assert again.watch.looks == whole.watch.looks
+
+
+def test_an_earlier_stop_still_ends_it(probes, watched) -> None:
+    policy = load_causal_lm(watched / "policy"), load_encoder(watched / "policy")
+    first = watcher(probes, watched, STOPS)
+    # Another policy than the reference: some KL.
+    other = load_causal_lm(watched / "other")
+    assert first(iteration=1, policy=other, encoder=policy[1]) is True
+    again = PolicyWatcher(probes, first.watch, first.score, every=1, since=0)
+    assert again(iteration=1, policy=policy[0], encoder=policy[1]) is True
+    assert len(first.watch.looks) == 1
 
 
 def test_stop_ends_ppo_there_and_saves_the_policy(probes, watched, tmp_path, caplog) -> None:

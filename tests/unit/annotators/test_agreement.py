@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from metarm.annotators.agreement import agreement_fraction, cohens_kappa, krippendorffs_alpha
 from metarm.errors import EmptySetError, ShapeError
-from metarm.judging.agreement import agreement_fraction, cohens_kappa, krippendorffs_alpha
 
 # Krippendorff 2011, Computing Krippendorff's alpha-reliability, example C; 0 is missing.
 OBSERVERS = [

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metarm.errors import ConfigError, DataError
+from metarm.gold_labels import label_groups, relabel_pairs
 from metarm.resolve import load_gold
 from metarm.schema import PreferencePair, ResponseGroup
-from metarm.sources import label_groups, relabel_pairs
 from strategies import groups
 
 

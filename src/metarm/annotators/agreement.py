@@ -4,9 +4,12 @@
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
-from metarm.errors import EmptySetError, ShapeError
+import numpy as np
 
-__all__ = ["agreement_fraction", "cohens_kappa", "krippendorffs_alpha"]
+from metarm.errors import EmptySetError, ShapeError
+from metarm.schema import Estimate
+
+__all__ = ["agreement_fraction", "alpha_estimate", "cohens_kappa", "krippendorffs_alpha"]
 
 
 def agreement_fraction(first: Sequence[Hashable], second: Sequence[Hashable]) -> float:
@@ -107,6 +110,46 @@ def krippendorffs_alpha(ratings: Sequence[Sequence[Hashable | None]]) -> float |
     if not by_chance:
         return None
     return 1.0 - (size - 1) * disagreement / by_chance
+
+
+def alpha_estimate(
+    ratings: Sequence[Sequence[Hashable | None]], *, num_resamples: int = 1000, seed: int = 0
+) -> Estimate | None:
+    """Krippendorff's alpha with its 95 % interval, by a bootstrap over items.
+
+    Args:
+        ratings: As in `krippendorffs_alpha`.
+        num_resamples: Of the bootstrap, 100 or more.
+        seed: Of the bootstrap.
+
+    Returns:
+        The count is that of items with two labels or more; None where alpha is None.
+
+    Raises:
+        EmptySetError: When no item has two labels.
+        ShapeError: When the rows are not of one length.
+
+    Source:
+        Percentile bootstrap over units (pairs), which keeps a pair's labels together.
+    """
+    value = krippendorffs_alpha(ratings)
+    if value is None:
+        return None
+    items = [Counter(label for label in item if label is not None) for item in zip(*ratings)]  # noqa: B905 - of one length
+    items = [item for item in items if item.total() > 1]
+    kinds = list({label: None for item in items for label in item})
+    counts = np.array([[item[kind] for kind in kinds] for item in items], dtype=np.float64)
+    sizes = counts.sum(axis=1)
+    apart = (sizes**2 - (counts**2).sum(axis=1)) / (sizes - 1)
+    draw = np.random.default_rng(seed)
+    times = draw.multinomial(len(items), np.full(len(items), 1 / len(items)), num_resamples)
+    totals = times @ counts
+    size = totals.sum(axis=1)
+    by_chance = size**2 - (totals**2).sum(axis=1)
+    told = by_chance > 0
+    values = 1.0 - (size - 1)[told] * (times @ apart)[told] / by_chance[told]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return Estimate(value, float(low), float(high), len(items))
 
 
 def _check_pairs(first: Sequence[Hashable], second: Sequence[Hashable]) -> None:

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far annotators agree with each other, with themselves, and with known answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from metarm.annotators.agreement import alpha_estimate
+from metarm.labels.votes import Choice, Vote
+from metarm.metrics import accuracy_estimate
+from metarm.schema import Estimate
+
+__all__ = ["CrowdAgreement", "OwnFigures", "measure_agreement"]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFigures:
+    """What needs no model: counts, and one annotator against itself and against known answers."""
+
+    name: str
+    num_votes: int
+    """Without skips."""
+    num_skips: int
+    tie_fraction: float
+    left_fraction: Estimate | None
+    """Share of votes for the left of those with a known side and a winner; Wilson's interval."""
+    self_agreement: Estimate | None
+    """Share of mirrored repeats with the same answer; Wilson's interval; None without repeats."""
+    gold_accuracy: Estimate | None
+    """Share of votes on known pairs that are right; Wilson's interval; None without such votes."""
+    seconds: float | None
+    """Median time of a vote; None where none was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrowdAgreement:
+    """Agreement of a crowd, from its votes as they are."""
+
+    alpha: Estimate | None
+    """Krippendorff's, nominal, with an interval over pairs; None where no pair has two votes."""
+    annotators: tuple[OwnFigures, ...]
+    matrix: Mapping[tuple[str, str], Estimate]
+    """Two annotators -> share of pairs that both voted on, on which they say the same."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested plain JSON values."""
+        return {
+            "alpha": None if self.alpha is None else asdict(self.alpha),
+            "annotators": [asdict(one) for one in self.annotators],
+            "pairs_of_annotators": [
+                {"first": first, "second": second, **asdict(share)}
+                for (first, second), share in self.matrix.items()
+            ],
+        }
+
+
+def measure_agreement(
+    votes: Sequence[Vote],
+    gold: Mapping[str, Choice] | None = None,
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> CrowdAgreement:
+    """Alpha, who agrees with whom, with themselves on mirrored repeats, and with known answers.
+
+    Between annotators the first vote of each on a pair counts.
+
+    Args:
+        votes: With skips, if there are any.
+        gold: Pair -> its known answer.
+        num_resamples: Of the bootstrap of alpha.
+        seed: Of the same.
+    """
+    known = gold or {}
+    names = list(dict.fromkeys(vote.annotator for vote in votes))
+    of_name = {name: [vote for vote in votes if vote.annotator == name] for name in names}
+    first_votes = {name: _first_votes(own) for name, own in of_name.items()}
+    return CrowdAgreement(
+        alpha=_alpha(first_votes, num_resamples, seed),
+        annotators=tuple(_own_figures(name, own, known) for name, own in of_name.items()),
+        matrix=_matrix(first_votes),
+    )
+
+
+def _first_votes(votes: Sequence[Vote]) -> dict[str, Choice]:
+    return {vote.pair: vote.choice for vote in reversed(votes) if vote.choice != "skip"}
+
+
+def _alpha(
+    first_votes: Mapping[str, Mapping[str, Choice]], num_resamples: int, seed: int
+) -> Estimate | None:
+    voters: dict[str, int] = {}
+    for own in first_votes.values():
+        for pair in own:
+            voters[pair] = voters.get(pair, 0) + 1
+    shared = [pair for pair, count in voters.items() if count > 1]
+    if not shared:
+        return None
+    ratings = [[own.get(pair) for pair in shared] for own in first_votes.values()]
+    return alpha_estimate(ratings, num_resamples=num_resamples, seed=seed)
+
+
+def _matrix(first_votes: Mapping[str, Mapping[str, Choice]]) -> dict[tuple[str, str], Estimate]:
+    names, found = list(first_votes), {}
+    for place, first in enumerate(names):
+        for second in names[place + 1 :]:
+            one, other = first_votes[first], first_votes[second]
+            same = [choice == other[pair] for pair, choice in one.items() if pair in other]
+            if same:
+                found[first, second] = accuracy_estimate(same)
+    return found
+
+
+def _own_figures(name: str, votes: Sequence[Vote], gold: Mapping[str, Choice]) -> OwnFigures:
+    said = [vote for vote in votes if vote.choice != "skip"]
+    left = [vote.chose_left for vote in said if vote.chose_left is not None]
+    of_pair: dict[str, list[Vote]] = {}
+    for vote in said:
+        of_pair.setdefault(vote.pair, []).append(vote)
+    repeats = [
+        own[0].choice == again.choice
+        for own in of_pair.values()
+        for again in own[1:]
+        if {own[0].is_turned, again.is_turned} == {True, False}
+    ]
+    right = [vote.choice == gold[vote.pair] for vote in said if vote.pair in gold]
+    times = sorted(vote.seconds for vote in said if vote.seconds is not None)
+    return OwnFigures(
+        name=name,
+        num_votes=len(said),
+        num_skips=len(votes) - len(said),
+        tie_fraction=sum(vote.choice == "tie" for vote in said) / max(1, len(said)),
+        left_fraction=accuracy_estimate(left) if left else None,
+        self_agreement=accuracy_estimate(repeats) if repeats else None,
+        gold_accuracy=accuracy_estimate(right) if right else None,
+        seconds=times[len(times) // 2] if times else None,
+    )

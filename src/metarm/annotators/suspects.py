@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Annotators who tell little or lie, named with a bound on how often a good one is among them."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from metarm.annotators.beliefs import Belief
+from metarm.errors import ConfigError
+
+__all__ = ["Suspect", "SuspectKind", "adjust_by_holm", "name_suspects"]
+
+SuspectKind = Literal["random", "always-left", "always-right", "adversarial"]
+
+ALPHA: Final = 0.05
+SHARE_OF_TYPICAL: Final = 0.5
+"""Of the crowd's median reliability: an annotator who tells less than that is a bad one."""
+SIDED: Final = 0.5
+"""Side bias from which on a bad annotator is said to vote by the side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """An annotator who is less reliable than one must be."""
+
+    name: str
+    kind: SuspectKind
+    """What the votes look most like."""
+    p_value: float
+    """Of being reliable enough, adjusted for the number of annotators."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def name_suspects(
+    belief: Belief, *, alpha: float = ALPHA, least: float | None = None
+) -> tuple[Suspect, ...]:
+    """The annotators whose reliability is below the least that is wanted, by a test.
+
+    H0 of each: the reliability is `least` or more. Rejected where the Laplace interval says so, on
+    Fisher's scale, at a level that Holm's method keeps for all annotators together: with chance
+    `alpha` at most (to the order of Laplace's approximation) somebody who is reliable enough is
+    named. What kind of bad one it is, is then the nearest profile, without a test.
+
+    Args:
+        belief: A fit of any model.
+        alpha: In (0, 1).
+        least: Reliability in (-1, 1); None: half the median of all annotators, so that the rule
+            is the same for models that measure against the reward and against the truth.
+
+    Returns:
+        In the table's order; nobody where the median is not above 0.
+
+    Raises:
+        ConfigError: When `alpha` or `least` is out of range.
+
+    Source:
+        Holm 1979.
+    """
+    if not 0 < alpha < 1:
+        raise ConfigError(f"expected alpha above 0 and below 1, got {alpha}: 0.05, for example")
+    if least is not None and not -1 < least < 1:
+        raise ConfigError(f"expected a reliability between -1 and 1, got {least}")
+    values = np.array([one.reliability.value for one in belief.annotators])
+    typical = float(np.median(values))
+    if least is None:
+        if typical <= 0:
+            return ()
+        least = SHARE_OF_TYPICAL * typical
+    adjusted = adjust_by_holm(
+        [_p_value(one.reliability.value, one.reliability_error, least) for one in belief.annotators]
+    )
+    return tuple(
+        Suspect(one.name, _kind(one.reliability.value, one.side_bias.value, least), float(p))
+        for one, p in zip(belief.annotators, adjusted, strict=True)
+        if p <= alpha
+    )
+
+
+def adjust_by_holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """P-values that may be held against one level for all tests together.
+
+    Args:
+        p_values: Shape (tests,), in [0, 1].
+
+    Returns:
+        Shape (tests,): the smallest times the number of tests, and so on, never falling, at most 1.
+
+    Source:
+        Holm 1979, step-down.
+
+    Example:
+        >>> adjust_by_holm([0.01, 0.5, 0.02]).tolist()
+        [0.03, 0.5, 0.04]
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    factors = np.arange(len(values), 0, -1)
+    stepped = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
+    adjusted = np.empty_like(values)
+    adjusted[order] = stepped
+    return adjusted
+
+
+def _p_value(value: float, error: float, least: float) -> float:
+    """One-sided, on Fisher's scale."""
+    inside = min(max(value, -1.0 + 1e-9), 1.0 - 1e-9)
+    distance = np.arctanh(inside) - np.arctanh(least)
+    return float(stats.norm.cdf(distance * (1.0 - inside**2) / error))
+
+
+def _kind(reliability: float, side_bias: float, least: float) -> SuspectKind:
+    if abs(side_bias) >= SIDED:
+        return "always-left" if side_bias > 0 else "always-right"
+    return "adversarial" if reliability < -abs(least) else "random"

@@ -1,0 +1,455 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs that stretch labels: `pseudo-label`, `augment`, `average`, `adapt`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from metarm.cli.options import (
+    AsJson,
+    ConfigFile,
+    Seed,
+    SettingWords,
+    answer,
+    build_output,
+    note,
+    print_json,
+    print_table,
+    read_section,
+)
+from metarm.cli.progress import choose_progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from metarm.schema import PreferencePair
+    from metarm.stretch_config import AugmentSettings
+
+__all__ = ["adapt", "augment", "average", "pseudo_label"]
+
+Output = Annotated[
+    Path, typer.Option("--output", metavar="DIR", help="Folder to make; whole or not at all.")
+]
+DataFormat = Annotated[
+    str | None, typer.Option("--data-format", metavar="NAME", help="Default: detected.")
+]
+PARAPHRASE = "paraphrase"
+
+
+def pseudo_label(
+    model: Annotated[
+        str, typer.Option("--model", metavar="M", help="Backbone or reward model: folder or id.")
+    ],
+    preferences: Annotated[
+        str, typer.Option("--preferences", metavar="F", help="Labelled pairs: file or hub id.")
+    ],
+    unlabelled: Annotated[
+        str,
+        typer.Option(
+            "--unlabelled", metavar="F", help="Groups of responses, as `metarm sample` writes them."
+        ),
+    ],
+    output: Output,
+    data_format: DataFormat = None,
+    words: SettingWords = None,
+    config: ConfigFile = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a reward model in rounds on what it is itself sure of.
+
+    Each round labels pairs of unlabelled responses with the model of the round before, calibrated
+    on held-out labels, and trains anew on labels and pseudo-labels. It ends where held-out accuracy
+    drops; OUTPUT is the last model before that, its pseudo-labels and all rounds' figures.
+    """
+    from metarm.stretch_config import PseudoLabelSettings
+
+    settings = read_section(config, words, PseudoLabelSettings)
+
+    def build(folder: Path) -> dict[str, Any]:
+        from metarm.data.meta_sets import load_groups
+        from metarm.data.preferences import load_preferences
+        from metarm.storage import checkpoints_of
+        from metarm.stretching.rounds import train_in_rounds
+
+        loaded = load_preferences(preferences, data_format)
+        note(f"{preferences}: {loaded.report.summary()}")
+        report = train_in_rounds(
+            model=model,
+            pairs=loaded.pairs,
+            groups=load_groups(unlabelled),
+            settings=settings,
+            output_dir=folder,
+            place=checkpoints_of(folder),
+            seed=seed,
+            progress=choose_progress(),
+        )
+        return report.to_json()
+
+    inputs = {"model": model, "preferences": preferences, "unlabelled": unlabelled}
+    facts = {"seed": seed, "data_format": data_format}
+    stage = build_output("pseudo-label", output, settings, inputs, facts, build, goes_on=True)
+    if stage is None:
+        return
+    document = dict(stage.metrics)
+    if as_json:
+        print_json({"output": str(output), **document})
+        return
+    for found in document["rounds"]:
+        change = found["change"]
+        against = f", {_points(change['change'])} against the one before" if change else ""
+        answer(
+            f"round {found['number']}: {found['num_pseudo']} pseudo-labels, held-out accuracy "
+            f"{_estimate(found['accuracy'])}{against}"
+        )
+    kept = document["rounds"][document["kept"]]
+    answer(f"kept round {document['kept']}: {document['reason']}")
+    answer("")
+    print_table(
+        {
+            "labelled pairs": document["num_labelled"],
+            "pseudo-labels": kept["num_pseudo"],
+            "temperature": _temperature(kept["calibration"]["inverse_temperature"]),
+            "output": output,
+        }
+    )
+
+
+def augment(
+    pairs: Annotated[str, typer.Argument(metavar="PAIRS", help="Labelled pairs: file or hub id.")],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="F.jsonl", help="File to write: pairs and new rows.")
+    ],
+    kinds: Annotated[
+        str,
+        typer.Option(
+            "--kinds",
+            metavar="K,K",
+            help="cross-prompt, cross-prompt-policy, neutral, format-only, truncated, "
+            "stronger-weaker, paraphrase.",
+        ),
+    ] = "cross-prompt,neutral",
+    groups: Annotated[
+        str | None,
+        typer.Option("--groups", metavar="F", help="Policy's responses: for cross-prompt-policy."),
+    ] = None,
+    stronger: Annotated[
+        str | None,
+        typer.Option("--stronger", metavar="F", help="Groups of a policy known to be better."),
+    ] = None,
+    weaker: Annotated[
+        str | None, typer.Option("--weaker", metavar="F", help="Groups of the other policy.")
+    ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint", metavar="URL", help="Paraphrase at a server of OpenAI's protocol."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="Its name at the server.")
+    ] = None,
+    check_swap: Annotated[
+        str | None,
+        typer.Option(
+            "--check-swap",
+            metavar="M",
+            help="Also check that swapping the sides of the pairs changes no score of this "
+            "reward model.",
+        ),
+    ] = None,
+    only_new: Annotated[bool, typer.Option("--only-new", help="Write the new rows alone.")] = False,
+    data_format: DataFormat = None,
+    words: SettingWords = None,
+    config: ConfigFile = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Make further training rows from labelled pairs.
+
+    Every new row names its `source` and `parent_id`; `metarm reward` trains on it, and holds
+    neither it nor what it was made from out. Paraphrases are kept as they come, in
+    OUTPUT.answers.jsonl: the same command goes on where it was stopped.
+    """
+    from metarm.errors import ConfigError
+    from metarm.run_folder import hold_output
+    from metarm.stretch_config import AugmentSettings
+
+    settings = read_section(config, words, AugmentSettings)
+    names = [name.strip() for name in kinds.split(",") if name.strip()]
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"--kinds names kinds of rows, each once, got {kinds!r}")
+    if (PARAPHRASE in names) != bool(endpoint and model):
+        raise ConfigError(
+            "--kinds paraphrase, --endpoint and --model belong together: what is made, the server, "
+            "and the model there"
+        )
+    with hold_output(output):
+        if output.exists():
+            raise ConfigError(f"{output} exists: name another file, or remove it first")
+
+        from metarm.data.meta_sets import load_groups
+        from metarm.data.preferences import load_preferences, save_preferences
+        from metarm.stretching.augmenting import Material, augment
+
+        loaded = load_preferences(pairs, data_format)
+        note(f"{pairs}: {loaded.report.summary()}")
+        named = {"groups": groups, "stronger": stronger, "weaker": weaker}
+        read = {key: tuple(load_groups(file)) for key, file in named.items() if file}
+        material = Material(loaded.pairs, **read, seed=seed)
+        own = [name for name in names if name != PARAPHRASE]
+        made = augment(material, own, per_prompt=settings.per_prompt)
+        rows, counts = list(made.rows), dict(made.counts)
+        facts: dict[str, Any] = {}
+        if endpoint and model:
+            new, facts = _paraphrase(endpoint, model, loaded.pairs, settings, output, seed)
+            rows += new
+            counts[PARAPHRASE] = len(new)
+        swap = None if check_swap is None else _check_swap(check_swap, loaded.pairs)
+        save_preferences(output, rows if only_new else [*loaded.pairs, *rows])
+    document = {
+        "output": str(output),
+        "num_labelled": len(loaded.pairs),
+        "num_made": len(rows),
+        "counts": counts,
+        **facts,
+        **({} if swap is None else {"side_swap": swap}),
+    }
+    if as_json:
+        print_json(document)
+        return
+    print_table(
+        {
+            "labelled pairs": len(loaded.pairs),
+            **{f"new: {name}": count for name, count in counts.items()},
+            **{f"left out: {why}": count for why, count in facts.get("left_out", {}).items()},
+            **({} if swap is None else {"side swap, largest difference (logits)": swap}),
+            "output": output,
+        }
+    )
+
+
+def _paraphrase(
+    endpoint: str,
+    model: str,
+    pairs: "Sequence[PreferencePair]",
+    settings: "AugmentSettings",
+    output: Path,
+    seed: int,
+) -> "tuple[list[PreferencePair], dict[str, Any]]":
+    """Rows, and what is to be told of the asking."""
+    from metarm.endpoint.client import Endpoint
+    from metarm.stretching.paraphrase import paraphrase_pairs
+
+    found = paraphrase_pairs(
+        Endpoint(endpoint, model, settings.endpoint),
+        pairs,
+        settings,
+        output.with_name(f"{output.name}.answers.jsonl"),
+        seed=seed,
+        progress=choose_progress(),
+    )
+    if found.stopped:
+        note(f"not all was asked: {found.stopped}")
+    return found.rows, {"left_out": found.left_out, "stopped": found.stopped}
+
+
+def _check_swap(model: str, pairs: "Sequence[PreferencePair]") -> float:
+    """The check of `stretching.augmenting`; said aloud where it fails."""
+    from metarm.models.ensemble import load_reward
+    from metarm.stretching.augmenting import check_side_swap
+
+    score = load_reward(model)
+    found = check_side_swap(score, score.fitting_pairs(pairs))
+    if found > MOST_SWAP:
+        note(
+            f"warning: swapping the sides of the pairs changes gaps of {model} by up to "
+            f"{found:.2g}: its score of a response depends on what it is scored beside"
+        )
+    return found
+
+
+MOST_SWAP = 1e-3
+"""Rounding in another batch is far below it; a score of pairs far above."""
+
+
+def average(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="M M", help="Folders of reward models, two or more.")
+    ],
+    output: Output,
+    preferences: Annotated[
+        str | None,
+        typer.Option(
+            "--preferences",
+            metavar="F",
+            help="Labelled pairs that none was trained on: the loss barrier between each two.",
+        ),
+    ] = None,
+    data_format: DataFormat = None,
+    as_json: AsJson = False,
+) -> None:
+    """Average the weights of several reward models (WARM).
+
+    They must be of one architecture and vocabulary, fine-tuned from one start. With --preferences
+    the loss is measured on the way from each to each other: where it rises above both, the average
+    is no good, and a warning says so.
+    """
+
+    def build(folder: Path) -> dict[str, Any]:
+        from metarm.data.derived import check_evaluation
+        from metarm.data.preferences import load_preferences
+        from metarm.metrics import accuracy_estimate, pair_accuracy
+        from metarm.models.reward_model import load_score_function
+        from metarm.schema import prompt_text
+        from metarm.stretching.averaging import average_models, num_passes
+        from metarm.stretching.pseudo_labels import gaps_of
+
+        pairs = load_preferences(preferences, data_format).pairs if preferences else ()
+        check_evaluation(pairs, str(preferences))
+        count = num_passes(len(models)) if pairs else 0
+        with choose_progress().stage("losses along the way", count) as bar:
+            barriers = average_models(models, folder, pairs, bar)
+        document: dict[str, Any] = {"barriers": [barrier.to_json() for barrier in barriers]}
+        if pairs:
+            accuracies = {}
+            for name, place in [*((str(m), m) for m in models), ("average", folder)]:
+                score = load_score_function(place)
+                fitting = score.fitting_pairs(pairs)
+                gaps = gaps_of(score, fitting)
+                found = accuracy_estimate(
+                    pair_accuracy(gaps, [1.0] * len(gaps)), [prompt_text(p.prompt) for p in fitting]
+                )
+                accuracies[name] = _as_dict(found)
+            document["accuracy"] = accuracies
+        return document
+
+    inputs = {f"model_{number}": model for number, model in enumerate(models)}
+    stage = build_output(
+        "average",
+        output,
+        None,
+        {**inputs, "preferences": preferences},
+        {"data_format": data_format},
+        build,
+    )
+    if stage is None:
+        return
+    document = dict(stage.metrics)
+    barriers = document["barriers"]
+    for barrier in barriers:
+        if barrier["is_one"]:
+            note(
+                f"warning: between {barrier['first']} and {barrier['second']} the loss rises by "
+                f"{barrier['height']['value']:.3f} nats a pair: they lie in different valleys, and "
+                "their average is not to be trusted. Average fine-tunes of one start"
+            )
+    if as_json:
+        print_json({"output": str(output), **document})
+        return
+    if not barriers:
+        note("no --preferences: whether a barrier lies between the models was not looked at")
+    print_table(
+        {
+            **{
+                f"barrier, {b['first']} to {b['second']} (nats a pair)": _estimate(b["height"])
+                for b in barriers
+            },
+            **{f"accuracy, {n}": _estimate(a) for n, a in document.get("accuracy", {}).items()},
+            "output": output,
+        }
+    )
+
+
+def adapt(
+    model: Annotated[
+        str, typer.Option("--model", metavar="M", help="Reward model: folder or hub id.")
+    ],
+    preferences: Annotated[
+        str,
+        typer.Option("--preferences", metavar="F", help="The few labelled pairs: file or hub id."),
+    ],
+    original: Annotated[
+        str,
+        typer.Option(
+            "--original", metavar="F", help="Original pairs that the model was not trained on."
+        ),
+    ],
+    output: Output,
+    data_format: DataFormat = None,
+    words: SettingWords = None,
+    config: ConfigFile = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Adapt a reward model to a few labels, if that is shown to be worth it.
+
+    Keeping the model, its head alone, a LoRA adapter and all weights are compared by
+    cross-validation on the few labels, and none may lose on original pairs. OUTPUT is the reward
+    model that was taken, and every candidate's figures.
+    """
+    from metarm.stretch_config import AdaptSettings
+
+    settings = read_section(config, words, AdaptSettings)
+
+    def build(folder: Path) -> dict[str, Any]:
+        from metarm.data.preferences import load_preferences
+        from metarm.storage import checkpoints_of
+        from metarm.stretching.adapting import adapt_reward_model
+
+        loaded = [load_preferences(file, data_format) for file in (preferences, original)]
+        for file, found in zip((preferences, original), loaded, strict=True):
+            note(f"{file}: {found.report.summary()}")
+        report = adapt_reward_model(
+            model=model,
+            few=loaded[0].pairs,
+            original=loaded[1].pairs,
+            settings=settings,
+            output_dir=folder,
+            place=checkpoints_of(folder),
+            seed=seed,
+            progress=choose_progress(),
+        )
+        return report.to_json()
+
+    inputs = {"model": model, "preferences": preferences, "original": original}
+    facts = {"seed": seed, "data_format": data_format}
+    stage = build_output("adapt", output, settings, inputs, facts, build, goes_on=True)
+    if stage is None:
+        return
+    document = dict(stage.metrics)
+    if as_json:
+        print_json({"output": str(output), **document})
+        return
+    for found in document["candidates"]:
+        holds = "holds" if found["original"]["holds"] else "not shown to hold"
+        answer(
+            f"{found['name']:<5} few labels {_estimate(found['accuracy'])}, gain "
+            f"{_points(found['gain']['change'])}; original {found['original']['difference']:+.3f} "
+            f"({holds})"
+        )
+    answer(f"taken: {document['taken']}. {document['reason']}")
+    answer("")
+    print_table({"output": output})
+
+
+def _as_dict(estimate: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(estimate)
+
+
+def _estimate(found: dict[str, Any]) -> str:
+    from metarm.schema import Estimate
+
+    return str(Estimate(**found))
+
+
+def _points(found: dict[str, Any]) -> str:
+    """A change with its interval."""
+    return f"{found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+
+
+def _temperature(inverse: float) -> str:
+    return f"{1.0 / inverse:.3g}" if inverse else "none: its gaps say nothing"

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The states that a reward is a linear function of, read at the score layer of any architecture."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from metarm.data.encoding import pad_batch
+from metarm.errors import ModelError
+from metarm.models.ensemble import EnsembleScore
+from metarm.models.reward_model import RewardModelScore
+from metarm.protocols import StageProgress
+from metarm.schema import Prompt
+
+__all__ = ["HeadStates", "head_states"]
+
+Floats = NDArray[np.float64]
+
+
+class HeadStates(NamedTuple):
+    """Rewards taken apart: `states @ weights + bias`."""
+
+    states: Floats
+    """Shape (texts, size); of an ensemble, its members' side by side."""
+    weights: Floats
+    """Shape (size,)."""
+    bias: float
+
+    @property
+    def scores(self) -> Floats:
+        """The rewards, shape (texts,); of an ensemble, the mean over members."""
+        found: Floats = self.states @ self.weights + self.bias
+        return found
+
+
+@torch.no_grad()
+def head_states(
+    score: RewardModelScore | EnsembleScore,
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    bar: StageProgress | None = None,
+) -> HeadStates:
+    """What the score layer reads of each response, and the layer itself.
+
+    Args:
+        score: A causal language model or an encoder with one score, or an ensemble of them.
+        prompts: One for each response.
+        responses: That fit the model's context.
+        bar: Moves by one for each text and member.
+
+    Raises:
+        ModelError: When the model has no linear layer that gives the score.
+    """
+    if isinstance(score, RewardModelScore):
+        return _read_states(score, prompts, responses, bar)
+    found = [_read_states(member, prompts, responses, bar) for member in score.members]
+    shares = [1.0 / (spread * len(found)) for spread in score.spreads]
+    return HeadStates(
+        np.concatenate([one.states for one in found], axis=1),
+        np.concatenate([s * one.weights for s, one in zip(shares, found, strict=True)]),
+        sum(
+            share * (one.bias - mean)
+            for share, one, mean in zip(shares, found, score.means, strict=True)
+        ),
+    )
+
+
+def _read_states(
+    score: RewardModelScore,
+    prompts: Sequence[Prompt],
+    responses: Sequence[str],
+    bar: StageProgress | None,
+) -> HeadStates:
+    layer = _score_layer(score.model)
+    rows = [score.encoder.encode(p, r) for p, r in zip(prompts, responses, strict=True)]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    states = np.empty((len(rows), layer.in_features))
+    for start in range(0, len(order), score.batch_size):
+        indices = order[start : start + score.batch_size]
+        batch = pad_batch([rows[i] for i in indices], score.encoder.pad_token_id, side="right")
+        mask = batch.attention_mask.to(score.model.device)
+        with _inputs_of(layer) as seen:
+            score.model(
+                input_ids=batch.input_ids.to(mask.device), attention_mask=mask, use_cache=False
+            )
+        own = seen[-1]
+        # A language model's layer reads every token, and its score is that at the last one.
+        if own.ndim == 3:
+            own = own[torch.arange(len(own), device=own.device), mask.sum(dim=1) - 1]
+        states[indices] = own.double().cpu().numpy()
+        if bar is not None:
+            bar.advance(len(indices))
+    bias = 0.0 if layer.bias is None else float(layer.bias)
+    return HeadStates(states, layer.weight[0].double().cpu().numpy(), bias)
+
+
+def _score_layer(model: nn.Module) -> nn.Linear:
+    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
+    if not found:
+        raise ModelError(
+            "expected a reward model whose score is a linear layer of one output, got none: its "
+            "rewards cannot be taken apart into states and weights"
+        )
+    return found[-1]
+
+
+@contextmanager
+def _inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the labels have changed: two reward models' accuracy on pairs that people judged."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from metarm.data.rows import read_rows
+from metarm.errors import EmptySetError, FormatError
+from metarm.labels.votes import Choice, LabelPair
+from metarm.metrics import accuracy_estimate, paired_difference
+from metarm.schema import Estimate
+
+__all__ = ["Changed", "measure_change", "read_gaps"]
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Accuracy of the reward model before and after it learnt from labels."""
+
+    before: Estimate
+    after: Estimate
+    difference: Estimate
+    num_pairs: int
+
+
+def read_gaps(path: Path) -> dict[str, float]:
+    """Pair id -> score of `first` minus that of `second`, from what `metarm score` wrote.
+
+    Raises:
+        FormatError: When a row has not two responses with a score each.
+    """
+    gaps = {}
+    for row in read_rows(str(path)):
+        scores = row.values.get("scores")
+        if not isinstance(scores, list) or len(scores) != 2:
+            raise FormatError(
+                f"{path}: expected rows of two `responses` with their `scores`, as metarm score "
+                "writes them for groups of two"
+            )
+        first, second = (row.response("responses", place) for place in range(2))
+        gaps[LabelPair(row.prompt("prompt"), first, second).id] = float(scores[0] - scores[1])
+    return gaps
+
+
+def measure_change(
+    labels: Mapping[str, Choice], before: Mapping[str, float], after: Mapping[str, float]
+) -> Changed:
+    """Both models on the pairs that people decided and both have scored.
+
+    Raises:
+        EmptySetError: When there is no such pair.
+    """
+    shared = [
+        pair
+        for pair, choice in labels.items()
+        if choice in ("first", "second") and pair in before and pair in after
+    ]
+    if not shared:
+        raise EmptySetError("expected pairs with a label and both scores, got none")
+    right = [[_is_right(gaps[pair], labels[pair]) for pair in shared] for gaps in (before, after)]
+    return Changed(
+        accuracy_estimate(right[0]),
+        accuracy_estimate(right[1]),
+        paired_difference(right[1], right[0]),
+        len(shared),
+    )
+
+
+def _is_right(gap: float, choice: Choice) -> float:
+    """1 right, 0 wrong, 0.5 where the model sees no difference."""
+    if gap == 0:
+        return 0.5
+    return float((gap > 0) == (choice == "first"))

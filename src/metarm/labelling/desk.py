@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The label store behind a server: one thread owns it, and all requests ask through that."""
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from metarm.errors import ConfigError, DataError, RunError
+from metarm.labelling.refusals import refusal
+from metarm.labelling.wire import VoteRequest, event_of
+from metarm.labels.events import Item, Progress, Recorded
+from metarm.labels.settings import LabelSettings
+from metarm.labels.store import LabelStore
+
+__all__ = ["Behaviour", "LabelDesk", "behaviour_path", "read_behaviour"]
+
+logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
+
+STRATEGIES: Final[Mapping[str, str]] = {
+    "": "Nobody picked it: every pair of the set is asked about.",
+    "random": "It was drawn at random: such pairs say how good a reward model is on all of them.",
+    "d-optimal": "Its answer tells the reward model about features it has seen little of.",
+    "information-gain": "Its answer is expected to teach the reward model much.",
+    "disagreement": "Several reward models disagree about it.",
+    "near-tie": "The reward model sees hardly a difference between the two.",
+    "thompson": "Two guesses at the reward, each as good as the other, disagree about it.",
+}
+"""Strategy -> what an annotator is told of it; others are told by their name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """How a vote came about, as far as the page can tell; reported, never acted upon."""
+
+    key: str
+    """Of the vote."""
+    changes: int
+    blurs: int
+    away_seconds: float
+    pastes: int
+
+
+def behaviour_path(store: Path) -> Path:
+    """Where the server keeps what it saw beside a store."""
+    return store.with_name(f"{store.name}.behaviour.jsonl")
+
+
+def read_behaviour(path: Path) -> dict[str, Behaviour]:
+    """Key of a vote -> how it came about; lines that are torn are left out."""
+    found: dict[str, Behaviour] = {}
+    if path.exists():
+        for line in path.read_bytes().splitlines():
+            try:
+                row = Behaviour(**json.loads(line))
+            except (TypeError, ValueError):
+                continue
+            found[row.key] = row
+    return found
+
+
+class LabelDesk:
+    """Hands out items and takes votes.
+
+    Args:
+        path: The store.
+        settings: As of `LabelStore`.
+    """
+
+    def __init__(self, path: Path, settings: LabelSettings | None = None) -> None:
+        self.path = path
+        self._store = LabelStore(path, settings)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="label-store")
+        self._descriptor: int | None = None
+
+    def open(self) -> None:
+        """Take the store.
+
+        Raises:
+            RunError: When another process has it, or it cannot be used.
+        """
+        self._thread.submit(self._store.__enter__).result()
+        self._descriptor = os.open(
+            behaviour_path(self.path), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666
+        )
+
+    def close(self) -> None:
+        """Give the store back, after all that is under way."""
+        if self._descriptor is not None:
+            self._thread.submit(self._store.__exit__, None, None, None).result()
+            os.close(self._descriptor)
+            self._descriptor = None
+        self._thread.shutdown()
+
+    async def ask(self, call: Callable[[LabelStore], Found]) -> Found:
+        """What `call` makes of the store, on its thread.
+
+        Raises:
+            RefusedError: When the store cannot be written.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, call, self._store)
+        except RunError as error:
+            logger.error("%s", error)
+            raise refusal(
+                "store_failed", "the store cannot be written now: try again", retry_seconds=5
+            ) from error
+
+    async def annotator_of(self, token: str) -> str | None:
+        """Whom a token invites; None where it is unknown, over or revoked."""
+        return await self.ask(lambda store: store.annotator_of(token))
+
+    async def next_items(
+        self, annotator: str, besides: list[str], count: int
+    ) -> tuple[list[Item], Progress]:
+        """Up to `count` items besides those, and how far the annotator is."""
+
+        def find(store: LabelStore) -> tuple[list[Item], Progress]:
+            items: list[Item] = []
+            while len(items) < count:
+                held = [*besides, *(item.id for item in items)]
+                item = store.next_item(annotator, besides=held)
+                if item is None:
+                    break
+                items.append(item)
+            return items, store.progress(annotator)
+
+        return await self.ask(find)
+
+    async def record(self, vote: VoteRequest) -> tuple[Recorded, Progress]:
+        """Take a vote; it is durable when this returns.
+
+        Raises:
+            RefusedError: When the item was never served to the annotator.
+        """
+
+        def take(store: LabelStore) -> tuple[Recorded, Progress]:
+            item = store.item(vote.annotator, vote.item)
+            if item is None:
+                raise refusal("no_such_item", "expected an item that was served to you")
+            recorded = store.record(event_of(vote, item))
+            if recorded.is_new:
+                self._remember(vote)
+            return recorded, store.progress(vote.annotator)
+
+        return await self._judged(take)
+
+    def _remember(self, vote: VoteRequest) -> None:
+        assert self._descriptor is not None, "it is open while votes are taken"
+        row = Behaviour(vote.key, vote.changes, vote.blurs, vote.away_seconds, vote.pastes)
+        os.write(self._descriptor, f"{json.dumps(asdict(row))}\n".encode())
+
+    async def undo(self, annotator: str, key: str) -> Progress:
+        """Take a vote back.
+
+        Raises:
+            RefusedError: When there is no such vote.
+        """
+
+        def take(store: LabelStore) -> Progress:
+            store.undo(annotator, key)
+            return store.progress(annotator)
+
+        return await self._judged(take)
+
+    async def why(self, annotator: str, key: str) -> str:
+        """Why the pair of a vote had been chosen.
+
+        Raises:
+            RefusedError: When there is no such vote: before it nothing is told.
+        """
+
+        def find(store: LabelStore) -> str:
+            events = (e for e in store.events() if e.key == key and e.annotator == annotator)
+            event = next(events, None)
+            if event is None:
+                raise refusal("no_such_item", "expected the key of an answer of yours")
+            strategy = next(p.chosen_by for p in store.pairs() if p.id == event.pair)
+            return STRATEGIES.get(strategy, f"It was chosen by the strategy {strategy!r}.")
+
+        return await self.ask(find)
+
+    async def invite(self, name: str, days: float) -> str:
+        """A new invitation's token.
+
+        Raises:
+            RefusedError: When the name cannot be one.
+        """
+
+        def add(store: LabelStore) -> str:
+            try:
+                return store.invite(name, days=days)
+            except ConfigError as error:
+                raise refusal(
+                    "invalid", "expected a name of visible characters that a person may have"
+                ) from error
+
+        return await self.ask(add)
+
+    async def revoke(self, name: str) -> None:
+        """End all invitations of somebody.
+
+        Raises:
+            RefusedError: When there is nobody of that name.
+        """
+
+        def end(store: LabelStore) -> None:
+            try:
+                store.revoke(name)
+            except ConfigError as error:
+                raise refusal("invalid", "expected the name of an annotator") from error
+
+        await self.ask(end)
+
+    async def _judged(self, call: Callable[[LabelStore], Found]) -> Found:
+        """As `ask`, for calls that the store may find wrong."""
+        try:
+            return await self.ask(call)
+        except DataError as error:
+            raise refusal("no_such_item", "expected an answer of yours to an item") from error
+        except ConfigError as error:
+            raise refusal("not_signed_in", "expected an annotator of the store") from error

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Votes to labels: how likely the first response of each pair is the better one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from numpy.typing import ArrayLike
+
+from metarm.annotators.fitting import fit_annotators
+from metarm.labels.votes import Choice, LabelPair, Vote
+
+__all__ = ["soft_labels"]
+
+_WORTH: Final[dict[Choice, float]] = {"first": 1.0, "tie": 0.5, "second": 0.0}
+
+
+def soft_labels(
+    pairs: Sequence[LabelPair],
+    votes: Sequence[Vote],
+    features: Callable[[], Mapping[str, ArrayLike]],
+) -> dict[str, float | None]:
+    """Pair id -> probability that the first response is better; None where nobody says.
+
+    Of one annotator, what they say: a tie is one half, a skip nothing, two votes on one pair their
+    mean. Of several, what the joint model of rewards and annotators makes of all their votes.
+
+    Args:
+        pairs: What was asked.
+        votes: On these pairs.
+        features: Gives each pair's features, first response minus second; asked where needed.
+
+    Example:
+        >>> pair = LabelPair("p", "a", "b")
+        >>> soft_labels([pair], [Vote(pair.id, "ann", "tie")], dict)[pair.id]
+        0.5
+    """
+    given: dict[str, list[float]] = {pair.id: [] for pair in pairs}
+    said = [vote for vote in votes if vote.choice in _WORTH]
+    for vote in said:
+        given[vote.pair].append(_WORTH[vote.choice])
+    if len({vote.annotator for vote in said}) < 2:
+        return {pair: sum(worth) / len(worth) if worth else None for pair, worth in given.items()}
+    belief = fit_annotators(said, features())
+    return {pair: belief.label_of(pair) if worth else None for pair, worth in given.items()}

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounds that wait for people: what they ask, and how much of it is answered; no torch."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from metarm.config_labels import PEOPLE
+from metarm.labels.reading import LabelReader
+from metarm.labels.settings import LabelSettings
+from metarm.labels.store import LabelStore
+from metarm.labels.votes import LabelPair, Vote
+from metarm.storage import STAGE_FILE, read_json, read_json_lines
+
+__all__ = [
+    "ASKED",
+    "LABELS",
+    "PAIRS_FILE",
+    "STORE_FILE",
+    "StoreVotes",
+    "Waiting",
+    "hand_out",
+    "read_store_votes",
+    "read_waiting",
+    "waiting_text",
+]
+
+STORE_FILE: Final = "labels.sqlite"
+"""The label store of a run, in the run's folder."""
+ASKED: Final = "asked"
+LABELS: Final = "labels"
+"""The two stages of a round with labels."""
+PAIRS_FILE: Final = "pairs.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A round that goes on when people have answered."""
+
+    arm: str
+    seed: int
+    round: int
+    num_asked: int
+    num_answered: int
+
+    @property
+    def num_left(self) -> int:
+        """Pairs without an answer."""
+        return self.num_asked - self.num_answered
+
+    def to_json(self) -> dict[str, Any]:
+        """Where it waits, and for how much."""
+        place = {"arm": self.arm, "seed": self.seed, "round": self.round}
+        return {**place, "num_asked": self.num_asked, "num_answered": self.num_answered}
+
+
+class StoreVotes(NamedTuple):
+    """The votes that count in a store on some pairs, and which of the pairs have enough."""
+
+    votes: tuple[Vote, ...]
+    kinds: dict[str, str]
+    """Annotator -> kind, of those who voted on one of the pairs."""
+    answered: frozenset[str]
+    """Ids of pairs that have enough answers of people; a skip is one, and is no label."""
+
+
+def read_store_votes(path: Path, pairs: Collection[str], votes_per_pair: int) -> StoreVotes:
+    """What a label store has on some pairs; nothing where there is no store yet."""
+    if not path.is_file():
+        return StoreVotes((), {}, frozenset())
+    with LabelReader(path) as store:
+        kinds = {annotator.name: str(annotator.kind) for annotator in store.annotators()}
+        votes = tuple(vote for vote in store.votes() if vote.pair in pairs)
+    people: defaultdict[str, set[str]] = defaultdict(set)
+    for vote in votes:
+        if kinds[vote.annotator] == "person":
+            people[vote.pair].add(vote.annotator)
+    answered = frozenset(pair for pair, names in people.items() if len(names) >= votes_per_pair)
+    own = {vote.annotator for vote in votes}
+    return StoreVotes(votes, {name: kinds[name] for name in kinds if name in own}, answered)
+
+
+def read_waiting(run_dir: Path) -> list[Waiting]:
+    """The rounds of a run that wait for people, by arm, seed and round."""
+    waiting = []
+    for place, pairs, votes_per_pair in _open_questions(run_dir):
+        seed_name, _, arm, round_name = place.relative_to(run_dir).parts
+        seed, number = (int(name.rpartition("_")[2]) for name in (seed_name, round_name))
+        asked = {pair.id for pair in pairs}
+        answered = read_store_votes(run_dir / STORE_FILE, asked, votes_per_pair).answered
+        waiting.append(Waiting(arm, seed, number, len(asked), len(answered)))
+    return sorted(waiting, key=lambda one: (one.arm, one.seed, one.round))
+
+
+def _open_questions(run_dir: Path) -> Iterator[tuple[Path, list[LabelPair], int]]:
+    """Rounds whose pairs are with people: place, pairs, votes that each waits for."""
+    for path in sorted(run_dir.glob(f"seed_*/arms/*/round_*/{ASKED}/{STAGE_FILE}")):
+        place = path.parent.parent
+        told = read_json(path).get("metrics", {})
+        if told.get("labels_from") == PEOPLE and not (place / LABELS / STAGE_FILE).exists():
+            rows = read_json_lines(path.parent / PAIRS_FILE)
+            yield place, [LabelPair.from_json(row) for row in rows], int(told["votes_per_pair"])
+
+
+def hand_out(run_dir: Path) -> int:
+    """Put what rounds ask people into the run's label store; what is there stays as it is.
+
+    Returns:
+        How many pairs were new.
+
+    Raises:
+        RunError: When there are new pairs and another process has the store.
+
+    Writes:
+        `labels.sqlite` and its journal, in the run's folder.
+    """
+    questions = list(_open_questions(run_dir))
+    wanted = [pair for _, pairs, _ in questions for pair in pairs]
+    path = run_dir / STORE_FILE
+    known: set[str] = set()
+    if path.is_file():
+        # A page may be serving it: whoever only reads does not disturb.
+        with LabelReader(path) as reader:
+            known = {pair.id for pair in reader.pairs()}
+    new = list({pair.id: pair for pair in wanted if pair.id not in known}.values())
+    if not new:
+        return 0
+    settings = None if path.is_file() else LabelSettings(votes_per_pair=questions[0][2])
+    with LabelStore(path, settings) as store:
+        return store.add_pairs(new)
+
+
+def waiting_text(run_dir: Path, waiting: Collection[Waiting]) -> str:
+    """What is to be done, in one line."""
+    num_left = sum(one.num_left for one in waiting)
+    arms = ", ".join(dict.fromkeys(one.arm for one in waiting))
+    return (
+        f"waiting for {num_left} labels ({arms}): metarm label serve {run_dir / STORE_FILE}; "
+        "run the same command again when they are there"
+    )

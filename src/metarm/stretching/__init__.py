@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stretching labels: pseudo-labels, augmentation, averaged weights, adaptation by a few labels."""

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A few labels of another distribution: keep the model, or adapt its head, an adapter, or all.
+
+Each way is judged by cross-validation on the few labels, by prompt, and must not lose on original
+pairs by more than a margin. A way is taken over a simpler one only if it is shown to be better.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarm.chunk_log import ChunkLog
+from metarm.config import RewardSettings
+from metarm.data.derived import check_apart, without_kin_of
+from metarm.data.preferences import prompt_key
+from metarm.errors import ConfigError, EmptySetError, nearest_names
+from metarm.evaluation.champion import NonInferiority, non_inferiority
+from metarm.metrics import accuracy_estimate, pair_accuracy
+from metarm.models.loading import load_encoder, load_reward_model
+from metarm.models.reward_model import RewardModelScore, load_score_function
+from metarm.models.saving import save_reward_model
+from metarm.protocols import ProgressReporter
+from metarm.schema import Estimate, PreferencePair, prompt_text
+from metarm.storage import STAGE_FILE, build_stage, fingerprint, write_json
+from metarm.stretch_config import AdaptSettings
+from metarm.stretching.pseudo_labels import PairedChange, gaps_of, paired_change
+from metarm.training import train_reward_model
+
+__all__ = [
+    "ADAPT_FILE",
+    "CANDIDATES",
+    "AdaptReport",
+    "Candidate",
+    "adapt_reward_model",
+    "choose_candidate",
+    "split_into_folds",
+]
+
+ADAPT_FILE: Final = "adapt.json"
+NONE: Final = "none"
+"""Keeping the model as it is: always a candidate, and the simplest one."""
+
+CANDIDATES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "head": {"train_head_only": True},
+        "lora": {"use_peft": True},
+        "full": {},
+    }
+)
+"""Way of adapting -> what it changes in `RewardSettings`, the simplest first."""
+
+Right = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way, and its figures."""
+
+    name: str
+    accuracy: Estimate
+    """On the few labels, each scored by a model that has not seen it, clustered by prompt."""
+    gain: PairedChange
+    """The same against keeping the model, on the same pairs."""
+    accuracy_original: Estimate
+    """Of the model adapted to all few labels, on original pairs, clustered by prompt."""
+    original: NonInferiority
+    """Whether it is not worse there than the model as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptReport:
+    """All ways, which was taken, and why."""
+
+    taken: str
+    reason: str
+    candidates: tuple[Candidate, ...]
+    num_few: int
+    num_original: int
+    folds: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested plain JSON values."""
+        return asdict(self)
+
+
+def adapt_reward_model(
+    *,
+    model: str,
+    few: Sequence[PreferencePair],
+    original: Sequence[PreferencePair],
+    settings: AdaptSettings,
+    output_dir: Path,
+    place: Path,
+    seed: int,
+    progress: ProgressReporter,
+) -> AdaptReport:
+    """Adapt a reward model to a few labels in the way that is shown to be worth it.
+
+    Args:
+        model: Folder or hub id of a reward model.
+        few: Labelled pairs of what it will judge.
+        original: Labelled pairs of what it has judged so far, which it was not trained on.
+        settings: See `stretch_config.AdaptSettings`.
+        output_dir: Where the model goes.
+        place: Where finished trainings are kept until all is done.
+        seed: Trainings; folds are by the prompts' hashes.
+        progress: Gets bars.
+
+    Raises:
+        ConfigError: When a candidate is unknown.
+        EmptySetError: When the few labels are of fewer than two prompts.
+        DataError: When an original pair is derived, or a few-label row was made from one.
+
+    Writes:
+        `output_dir`: a reward model and `adapt.json`.
+    """
+    for name in settings.candidates:
+        if name not in CANDIDATES:
+            raise ConfigError(f"unknown candidate {name!r}: {nearest_names(name, CANDIDATES)}")
+    check_apart(few, original, "original pairs")
+    score = load_score_function(model)
+    few, original = score.fitting_pairs(few), score.fitting_pairs(original)
+    folds = split_into_folds(few, settings.folds)
+    labelled = [place for place, pair in enumerate(few) if not pair.parent_id]
+    clusters = [prompt_text(few[row].prompt) for row in labelled]
+    before, before_original = _right(score, few), _right(score, original)
+    kept = ChunkLog(place / "folds.log")
+    found = [_judge(NONE, before[labelled], before[labelled], before_original, before_original,
+                    clusters, original, settings)]  # fmt: skip
+    scores_of = {NONE: before[labelled]}
+    for name in (name for name in CANDIDATES if name in settings.candidates):
+        own = settings.reward.model_copy(update=dict(CANDIDATES[name]))
+        right = np.zeros(len(few))
+        for number, held_out in enumerate(folds):
+            key = f"{name} {number}"
+            if kept.get(key) is None:
+                kept.put(key, _cross_validate(model, few, held_out, own, seed, progress))
+            right[held_out] = kept.get(key)
+        folder = place / name
+        _train_whole(folder, model, few, original, own, seed, progress)
+        after = _right(load_score_function(folder), original)
+        scores_of[name] = right[labelled]
+        found.append(_judge(name, right[labelled], before[labelled], after, before_original,
+                            clusters, original, settings))  # fmt: skip
+    taken, reason = choose_candidate(found, scores_of, clusters, settings.gain_alpha)
+    if taken == NONE:
+        _copy_model(model, output_dir)
+    else:
+        _copy_folder(place / taken, output_dir)
+    report = AdaptReport(taken, reason, tuple(found), len(labelled), len(original), len(folds))
+    write_json(output_dir / ADAPT_FILE, report.to_json())
+    return report
+
+
+def split_into_folds(pairs: Sequence[PreferencePair], count: int) -> list[list[int]]:
+    """Places of pairs in parts of nearly as many prompts, none of them in two parts.
+
+    Args:
+        pairs: Few labels.
+        count: Parts; as many as there are prompts at most.
+
+    Raises:
+        EmptySetError: When there are fewer than two prompts.
+    """
+    of: dict[str, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        of.setdefault(fingerprint("fold", prompt_key(pair.prompt)), []).append(place)
+    if len(of) < 2:
+        raise EmptySetError(
+            f"expected labels on responses to two prompts at least, got {len(of)}: which way to "
+            "adapt is tested on prompts that were not trained on"
+        )
+    parts: list[list[int]] = [[] for _ in range(min(count, len(of)))]
+    for number, key in enumerate(sorted(of)):
+        parts[number % len(parts)] += of[key]
+    return [sorted(part) for part in parts]
+
+
+def choose_candidate(
+    candidates: Sequence[Candidate],
+    right: Mapping[str, Right],
+    clusters: Sequence[str],
+    alpha: float,
+) -> tuple[str, str]:
+    """The way that is taken, and why: from the simplest on, where a further one is shown better.
+
+    Args:
+        candidates: The simplest first; the first one keeps the model.
+        right: Of each, the few labels in order: 1, 0 or 0.5.
+        clusters: The prompt of each label.
+        alpha: Level of each paired test.
+    """
+    taken = candidates[0].name
+    told = []
+    for candidate in candidates[1:]:
+        if not candidate.original.holds:
+            told.append(f"{candidate.name} is not shown to hold on original pairs")
+            continue
+        # A gain is a drop the other way round.
+        change = paired_change(right[taken], right[candidate.name], clusters)
+        gain = -change.change.value
+        if change.is_drop(alpha):
+            told.append(f"{candidate.name} gains {gain:+.3f} over {taken} (p {change.p_value:.3f})")
+            taken = candidate.name
+        else:
+            told.append(
+                f"{candidate.name} is not shown to be better than {taken} ({gain:+.3f}, p "
+                f"{change.p_value:.3f})"
+            )
+    return taken, "; ".join(told) or "no other way was tried"
+
+
+def _judge(
+    name: str,
+    right: Right,
+    before: Right,
+    right_original: Right,
+    before_original: Right,
+    clusters: Sequence[str],
+    original: Sequence[PreferencePair],
+    settings: AdaptSettings,
+) -> Candidate:
+    prompts = [prompt_text(pair.prompt) for pair in original]
+    return Candidate(
+        name,
+        accuracy_estimate(right, list(clusters)),
+        paired_change(right, before, clusters),
+        accuracy_estimate(right_original, prompts),
+        non_inferiority(
+            right_original,
+            before_original,
+            prompts,
+            margin=settings.margin,
+            alpha=settings.alpha,
+        ),
+    )
+
+
+def _cross_validate(
+    model: str,
+    few: Sequence[PreferencePair],
+    held_out: Sequence[int],
+    settings: RewardSettings,
+    seed: int,
+    progress: ProgressReporter,
+) -> list[float]:
+    """Of the held-out labels 1 right, 0 wrong, 0.5 a tie, by a model of all others."""
+    tested = [few[place] for place in held_out]
+    prompts = {prompt_key(pair.prompt) for pair in tested}
+    others = [pair for pair in few if prompt_key(pair.prompt) not in prompts]
+    others = without_kin_of(others, [pair for pair in tested if not pair.parent_id])
+    with TemporaryDirectory() as folder:
+        labelled = [pair for pair in tested if not pair.parent_id] or tested[:1]
+        _fit(model, others, labelled, settings, Path(folder), seed, progress)
+        return list(_right(load_score_function(folder), tested).tolist())
+
+
+def _train_whole(
+    folder: Path,
+    model: str,
+    few: Sequence[PreferencePair],
+    original: Sequence[PreferencePair],
+    settings: RewardSettings,
+    seed: int,
+    progress: ProgressReporter,
+) -> None:
+    """The model adapted to all few labels, as a folder that is made once."""
+
+    def build(partial: Path) -> None:
+        _fit(model, few, original, settings, partial, seed, progress)
+
+    build_stage(folder, {"candidate": folder.name}, [], build)
+
+
+def _fit(
+    model: str,
+    pairs: Sequence[PreferencePair],
+    test_pairs: Sequence[PreferencePair],
+    settings: RewardSettings,
+    folder: Path,
+    seed: int,
+    progress: ProgressReporter,
+) -> None:
+    train_reward_model(
+        model=model,
+        pairs=pairs,
+        test_pairs=test_pairs,
+        groups=(),
+        settings=settings,
+        output_dir=folder,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _right(score: RewardModelScore, pairs: Sequence[PreferencePair]) -> Right:
+    gaps = gaps_of(score, pairs)
+    return pair_accuracy(gaps, np.ones_like(gaps))
+
+
+def _copy_model(model: str, output_dir: Path) -> None:
+    encoder = load_encoder(model)
+    loaded = load_reward_model(model, encoder, seed=None, device=torch.device("cpu"))
+    save_reward_model(loaded, encoder, RewardSettings(meta_mode="off"), output_dir)
+
+
+def _copy_folder(source: Path, output_dir: Path) -> None:
+    for file in source.iterdir():
+        if file.name != STAGE_FILE and file.is_file():
+            shutil.copy2(file, output_dir / file.name)

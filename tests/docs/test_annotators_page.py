@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page on annotators: its commands run, its figures are those of the benchmark's result."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs.pages import REPOSITORY, fenced_blocks, reader_environment
+from metarm.annotators.fitting import MODELS
+from metarm.annotators.label_data import read_label_data
+from metarm.labels.events import VoteEvent
+from metarm.labels.store import LabelStore
+from unit.annotators.crowds import write_crowd
+
+PAGE = (REPOSITORY / "docs" / "annotators.md").read_text(encoding="utf-8")
+RESULT = json.loads((REPOSITORY / "benchmarks/results/crowd.json").read_text(encoding="utf-8"))
+HANGS_SECONDS = 600
+
+
+def _cells(first: str) -> list[list[str]]:
+    rows = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")]
+    return [row for row in rows if row[0] == first and "[" in row[-1]]
+
+
+def test_every_model_is_told() -> None:
+    body = PAGE.split("| `--model` |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `([^`]+)` \|", body, re.MULTILINE) == list(MODELS)
+
+
+@pytest.mark.parametrize("count", RESULT["accuracy"])
+def test_accuracies_are_the_results(count: str) -> None:
+    ways = ["plain", "majority", "dawid-skene", "joint without inverted votes", "joint", "oracle"]
+    told = next(row for row in _cells(count) if len(row) == len(ways) + 1)
+    for way, text in zip(ways, told[1:], strict=True):
+        figure = RESULT["accuracy"][count][way]["accuracy"]
+        low, high = figure["interval"]
+        assert text == f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+@pytest.mark.slow
+def test_the_page_can_be_typed(tmp_path: Path) -> None:
+    """Beside a store and files of votes."""
+    write_crowd(tmp_path)
+    data = read_label_data(tmp_path / "votes.jsonl", tmp_path / "pairs.jsonl")
+    with LabelStore(tmp_path / "labels.db") as store:
+        store.add_pairs(data.pairs.values())
+        for name, kind in data.kinds.items():
+            store.add_annotator(name, kind)
+        store.record_all(
+            VoteEvent(f"{place}", v.annotator, v.choice, pair=v.pair, is_turned=v.is_turned)
+            for place, v in enumerate(data.votes)
+        )
+    blocks = [
+        block.text
+        for block in fenced_blocks(PAGE)
+        if block.language == "sh" and "no-run" not in block.info
+    ]
+    environment = reader_environment()
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", "\n".join(blocks)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=HANGS_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    for folder in ("believed", "believed-joint"):
+        written = {path.name for path in (tmp_path / "runs" / folder).iterdir()}
+        table = PAGE.split("| file |")[1].split("\n\n")[0]
+        assert set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == written

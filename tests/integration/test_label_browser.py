@@ -1,0 +1,705 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The labelling page as people use it, in headless Chromium: keys, phones, lost networks, tabs."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hostile_texts import FAR, HOSTILE
+from live_labels import OWNER, SECRETS, LiveLabels, live_labels, make_store, plain_pairs
+from metarm.labels.store import LabelStore
+from metarm.labels.votes import LabelPair
+from metarm.schema import Message
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+if not Path(CHROMIUM).exists():
+    pytest.skip("needs Chromium: install the package chromium", allow_module_level=True)
+
+from playwright.sync_api import (  # noqa: E402 - not without a browser
+    Browser,
+    BrowserContext,
+    Page,
+    Route,
+    sync_playwright,
+)
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+WATCH = """
+window.seenViolations = [];
+document.addEventListener("securitypolicyviolation",
+  (event) => window.seenViolations.push(event.violatedDirective + " " + event.blockedURI));
+"""
+CURRENT = "() => document.querySelector('#prompt .text')?.textContent"
+
+
+@dataclass
+class Seen:
+    """What went on in a browser while a test ran."""
+
+    dialogs: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    pages: list[Page] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def seen() -> Seen:
+    return Seen()
+
+
+@pytest.fixture
+def open_context(browser: Browser, seen: Seen) -> Iterator[Callable[..., BrowserContext]]:
+    """New profiles; afterwards no dialog, error, violation or foreign request may have been."""
+    contexts: list[BrowserContext] = []
+
+    def make(**more: Any) -> BrowserContext:
+        context = browser.new_context(**more)
+        context.set_default_timeout(20_000)
+        context.add_init_script(WATCH)
+        context.on("page", lambda page: watch(page, seen))
+        contexts.append(context)
+        return context
+
+    yield make
+    for page in seen.pages:
+        if not page.is_closed() and page.url.startswith("http"):
+            violations = page.evaluate("window.seenViolations")
+            assert violations == [], violations
+    for context in contexts:
+        context.close()
+    assert not seen.dialogs
+    assert not seen.errors
+    assert not seen.foreign
+
+
+def watch(page: Page, seen: Seen) -> None:
+    seen.pages.append(page)
+    page.on("dialog", lambda dialog: (seen.dialogs.append(dialog.message), dialog.dismiss()))
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    page.on(
+        "request",
+        lambda request: (
+            None
+            if re.match(r"http://127\.0\.0\.1:\d+/", request.url)
+            else seen.foreign.append(request.url)
+        ),
+    )
+
+
+@pytest.fixture
+def page_of(open_context: Callable[..., BrowserContext]) -> Callable[..., Page]:
+    """Sign somebody in, in a profile of their own."""
+
+    def enter(live: LiveLabels, token: str, **more: Any) -> Page:
+        page = open_context(**more).new_page()
+        page.goto(f"{live.url}/enter#{token}")
+        page.wait_for_selector("#item:not([hidden])")
+        return page
+
+    return enter
+
+
+def next_key(page: Page, key: str) -> str:
+    """Press a key that answers, when the page takes it; the prompt that was answered."""
+    before = page.evaluate(CURRENT)
+    page.wait_for_timeout(320)
+    page.keyboard.press(key)
+    page.wait_for_function(
+        "(before) => document.querySelector('#item').hidden"
+        " || document.querySelector('#prompt .text').textContent !== before",
+        arg=before,
+    )
+    return before
+
+
+def wait_saved(page: Page) -> None:
+    page.wait_for_selector("#status[data-state=saved]")
+    page.wait_for_function(
+        "() => Object.keys(localStorage).every((name) => !name.startsWith('metarm.outbox'))"
+    )
+
+
+def sides(page: Page) -> dict[str, str]:
+    return {side: page.locator(f"#{side}").inner_text() for side in ("left", "right")}
+
+
+def test_a_batch_by_keyboard_alone(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(8), "Robin")
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        assert page.evaluate("location.hash") == ""
+        expected: dict[str, tuple[str, int]] = {}
+        wins = {"1": ("left", 2), "2": ("left", 1), "4": ("right", 1), "5": ("right", 2)}
+        for key, (side, strength) in wins.items():
+            shown = sides(page)
+            prompt = next_key(page, key)
+            expected[prompt] = (shown[side], strength)
+        expected[next_key(page, "3")] = ("tie", 1)
+        expected[next_key(page, "s")] = ("skip", 1)
+        # Arrows and Enter, with a flag, a note, and a change of mind.
+        page.wait_for_timeout(320)
+        shown = sides(page)
+        page.keyboard.press("f")
+        assert page.locator("#flag").get_attribute("aria-pressed") == "true"
+        page.keyboard.press("n")
+        page.keyboard.type("12 s? n")
+        page.keyboard.press("Escape")
+        for key in ("ArrowRight", "ArrowLeft", "ArrowLeft"):
+            page.keyboard.press(key)
+        assert page.locator("[aria-checked=true]").get_attribute("data-answer") == "left"
+        assert page.evaluate("document.activeElement.dataset.answer") == "left"
+        expected[next_key(page, "Enter")] = (shown["left"], 1)
+        # Undo brings the pair back with its answer marked, and its note and flag.
+        page.keyboard.press("u")
+        page.wait_for_function("() => document.querySelector('#note').value === '12 s? n'")
+        assert page.locator("#flag").get_attribute("aria-pressed") == "true"
+        again = page.evaluate(CURRENT)
+        expected[again] = (sides(page)["right"], 2)
+        assert next_key(page, "5") == again
+        shown = sides(page)
+        expected[next_key(page, "2")] = (shown["left"], 1)
+        page.wait_for_selector("#away-title:has-text('Nothing left')")
+        wait_saved(page)
+        pairs = {pair.id: pair for pair in plain_pairs(8)}
+        told = {}
+        for vote in live.votes():
+            pair = pairs[vote.pair]
+            words = {"first": pair.first, "second": pair.second}
+            told[str(pair.prompt)] = (words.get(vote.choice, vote.choice), vote.strength)
+        assert told == expected
+        events = live.events()
+        assert [event.choice for event in events].count("undo") == 1
+        noted = [event for event in events if event.note]
+        assert [(event.note, event.flag) for event in noted] == [("12 s? n", True)] * 2
+        assert all(event.lead_ms is not None and event.lead_ms > 0 for event in noted)
+        behaviour = (tmp_path / "labels.db.behaviour.jsonl").read_text().splitlines()
+        assert len(behaviour) == 9
+        assert '"changes": 2' in behaviour[6]
+
+
+def test_a_phone(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    long = "\n".join(f"line {n} of a long response" for n in range(60))
+    pairs = [LabelPair("question\n" * 30, f"one {long}", f"two {long}"), *plain_pairs(2)]
+    [token] = make_store(path, pairs, "Robin")
+    with live_labels(path) as live:
+        page = page_of(
+            live, token, viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True
+        )
+        for _ in range(3):
+            if page.locator("#more").is_visible():
+                break
+            page.wait_for_timeout(320)
+            page.tap("#skip")
+        page.wait_for_selector("#more:not([hidden])")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.locator("#more").inner_text() == "Show all 30 lines of the prompt"
+        a, b = (page.locator(f"#{side}").bounding_box() for side in ("left", "right"))
+        assert b["y"] >= a["y"] + a["height"]
+        assert a["width"] == b["width"]
+        # The answers stay in sight, and so does the chip of what is being read.
+        page.evaluate("window.scrollTo(0, 1100)")
+        page.wait_for_timeout(100)
+        chips = [page.locator(f"#title-{side}").bounding_box()["y"] for side in "ab"]
+        assert min(abs(y) for y in chips) < 1
+        answers = page.locator("#choices").bounding_box()
+        assert 0 < answers["y"] < 640 - answers["height"]
+        for radio in page.locator("[role=radio]").all():
+            box = radio.bounding_box()
+            assert box["width"] >= 44
+            assert box["height"] >= 44
+        page.wait_for_timeout(320)
+        page.tap("[data-answer=right]")
+        wait_saved(page)
+        [vote] = [vote for vote in live.votes() if vote.choice != "skip"]
+        assert vote.chose_left is False
+
+
+def test_a_double_click_answers_one_pair(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(4), "Robin")
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        page.wait_for_timeout(320)
+        page.dblclick("[data-answer=left]")
+        page.wait_for_timeout(600)
+        wait_saved(page)
+        assert len(live.events()) == 1
+
+
+def test_back_and_forward_answer_nothing_twice(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(4), "Robin")
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        first = next_key(page, "1")
+        page.goto(f"{live.url}/enter")
+        page.go_back()
+        page.wait_for_selector("#item:not([hidden])")
+        assert page.evaluate(CURRENT) != first
+        second = next_key(page, "1")
+        wait_saved(page)
+        assert first != second
+        assert len(live.events()) == len(live.votes()) == 2
+        # Undo still knows the last answer after the page was loaded anew.
+        page.reload()
+        page.wait_for_selector("#item:not([hidden])")
+        page.keyboard.press("u")
+        assert page.evaluate(CURRENT) == second
+        wait_saved(page)
+        assert len(live.votes()) == 1
+
+
+def test_two_tabs_and_two_browsers(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(1), "Robin")
+    with live_labels(path) as live:
+        one = page_of(live, token)
+        two = one.context.new_page()
+        two.goto(live.url)
+        two.wait_for_selector("#item:not([hidden])")
+        other = page_of(live, token)
+        assert two.evaluate(CURRENT) == other.evaluate(CURRENT) == one.evaluate(CURRENT)
+        next_key(one, "1")
+        # The other tab hears of it; another browser does not, and answers the pair once more.
+        two.wait_for_selector("#away-title:has-text('Nothing left')")
+        wait_saved(one)
+        next_key(other, "5")
+        wait_saved(other)
+        [vote] = live.votes()
+        assert len(live.events()) == 2
+        assert (vote.chose_left, vote.strength) == (False, 2)
+
+
+def test_offline_and_back(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(9), "Robin")
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        page.wait_for_load_state("networkidle")
+        page.context.set_offline(True)
+        for key in "123":
+            next_key(page, key)
+        page.wait_for_function(
+            "() => document.querySelector('#status').textContent === 'Offline (3)'"
+        )
+        assert live.events() == []
+        page.context.set_offline(False)
+        wait_saved(page)
+        assert re.fullmatch(r"Saved \d\d:\d\d:\d\d", page.locator("#status").inner_text())
+        assert len(live.events()) == len(live.votes()) == 3
+
+
+def test_an_acknowledgement_that_is_lost(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(4), "Robin")
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        lost = []
+
+        def lose(route: Route) -> None:
+            if len(lost) < 2:
+                lost.append(route.fetch().status)
+                route.abort()
+            else:
+                route.continue_()
+
+        page.route("**/api/vote", lose)
+        next_key(page, "2")
+        wait_saved(page)
+        assert lost == [200, 200]
+        assert len(live.events()) == 1
+
+
+def test_a_page_that_is_closed_before_its_answers_are_sent(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(6), "Robin")
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        page.route("**/api/vote", lambda route: route.abort())
+        answered = [next_key(page, key) for key in "12"]
+        page.close()
+        assert live.events() == []
+        fresh = page.context.new_page()
+        fresh.goto(live.url)
+        fresh.wait_for_selector("#item:not([hidden])")
+        assert fresh.evaluate(CURRENT) not in answered
+        wait_saved(fresh)
+        assert len(live.events()) == len(live.votes()) == 2
+
+
+def test_a_server_that_goes_and_comes(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(6), "Robin")
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        page.wait_for_load_state("networkidle")
+        next_key(page, "1")
+        wait_saved(page)
+        port = live.port
+    next_key(page, "5")
+    page.wait_for_selector("#status[data-state=offline]")
+    with live_labels(path, port=port) as live:
+        wait_saved(page)
+        assert len(live.events()) == len(live.votes()) == 2
+        page.close()
+
+
+def test_an_invitation_that_ends_loses_nothing(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(4), "Robin")
+    with live_labels(path) as live:
+        owner = live.sign_in(OWNER)
+        page = page_of(live, token)
+        page.wait_for_load_state("networkidle")
+        told = live.request("POST", "/api/owner/revoke", {"name": "Robin"}, Cookie=owner)
+        assert told.status == 200
+        page.wait_for_timeout(320)
+        page.keyboard.press("1")
+        page.wait_for_selector("#away-title:has-text('signed out')")
+        assert "1 of your answers" in page.locator("#away-text").inner_text()
+        link = live.request(
+            "POST", "/api/owner/invite", {"name": "Robin", "days": 1}, Cookie=owner
+        ).json["link"]
+        page.goto(link)
+        page.wait_for_selector("#item:not([hidden])")
+        wait_saved(page)
+        assert len(live.events()) == 1
+
+
+def test_two_people_in_one_browser_are_not_mixed(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    tokens = make_store(path, plain_pairs(6), "Robin", "Sam")
+    with live_labels(path) as live:
+        one = page_of(live, tokens[0])
+        one.wait_for_load_state("networkidle")
+        two = one.context.new_page()
+        two.goto(f"{live.url}/enter#{tokens[1]}")
+        two.wait_for_selector("#item:not([hidden])")
+        one.bring_to_front()
+        one.wait_for_timeout(320)
+        one.keyboard.press("1")
+        one.wait_for_selector("#away-title:has-text('signed out')")
+        assert live.events() == []
+        two.bring_to_front()
+        next_key(two, "1")
+        wait_for_event(two, live, 1)
+        assert [event.annotator for event in live.events()] == ["Sam"]
+        one.goto(f"{live.url}/enter#{tokens[0]}")
+        one.wait_for_selector("#item:not([hidden])")
+        wait_for_event(one, live, 2)
+        assert [event.annotator for event in live.events()] == ["Sam", "Robin"]
+
+
+def wait_for_event(page: Page, live: LiveLabels, count: int) -> None:
+    for _ in range(100):
+        if len(live.events()) >= count:
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(live.events())
+
+
+def test_nothing_that_is_delivered_tells_the_sides(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    pairs = plain_pairs(16)
+    gold = {pair.id: "first" for pair in pairs[:4]}
+    [token] = make_store(
+        path, pairs, "Robin", gold=gold, gold_fraction=0.4, repeat_fraction=0.4, votes_per_pair=2
+    )
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        delivered: list[str] = [page.content()]
+        page.on(
+            "response",
+            lambda response: (
+                delivered.append(response.text())
+                if "/api/next" in response.url or "/api/vote" in response.url
+                else None
+            ),
+        )
+        for key in "1234512345":
+            next_key(page, key)
+        wait_saved(page)
+        page.wait_for_load_state("networkidle")
+        told = "\n".join(delivered)
+        assert "question" in told
+        assert len(delivered) > 10
+        for secret in (*SECRETS, "chosen_by", "source", "is_gold", "is_repeat", "is_turned"):
+            assert secret not in told
+        for pair in pairs:
+            assert pair.id not in told
+        assert re.search(r'"(first|second|score|length|model)"', told) is None
+        # Why comes afterwards, and only when it is asked for.
+        page.keyboard.press("w")
+        page.wait_for_function(
+            "() => document.querySelector('#last').textContent.includes('features')"
+        )
+        stored = {event.key: event for event in live.events()}
+        assert {event.is_turned for event in stored.values()} == {True, False}
+
+
+def test_differences_and_scrolling(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    tail = "\n".join(f"the same line {n}" for n in range(80))
+    pair = LabelPair(
+        "question", f"the cat sat here\n{tail}", f"the dog sat\u202e there\n{tail}\nend"
+    )
+    [token] = make_store(path, [pair], "Robin")
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        page.keyboard.press("d")
+        marks = {
+            side: page.locator(f"#{side} mark").all_inner_texts() for side in ("left", "right")
+        }
+        own = {"cat": ["cat", "here"], "dog": ["dog", "U+202E there", "end"]}
+        for side, words in marks.items():
+            key = "cat" if "cat" in sides(page)[side] else "dog"
+            assert [word.replace("\u202f", " ") for word in words] == own[key]
+        assert page.locator(".response .chip").all_inner_texts() == ["U+202E"]
+        page.keyboard.press("c")
+        page.evaluate("document.querySelector('#left').scrollTop = 400")
+        page.wait_for_function("() => document.querySelector('#right').scrollTop > 300")
+        page.keyboard.press("c")
+        page.evaluate("document.querySelector('#left').scrollTop = 0")
+        page.wait_for_timeout(150)
+        assert page.evaluate("document.querySelector('#right').scrollTop") > 300
+
+
+def test_names_roles_and_focus(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    prompt = (Message("user", "question"), Message("assistant", "which?"), Message("user", "this"))
+    [token] = make_store(path, [LabelPair(prompt, "one", "two"), *plain_pairs(2)], "Robin")
+    with live_labels(path, guide="True before helpful.") as live:
+        page = page_of(live, token)
+        page.wait_for_selector("#help[open]")
+        assert page.locator("#guide").inner_text() == "True before helpful."
+        page.keyboard.press("Escape")
+        tree = page.locator("body").aria_snapshot()
+        for line in (
+            'radiogroup "Which response is better?"',
+            *(
+                f'radio "{name}"'
+                for name in (
+                    "A is much better",
+                    "A is better",
+                    "Equally good",
+                    "B is better",
+                    "B is much better",
+                )
+            ),
+            'region "Response A"',
+            'region "Response B"',
+            'heading "Which response is better?" [level=1]',
+            'progressbar "Share of your pairs that is done"',
+            'button "Keys and help"',
+        ):
+            assert line in tree, tree
+        assert page.get_attribute("html", "lang") == "en"
+        assert page.get_attribute("#status", "aria-live") == "polite"
+        # By Tab alone: everything that can be reached has a name and shows where it is.
+        page.evaluate("document.querySelector('.skip-link').focus()")
+        reached = []
+        for _ in range(24):
+            page.keyboard.press("Tab")
+            told = page.evaluate(
+                """() => {
+                  const e = document.activeElement;
+                  const style = getComputedStyle(e);
+                  return [e.id || e.dataset.answer || e.tagName,
+                    (e.getAttribute('aria-label') || e.textContent).trim(),
+                    style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2];
+                }"""
+            )
+            if told[0] in ("BODY", "HTML"):
+                break
+            assert told[1], told
+            assert told[2], f"no focus to be seen on {told}"
+            reached.append(told[0])
+        assert reached == [
+            *("help-button", "left", "right", "tie", "skip", "flag", "note-button", "diff"),
+            "together",
+        ]
+        # Space marks, as it does for a screen reader; it does not answer.
+        page.focus("[data-answer=tie]")
+        page.keyboard.press("Space")
+        assert page.get_attribute("[data-answer=tie]", "aria-checked") == "true"
+        assert page.is_enabled("#confirm")
+        assert live.events() == []
+        page.keyboard.press("?")
+        assert page.evaluate("document.querySelector('#help').open")
+        page.keyboard.press("1")
+        assert live.events() == []
+
+
+CONTRAST = """() => {
+  const linear = (v) => (v <= 10 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+  const back = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = parse(getComputedStyle(e).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  const texts = "p, h1, h2, h3, button, .response, th, td, dt, dd, label, a";
+  for (const element of document.querySelectorAll(texts)) {
+    if (!element.checkVisibility() || element.disabled || !element.textContent.trim()) continue;
+    const [a, b] = [light(parse(getComputedStyle(element).color)), light(back(element))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) found.push([element.outerHTML.slice(0, 80), ratio]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_and_motion(tmp_path: Path, page_of, scheme: str) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(5), "Robin")
+    with live_labels(path, price=0.1) as live:
+        page = page_of(live, token, color_scheme=scheme, reduced_motion="reduce")
+        assert page.evaluate(CONTRAST) == []
+        moved = page.evaluate(
+            "getComputedStyle(document.querySelector('#skip')).transitionDuration"
+        )
+        assert moved == "0s"
+        next_key(page, "1")
+        wait_saved(page)
+        page.goto(f"{live.url}/enter#{OWNER}")
+        page.wait_for_selector(".numbers")
+        assert page.evaluate(CONTRAST) == []
+
+
+def test_the_owner_invites(tmp_path: Path, open_context) -> None:
+    path = tmp_path / "labels.db"
+    make_store(path, plain_pairs(5))
+    with live_labels(path) as live:
+        owner = open_context().new_page()
+        owner.goto(live.url)
+        assert owner.url == f"{live.url}/enter"
+        owner.fill("#token", f"{live.url}/enter#{OWNER}")
+        owner.keyboard.press("Enter")
+        owner.wait_for_selector(".numbers")
+        owner.fill("#invite [name=name]", "Robin <b>")
+        owner.click("#invite button")
+        owner.wait_for_selector("#made:has-text('enter#')")
+        link = re.search(r"http\S+#\S+", owner.locator("#made").inner_text()).group()
+        page = open_context().new_page()
+        page.goto(link)
+        page.wait_for_selector("#item:not([hidden])")
+        assert page.locator(".who").inner_text() == "Robin <b>"
+        owner.fill("#revoke [name=name]", "Robin <b>")
+        owner.click("#revoke button")
+        owner.wait_for_selector("#made:has-text('Ended')")
+        page.goto(live.url)
+        assert page.url == f"{live.url}/enter"
+
+
+@pytest.mark.slow
+def test_hostile_texts_stay_texts(tmp_path: Path, page_of, open_context) -> None:
+    """Each in prompt, response, name, note, source, strategy, role, guide and error."""
+    assert len(set(HOSTILE)) > 100
+    path = tmp_path / "labels.db"
+    pairs = [
+        LabelPair((Message(text[:40], text),), text, f"{text} {n}", source=text, chosen_by=text)
+        for n, text in enumerate(HOSTILE)
+    ]
+    names = [text[:90] for text in HOSTILE if text[:90].strip() and text[:90].isprintable()]
+    assert len(names) > 90
+    tokens = make_store(path, pairs, *names, votes_per_pair=2)
+    shown: set[str] = set()
+    with live_labels(path, guide="\n".join(HOSTILE)) as live:
+        page = page_of(live, tokens[0])
+        page.keyboard.press("Escape")
+        while page.locator("#item").is_visible():
+            shown.add(page.locator("#prompt .text").text_content())
+            assert_harmless(page)
+            if len(shown) % 10 == 0:
+                page.keyboard.press("d")
+                assert_harmless(page)
+            page.keyboard.press("n")
+            page.evaluate(
+                "(text) => { document.querySelector('#note').value = text; }",
+                HOSTILE[len(shown) - 1],
+            )
+            page.keyboard.press("Escape")
+            next_key(page, "1")
+            if len(shown) % 25 == 0:
+                page.keyboard.press("w")
+        wait_saved(page)
+        assert len(shown) == len(HOSTILE)
+        # The dashboard shows each pair, for its note.
+        owner = open_context().new_page()
+        owner.goto(f"{live.url}/enter#{OWNER}")
+        owner.wait_for_selector(".numbers")
+        assert_harmless(owner)
+        assert owner.locator("details").count() >= len(HOSTILE)
+        owner.evaluate("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
+        owner.wait_for_timeout(300)
+        assert_harmless(owner)
+        # Names of others, each signed in once.
+        for token in tokens[1:]:
+            cookie = live.sign_in(token)
+            body = live.request("GET", "/", Cookie=cookie).body.decode()
+            assert body.count("<script") == 2
+        # What a browser is led to by a wrong address or a wrong token.
+        lost = open_context().new_page()
+        for text in HOSTILE[::6]:
+            lost.goto(f"{live.url}/owner/{text.replace('#', '')}?{text}")
+            assert_harmless(lost)
+        lost.goto(f"{live.url}/enter")
+        for text in HOSTILE[:9]:
+            lost.fill("#token", text[:500])
+            lost.click("button[type=submit]")
+            lost.wait_for_function(
+                "() => /unknown|wrong|expected/.test("
+                "document.querySelector('#enter-status').textContent)"
+            )
+            assert_harmless(lost)
+
+
+def assert_harmless(page: Page) -> None:
+    """Only our own scripts, and nothing that loads, runs or leads anywhere."""
+    found = page.evaluate(
+        """() => [...document.querySelectorAll('*')].filter((element) =>
+          (element.tagName === 'SCRIPT' &&
+            !/^(\\/static\\/(label|enter|owner)\\.js)?$/.test(element.getAttribute('src') || '')) ||
+          ['IFRAME', 'OBJECT', 'EMBED', 'VIDEO', 'AUDIO', 'BASE', 'STYLE', 'MATH', 'TEMPLATE',
+            'MARQUEE', 'XMP', 'FRAMESET'].includes(element.tagName) ||
+          [...element.attributes].some((one) => /^on/i.test(one.name) || one.name === 'style')
+        ).map((element) => element.outerHTML.slice(0, 200))"""
+    )
+    assert found == []
+    assert page.evaluate("document.querySelectorAll('script').length") <= 2
+    assert FAR not in page.evaluate(
+        "[...document.querySelectorAll('[src], [href], [action]')]"
+        ".map((e) => e.src || e.href || e.action).join(' ')"
+    )
+
+
+def test_the_store_is_its_own_again(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(4), "Robin")
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        next_key(page, "1")
+        wait_saved(page)
+        page.close()
+    with LabelStore(path) as store:
+        assert len(store.votes()) == 1

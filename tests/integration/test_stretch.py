@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs that stretch labels, from the command line on tiny models."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fault_server import Call, Reply, say, serve
+from integration.commands import Finished
+from metarm.data.derived import check_apart
+from metarm.data.meta_sets import save_groups
+from metarm.data.preferences import load_preferences, save_preferences
+from metarm.schema import PreferencePair, ResponseGroup
+from tiny_models import WORDS, save_reward_model
+
+
+def text(draw: random.Random) -> str:
+    return "".join(f" {word}" for word in draw.choices(WORDS, k=draw.randint(3, 6)))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """`pairs.jsonl`, `groups.jsonl`, `few.jsonl`, and two reward models `one` and `two`."""
+    draw = random.Random(0)
+    prompts = list(dict.fromkeys(text(draw).strip() for _ in range(40)))
+
+    def pair(prompt: str) -> PreferencePair:
+        sides = sorted({text(draw) + " a", text(draw) + " b b"}, key=lambda t: -t.count("a"))
+        return PreferencePair(prompt, *sides)
+
+    save_preferences(tmp_path / "pairs.jsonl", [pair(prompt) for prompt in prompts])
+    save_preferences(tmp_path / "few.jsonl", [pair(f"f {prompt}") for prompt in prompts[:6]])
+    groups = [ResponseGroup(p, tuple(text(draw) for _ in range(3))) for p in prompts]
+    save_groups(tmp_path / "groups.jsonl", groups)
+    for seed, name in enumerate(("one", "two")):
+        save_reward_model(tmp_path / name, seed=seed)
+    return tmp_path
+
+
+def document(done: Finished) -> dict:
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def test_augment_writes_rows_that_training_keeps_apart(
+    data: Path, metarm: Callable[..., Finished]
+) -> None:
+    found = document(metarm(
+        "augment", "pairs.jsonl", "--output", "more.jsonl", "--kinds",
+        "cross-prompt,neutral,cross-prompt-policy", "--groups", "groups.jsonl",
+        "--check-swap", "one", "--json", "per_prompt=2",
+    ))  # fmt: skip
+    assert found["side_swap"] < 1e-3
+    assert set(found["counts"]) == {"cross-prompt", "neutral", "cross-prompt-policy"}
+    rows = load_preferences(data / "more.jsonl").pairs
+    made = [row for row in rows if row.parent_id]
+    assert len(made) == found["num_made"] == sum(found["counts"].values())
+    assert {row.source for row in made} == set(found["counts"])
+    again = metarm("augment", "pairs.jsonl", "--output", "more.jsonl", "--json")
+    assert "more.jsonl exists" in again.error
+    trained = document(metarm(
+        "reward", "--model", "one", "--preferences", "more.jsonl", "--output", "rm", "--json",
+        "max_steps=2", "batch_sum_coefficient=0.01", "score_dropout=0.1", "max_length=24",
+    ))  # fmt: skip
+    assert 0 < trained["num_derived"] < len(made), "kin of held-out pairs is left out"
+    assert trained["num_test_pairs"] == 4
+    refused = metarm("evaluate", "--reward-model", "one", "--preferences", "more.jsonl")
+    assert "got a derived one in place" in refused.error
+
+
+def test_average_says_what_lies_between(data: Path, metarm: Callable[..., Finished]) -> None:
+    found = document(
+        metarm("average", "one", "two", "--output", "mean", "--preferences", "pairs.jsonl",
+               "--json")
+    )  # fmt: skip
+    (barrier,) = found["barriers"]
+    assert len(barrier["losses"]) == 5
+    assert set(found["accuracy"]) == {"one", "two", "average"}
+    scored = metarm("evaluate", "--reward-model", "mean", "--preferences", "pairs.jsonl", "--json")
+    assert document(scored)["accuracy"] == found["accuracy"]["average"]
+    missing = metarm("average", "one", "three", "--output", "other")
+    assert "three" in missing.error
+    assert not (data / "other").exists()
+
+
+def test_rounds_keep_held_out_prompts_out_and_go_on_after_a_kill(
+    data: Path, metarm: Callable[..., Finished]
+) -> None:
+    words = ("pseudo-label", "--model", "one", "--preferences", "pairs.jsonl", "--unlabelled",
+             "groups.jsonl", "--output", "ps", "--json", "num_rounds=1", "confidence=0.5",
+             "alpha=0.01", "reward.learning_rate=0.01", "reward.num_train_epochs=4.0",
+             "reward.max_length=24", "test_fraction=0.3")  # fmt: skip
+    found = document(metarm(*words))
+    assert found["rounds"][0]["number"] == found["rounds"][0]["num_pseudo"] == 0
+    kept = load_preferences(data / "pairs.jsonl").pairs
+    assert found["num_labelled"] + found["num_calibration"] + found["num_stop"] == len(kept)
+    assert found["num_left_out_groups"] == found["num_calibration"] + found["num_stop"]
+    num_pseudo = found["rounds"][found["kept"]]["num_pseudo"]
+    pseudo = (data / "ps" / "pseudo_labels.jsonl").read_text().splitlines()
+    assert len(pseudo) == num_pseudo
+    assert all(json.loads(row)["source"] == "pseudo-label" for row in pseudo)
+    # The same command says the same, and makes nothing again.
+    assert document(metarm(*words)) == found
+    if num_pseudo:
+        rows = load_preferences(data / "ps" / "pseudo_labels.jsonl").pairs
+        assert all(0.5 <= row.p <= 1.0 for row in rows)
+        used = {row.prompt for row in rows}
+        assert len(used) <= found["num_labelled"]
+    check_apart([], kept, "pairs")
+
+
+def test_adapt_reports_every_way_and_loads(data: Path, metarm: Callable[..., Finished]) -> None:
+    found = document(metarm(
+        "adapt", "--model", "one", "--preferences", "few.jsonl", "--original", "pairs.jsonl",
+        "--output", "ad", "--json", "candidates=[head,full]", "folds=2", "margin=0.4",
+        "reward.num_train_epochs=1.0", "reward.max_length=24",
+    ))  # fmt: skip
+    assert [c["name"] for c in found["candidates"]] == ["none", "head", "full"]
+    none = found["candidates"][0]
+    assert none["gain"]["change"]["value"] == none["original"]["difference"] == 0.0
+    assert found["taken"] in ("none", "head", "full")
+    assert len(found["reason"].split("; ")) == 2
+    assert json.loads((data / "ad" / "adapt.json").read_text())["taken"] == found["taken"]
+    scored = metarm("evaluate", "--reward-model", "ad", "--preferences", "few.jsonl", "--json")
+    document(scored)
+    wrong = metarm("adapt", "--model", "one", "--preferences", "few.jsonl", "--original",
+                   "pairs.jsonl", "--output", "other", "candidates=[heads]")  # fmt: skip
+    assert "did you mean 'head'" in wrong.error
+
+
+def test_paraphrases_are_asked_once_and_go_on_where_they_were_stopped(
+    data: Path, metarm: Callable[..., Finished]
+) -> None:
+    def reword(call: Call) -> Reply:
+        inside = call.text.split("<text>\n")[1].split("\n</text>")[0]
+        return say(f"In other words: {inside.strip()}")
+
+    with serve(reword) as server:
+        words = ("augment", "few.jsonl", "--output", "para.jsonl", "--kinds", "paraphrase",
+                 "--endpoint", server.url, "--model", "served", "--json", "--only-new")  # fmt: skip
+        first = document(metarm(*words, "endpoint.max_calls=5", "endpoint.num_in_flight=1"))
+        assert len(server.calls) == 5
+        assert "max_calls=5" in first["stopped"]
+        assert first["counts"]["paraphrase"] + first["left_out"]["not answered"] == 6
+        (data / "para.jsonl").unlink()
+        whole = document(metarm(*words))
+        assert whole["counts"] == {"paraphrase": 6}
+        assert len(server.calls) == 12, "answers that are there are not asked for again"
+    rows = load_preferences(data / "para.jsonl").pairs
+    few = load_preferences(data / "few.jsonl").pairs
+    assert [row.chosen for row in rows] == [f"In other words: {p.chosen.strip()}" for p in few]
+    assert all(row.source == "paraphrase" and row.parent_id for row in rows)
+    check_apart(rows, load_preferences(data / "pairs.jsonl").pairs, "pairs")
+    alone = metarm("augment", "few.jsonl", "--output", "x.jsonl", "--kinds", "paraphrase")
+    assert "belong together" in alone.error

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judge against people: agreement and kappa by hand, where they differ, and each kind's trust."""
+
+import numpy as np
+import pytest
+
+from metarm.annotators.agreement import cohens_kappa
+from metarm.annotators.fitting import fit_annotators
+from metarm.annotators.kinds import compare_kinds, reliability_of_kinds
+from metarm.errors import EmptySetError
+from metarm.labels.votes import LabelPair, Vote
+from unit.annotators.crowds import draw_crowd
+
+PAIRS = [
+    LabelPair(f"prompt {place}", "long " * (1 + place % 3), "short " * 2, f"round {place % 2}")
+    for place in range(12)
+]
+BY_ID = {pair.id: pair for pair in PAIRS}
+KINDS = {"judge": "model"}
+
+
+def votes_of(name, choices):
+    return [Vote(pair.id, name, choice) for pair, choice in zip(PAIRS, choices, strict=False)]
+
+
+def test_one_vote_of_each_kind_is_cohens():
+    first = ["first", "second", "tie"] * 4
+    second = ["first", "second", "second", "first", "first", "tie"] * 2
+    found = compare_kinds([*votes_of("judge", first), *votes_of("ann", second)], KINDS, BY_ID)
+    same = np.mean([a == b for a, b in zip(first, second, strict=True)])
+    assert found.agreement.value == pytest.approx(same)
+    assert found.kappa.value == pytest.approx(cohens_kappa(first, second), abs=1e-12)
+    assert found.kappa.low <= found.kappa.value <= found.kappa.high
+    assert found.agreement.count == len(PAIRS)
+    opposite = [
+        pair.id
+        for pair, a, b in zip(PAIRS, first, second, strict=True)
+        if {a, b} == {"first", "second"}
+    ]
+    assert set(found.disputed) == set(opposite)
+
+
+def test_a_pair_counts_once_however_many_votes_it_has():
+    people = [vote for name in "abc" for vote in votes_of(name, ["first"] * 6 + ["second"] * 6)]
+    people += [Vote(PAIRS[0].id, f"more {n}", "second") for n in range(3)]
+    judge = votes_of("judge", ["first"] * 12)
+    found = compare_kinds([*people, *judge], KINDS, BY_ID)
+    assert found.agreement.value == pytest.approx((0.5 + 5) / 12)
+    assert found.kappa.value == pytest.approx(0.0, abs=1e-12)
+
+
+def test_where_they_differ_is_told_by_slices():
+    judge = ["first" if len(p.first) > len(p.second) else "second" for p in PAIRS]
+    judge[0] = "second" if judge[0] == "first" else "first"
+    people = ["first"] * 12
+    labels = {pair.id: 0.95 if place < 4 else 0.6 for place, pair in enumerate(PAIRS)}
+    found = compare_kinds(
+        [*votes_of("judge", judge), *votes_of("ann", people)],
+        KINDS,
+        BY_ID,
+        labels=labels,
+        slices={"place": lambda pair: "early" if pair.prompt[-1] in "0123" else "late"},
+    )
+    by = {}
+    for one in found.slices:
+        by.setdefault(one.by, {})[one.value] = one
+    assert set(by) == {"length", "certainty", "source", "place"}
+    assert {value: len(one.pairs) for value, one in by["certainty"].items()} == {
+        "certain": 4,
+        "uncertain": 8,
+    }
+    for parts in by.values():
+        assert sorted(p for one in parts.values() for p in one.pairs) == sorted(BY_ID)
+        mean = sum(one.agreement.value * len(one.pairs) for one in parts.values()) / 12
+        assert mean == pytest.approx(found.agreement.value)
+    longer, people_longer = found.longer_fractions
+    assert longer.value == pytest.approx(11 / 12)
+    lengths = [len(p.first) - len(p.second) for p in PAIRS]
+    told = [gap > 0 for gap in lengths if gap]
+    assert people_longer.value == pytest.approx(np.mean(told))
+
+
+def test_kinds_without_a_common_pair_are_refused():
+    votes = [Vote(PAIRS[0].id, "judge", "first"), Vote(PAIRS[1].id, "ann", "first")]
+    with pytest.raises(EmptySetError, match="both vote"):
+        compare_kinds(votes, KINDS, BY_ID)
+
+
+def test_each_kind_is_as_reliable_as_its_annotators():
+    crowd = draw_crowd((0.9, 0.9, "random"), num_pairs=200, votes_per_pair=2)
+    belief = fit_annotators(crowd.votes, crowd.features)
+    kinds = {"w2": "model"}
+    people, model = reliability_of_kinds(belief, kinds)
+    if people.kind == "model":
+        people, model = model, people
+    own = [one for one in belief.annotators if one.name != "w2"]
+    counts = [one.num_votes for one in own]
+    mean = np.average([one.reliability.value for one in own], weights=counts)
+    assert people.reliability.value == pytest.approx(mean)
+    assert people.reliability.low < mean < people.reliability.high
+    alone = belief.annotator("w2")
+    assert model.reliability == pytest.approx(alone.reliability, abs=1e-9)
+    assert (set(people.names), model.names, people.num_votes) == (
+        {"w0", "w1"},
+        ("w2",),
+        sum(counts),
+    )

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The account of a store against counts by hand, and alpha against the one that is there."""
+
+from pathlib import Path
+
+import pytest
+
+from live_labels import make_store, plain_pairs
+from metarm.errors import EmptySetError, FormatError
+from metarm.labelling.account import Account, account_of, read_votes_of
+from metarm.labelling.changed import measure_change, read_gaps
+from metarm.labelling.desk import Behaviour, read_behaviour
+from metarm.labelling.figures import FIGURES, draw_svg
+from metarm.labels.events import VoteEvent
+from metarm.labels.reading import LabelReader
+from metarm.labels.settings import LabelSettings
+from metarm.labels.store import LabelStore
+from metarm.storage import write_json_lines
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> Account:
+    path = tmp_path / "labels.db"
+    pairs = plain_pairs(6)
+    gold = {pairs[0].id: "first"}
+    make_store(path, pairs, "Ada", "Bo", gold=gold, votes_per_pair=2)
+    told = {
+        "Ada": ("first", "first", "second", "tie", "skip"),
+        "Bo": ("second", "first", "first", "tie", "first"),
+    }
+    with LabelStore(path) as store:
+        for name, choices in told.items():
+            for pair, choice in zip(pairs, choices, strict=False):
+                store.record(
+                    VoteEvent(
+                        key=f"{name} {pair.prompt}",
+                        annotator=name,
+                        choice=choice,
+                        pair=pair.id,
+                        is_turned=name == "Bo",
+                        seconds=10.0 if name == "Ada" else 20.0,
+                        note="<b>" if choice == "tie" else "",
+                    )
+                )
+    behaviour = {"Ada question 1": Behaviour("Ada question 1", 2, 1, 5.0, 1)}
+    with LabelReader(path) as reader:
+        return account_of(read_votes_of(reader), behaviour)
+
+
+def test_counts_by_hand(account: Account) -> None:
+    ada, bo = account.rows
+    assert (ada.own.num_votes, ada.own.num_skips, bo.own.num_votes) == (4, 1, 5)
+    assert ada.own.gold_accuracy.value == 1.0
+    assert bo.own.gold_accuracy.value == 0.0
+    # Ada saw first on the left and chose it twice of three; Bo saw second there and chose it once.
+    assert (ada.own.left_fraction.value, ada.own.left_fraction.count) == (pytest.approx(2 / 3), 3)
+    assert (bo.own.left_fraction.value, bo.own.left_fraction.count) == (pytest.approx(1 / 4), 4)
+    assert ada.others.value == bo.others.value == 0.5
+    assert ada.own.self_agreement is None
+    assert ada.belief.num_votes == 4
+    assert account.model == "dawid-skene"
+    assert account.alpha.count == 4
+    assert (ada.num_changes, ada.num_pastes, ada.away_fraction) == (2, 1, 0.5)
+    assert bo.away_fraction is None
+    assert account.matrix["Ada", "Bo"].value == 0.5
+    assert account.matrix["Ada", "Bo"].count == 4
+    # Five pairs want two votes each; they have 2, 2, 2, 1 and 0.
+    assert account.num_left == 3
+    assert account.median_seconds == 20.0
+    assert account.votes_per_day == 9.0
+    assert {row.pair.prompt for row in account.disputed} == {"question 0", "question 2"}
+    assert account.labels == {
+        pair.id: choice
+        for pair, choice in zip(plain_pairs(5), (None, "first", None, "tie", "first"), strict=True)
+        if choice
+    }
+    assert [row.note for row in account.flagged] == ["<b>", "<b>"]
+    [strategy] = account.strategies
+    assert (strategy.name, strategy.num_pairs, strategy.num_votes) == ("d-optimal", 6, 9)
+
+
+@pytest.mark.parametrize("is_dark", [True, False])
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures(account: Account, name: str, is_dark: bool) -> None:
+    svg = draw_svg(name, account, is_dark=is_dark)
+    assert svg is not None
+    assert svg.startswith(b"<?xml")
+    assert b"<script" not in svg
+    assert svg == draw_svg(name, account, is_dark=is_dark)
+
+
+def test_mirrored_repeats_are_judged_by_what_was_said_before(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    settings = LabelSettings(gold_fraction=0.0, repeat_fraction=0.5)
+    shown = []
+    with LabelStore(path, settings) as store:
+        store.add_pairs(plain_pairs(40))
+        store.add_annotator("Left")
+        for number in range(40):
+            item = store.next_item("Left")
+            if item is None:
+                break
+            shown.append(item.is_repeat)
+            choice = "second" if item.is_turned else "first"
+            store.record(VoteEvent(f"key {number}", "Left", choice, item=item.id))
+    with LabelReader(path) as reader:
+        [row] = account_of(read_votes_of(reader), {}).rows
+    assert row.own.left_fraction.value == 1.0
+    assert (row.own.self_agreement.value, row.own.self_agreement.count) == (0.0, sum(shown))
+
+
+def test_what_labels_changed(tmp_path: Path) -> None:
+    pairs = plain_pairs(4)
+    labels = dict(zip((p.id for p in pairs), ("first", "second", "first", "tie"), strict=True))
+    before = {pair.id: -1.0 for pair in pairs}
+    after = {pair.id: 1.0 for pair in pairs} | {pairs[2].id: 0.0}
+    found = measure_change(labels, before, after)
+    assert (found.num_pairs, found.before.value) == (3, pytest.approx(1 / 3))
+    assert found.after.value == pytest.approx(0.5)
+    assert found.difference.value == pytest.approx(1 / 6)
+    with pytest.raises(EmptySetError):
+        measure_change({}, before, after)
+    path = tmp_path / "scored.jsonl"
+    rows = [
+        {"prompt": p.prompt, "responses": [p.first, p.second], "scores": [0.5, 2.0]} for p in pairs
+    ]
+    write_json_lines(path, rows)
+    assert read_gaps(path) == {pair.id: -1.5 for pair in pairs}
+    write_json_lines(path, [{"prompt": "p", "response": "r", "score": 1.0}])
+    with pytest.raises(FormatError, match="metarm score"):
+        read_gaps(path)
+
+
+def test_behaviour_outlives_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "seen.jsonl"
+    path.write_bytes(
+        b'{"key": "a", "changes": 1, "blurs": 0, "away_seconds": 0.5, "pastes": 0}\n{"key": "b", '
+    )
+    assert read_behaviour(path) == {"a": Behaviour("a", 1, 0, 0.5, 0)}
+    assert read_behaviour(tmp_path / "none") == {}

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of an explanation: texts are text, figures the document's, colours mean something."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from metarm.reports.explain_page import shade, write_explain_page
+
+PAYLOADS = [
+    "<script>window.hit = 1</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "javascript:alert(1)",
+    "</span></style><script>1</script>",
+    "{{ 7 * 7 }}{% include 'x' %}",
+    "\u202eright to left",
+    "\x00\x1b[31m",
+    "<a href=//evil.example>x</a>",
+    "'-alert(1)-'",
+]
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+def estimate(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.05, "high": value + 0.05, "count": 50}
+
+
+def slice_row(kind: str, name: str, p_holm: float | None, wrong: float) -> dict:
+    return {
+        "kind": kind,
+        "name": name,
+        "num_pairs": 60,
+        "num_prompts": 50,
+        "accuracy": estimate(0.7),
+        "confidence": 0.8,
+        "overconfidence": estimate(0.1),
+        "calibration_error": None,
+        "confident_wrong": estimate(wrong),
+        "p_value": p_holm,
+        "p_holm": p_holm,
+        "change": None,
+        "change_p_holm": None,
+        "accuracy_after": None,
+        "confident_wrong_after": None,
+    }
+
+
+def side(text: str, score: float) -> dict:
+    return {
+        "pieces": [["", 0.0, "frame"], [text, 0.5, "response"], [" end", -0.01, "response"]],
+        "score": score,
+        "baseline_score": 0.0,
+        "gap": 0.01,
+        "num_steps": 16,
+        "is_complete": True,
+    }
+
+
+def document(text: str = "word") -> dict:
+    sides = {"prompt": text, "chosen": text, "rejected": text}
+    behind = {"label": 3, **sides}
+    attribution = {
+        "difference": -1.25,
+        "prompt": [[text, -2.0], [" more", 0.001]],
+        "prompt_sum": -2.0,
+        "first_sum": 0.49,
+        "second_sum": -0.49,
+        "frame_sum": 0.0,
+        "length_alone": 0.6,
+        "gap": 0.15,
+        "is_complete": False,
+        "num_steps": 64,
+        "first": side(text, 0.0),
+        "second": side(text, 1.25),
+    }
+    pair = {
+        "row": 7,
+        "why": "confident and wrong",
+        **sides,
+        "gap": -1.25,
+        "gap_after": None,
+        "confidence": 0.78,
+        "attribution": attribution,
+        "head_gap": 0.4,
+        "neighbours": [{"similarity": -0.5, **behind}],
+        "helpful": [{"influence": 0.1, "by_refit": 0.11, **behind}],
+        "harmful": [{"influence": -0.1, "by_refit": None, **behind}],
+    }
+    length = {
+        "slope": estimate(0.2),
+        "model_prefers_longer": estimate(0.6),
+        "labels_prefer_longer": estimate(0.5),
+        "accuracy_controlled": None,
+        "accuracy_balanced": 0.5,
+    }
+    return {
+        "reward_model": text,
+        "after": None,
+        "preferences": text,
+        "labelled": text,
+        "seed": 0,
+        "headline": [text, text],
+        "num_members": 2,
+        "confident_quantile": 0.75,
+        "confident_above": 0.9,
+        "slices": [
+            slice_row("all", "all pairs", None, 0.2),
+            slice_row("topic", text, 0.01, 0.4),
+            slice_row("format", "list in both answers", 0.8, 0.1),
+        ],
+        "length": length,
+        "length_after": None,
+        "head": {
+            "num_labels": 40,
+            "penalty_per_label": 0.1,
+            "correlation": None,
+            "same_side_fraction": 0.9,
+            "accuracy": 0.6,
+            "accuracy_left_out": 0.7,
+        },
+        "suspects": [
+            {"margin_without": -1.0, "chance_mistaken": 0.73, "self_influence": 1.0, **behind}
+        ],
+        "path": {"baseline": "eos"},
+        "pairs": [pair],
+        "text": {"prompt": text, "response": text, "attribution": side(text, 0.5)},
+    }
+
+
+def read(page: Path) -> tuple[str, Reader]:
+    text = page.read_text("utf-8")
+    reader = Reader()
+    reader.feed(text)
+    return text, reader
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_hostile_texts_are_text(tmp_path: Path, payload: str) -> None:
+    plain = read(write_explain_page(document("word"), tmp_path))[1]
+    _, hostile = read(write_explain_page(document(payload), tmp_path))
+    assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
+    for _, attributes in hostile.tags:
+        assert not any(name.startswith("on") or name == "href" for name in attributes)
+    sources = [a["src"] for _, a in hostile.tags if "src" in a]
+    assert all(source.startswith("data:image/svg+xml") for source in sources)
+    assert "\x00" not in hostile.text
+    assert "\u202e" not in hostile.text
+
+
+def test_the_policy_is_strict(tmp_path: Path) -> None:
+    text, reader = read(write_explain_page(document(), tmp_path))
+    (policy,) = [a["content"] for t, a in reader.tags if a.get("http-equiv")]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert not any("style" in attributes for _, attributes in reader.tags)
+    assert "<script" not in text
+
+
+def test_figures_are_those_of_the_document(tmp_path: Path) -> None:
+    _, reader = read(write_explain_page(document(), tmp_path))
+    text = re.sub(r"\s+", " ", reader.text)
+    assert "It gives the worse answer 1.25 more: 78% sure, and wrong by the label." in text
+    assert "left over (completeness gap)+0.150" in text
+    assert "The gap is above the tolerance after 64 steps" in text
+    assert "+0.100 (by a fit without it: +0.110)" in text
+    assert "label 3, similarity -0.50: speaks for the worse answer" in text
+    assert "73% for the other side" in text
+    assert "the mean over 2 members" in text.lower()
+
+
+def test_words_are_coloured_by_what_they_do(tmp_path: Path) -> None:
+    _, reader = read(write_explain_page(document(), tmp_path))
+    spans = [a for tag, a in reader.tags if tag == "span" and "title" in a]
+    # The response alone; the prompt, the better answer, and the worse one turned.
+    assert [(a["class"], a["title"]) for a in spans] == [
+        ("p4", "+0.500"),
+        ("n4", "-2.000"),
+        ("p2", "+0.500"),
+        ("n2", "-0.500"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.04, ""), (0.05, "p1"), (-0.2, "n2"), (0.45, "p3"), (-0.7, "n4")]
+)
+def test_shades(value: float, expected: str) -> None:
+    assert shade(value, 1.0) == expected
+    assert shade(0.0, 0.0) == ""
+
+
+def test_a_text_alone_has_a_page(tmp_path: Path) -> None:
+    whole = document()
+    alone = {name: whole[name] for name in ("reward_model", "after", "seed", "text")}
+    text, reader = read(write_explain_page(alone, tmp_path))
+    assert "One response, word by word" in reader.text
+    assert "Where it is confident" not in text

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounds that wait for people: what is handed out, what is counted as answered."""
+
+from pathlib import Path
+
+from metarm.labels.events import VoteEvent
+from metarm.labels.reading import LabelReader
+from metarm.labels.store import LabelStore
+from metarm.labels.votes import LabelPair
+from metarm.round_labels.waiting import (
+    STORE_FILE,
+    Waiting,
+    hand_out,
+    read_store_votes,
+    read_waiting,
+    waiting_text,
+)
+from metarm.storage import build_stage, write_json_lines
+
+PAIRS = [LabelPair(f"p{n}", " x", " y", "here", "random") for n in range(4)]
+
+
+def ask(run: Path, arm: str, pairs, *, who: str = "people", votes: int = 1) -> Path:
+    """A round whose pairs are asked."""
+    place = run / f"seed_3/arms/{arm}/round_02"
+
+    def build(folder: Path) -> dict[str, object]:
+        write_json_lines(folder / "pairs.jsonl", [pair.to_json() for pair in pairs])
+        return {"num_asked": len(pairs), "labels_from": who, "votes_per_pair": votes}
+
+    build_stage(place / "asked", {}, [], build)
+    return place
+
+
+def vote(run: Path, annotator: str, pair: LabelPair, choice: str, kind: str = "person") -> None:
+    with LabelStore(run / STORE_FILE) as store:
+        store.add_annotator(annotator, kind)
+        store.record(VoteEvent(f"{annotator} {pair.id}", annotator, choice, pair=pair.id))
+
+
+def test_pairs_of_all_arms_are_handed_out_once(tmp_path: Path) -> None:
+    ask(tmp_path, "a", PAIRS[:3])
+    ask(tmp_path, "b", PAIRS[1:])
+    ask(tmp_path, "c", [LabelPair("q", "1", "2")], who="gold")
+    assert hand_out(tmp_path) == 4
+    assert hand_out(tmp_path) == 0
+    with LabelReader(tmp_path / STORE_FILE) as store:
+        assert {pair.id for pair in store.pairs()} == {pair.id for pair in PAIRS}
+    assert read_waiting(tmp_path) == [Waiting("a", 3, 2, 3, 0), Waiting("b", 3, 2, 3, 0)]
+
+
+def test_a_page_that_serves_the_store_is_not_disturbed(tmp_path: Path) -> None:
+    ask(tmp_path, "a", PAIRS)
+    hand_out(tmp_path)
+    with LabelStore(tmp_path / STORE_FILE):
+        assert hand_out(tmp_path) == 0
+        assert read_waiting(tmp_path) == [Waiting("a", 3, 2, 4, 0)]
+
+
+def test_people_are_waited_for_and_a_skip_is_an_answer(tmp_path: Path) -> None:
+    place = ask(tmp_path, "a", PAIRS, votes=1)
+    hand_out(tmp_path)
+    vote(tmp_path, "ann", PAIRS[0], "first")
+    vote(tmp_path, "ann", PAIRS[1], "skip")
+    vote(tmp_path, "a model", PAIRS[2], "second", kind="model")
+    (waiting,) = read_waiting(tmp_path)
+    assert (waiting.num_answered, waiting.num_left) == (2, 2)
+    assert "waiting for 2 labels (a): metarm label serve" in waiting_text(tmp_path, [waiting])
+    found = read_store_votes(tmp_path / STORE_FILE, {PAIRS[2].id}, 1)
+    assert [v.annotator for v in found.votes] == ["a model"], "it votes, and is not waited for"
+    assert found.kinds == {"a model": "model"}
+    build_stage(place / "labels", {}, [], lambda folder: {"num_labels": 1})
+    assert read_waiting(tmp_path) == []
+
+
+def test_two_votes_a_pair_are_of_two_people(tmp_path: Path) -> None:
+    ask(tmp_path, "a", PAIRS[:2], votes=2)
+    hand_out(tmp_path)
+    with LabelReader(tmp_path / STORE_FILE) as store:
+        assert store.settings.votes_per_pair == 2
+    for name, pair in (("ann", PAIRS[0]), ("bob", PAIRS[0]), ("ann", PAIRS[1])):
+        vote(tmp_path, name, pair, "first")
+    assert read_waiting(tmp_path) == [Waiting("a", 3, 2, 2, 1)]
+
+
+def test_without_a_store_nothing_is_answered(tmp_path: Path) -> None:
+    assert read_store_votes(tmp_path / STORE_FILE, {"x"}, 1) == ((), {}, frozenset())
+    assert read_waiting(tmp_path) == []
+    assert hand_out(tmp_path) == 0
+    assert not (tmp_path / STORE_FILE).exists()
