@@ -33,8 +33,9 @@ SINGLE = {"votes-csv": "labels.csv", "trl-parquet": "labels.parquet"}
 
 
 def _bytes(place: Path) -> dict[str, bytes]:
+    """The files of an export, without its manifest, which counts the votes of the store."""
     files = sorted(place.rglob("*")) if place.is_dir() else [place]
-    return {file.name: file.read_bytes() for file in files}
+    return {file.name: file.read_bytes() for file in files if file.name != "manifest.json"}
 
 
 def _round_trip(content: LabelContent, name: str) -> LabelContent:
