@@ -107,7 +107,7 @@ def _example() -> LabelContent:
         VoteEvent("k5", "bob", "skip", pair=pairs[1].id),
         VoteEvent("k6", "ann", "tie", pair=pairs[2].id),
     ]
-    stamped = tuple(replace(vote, at=1e9 + place / 7) for place, vote in enumerate(votes))
+    stamped = tuple(replace(vote, at=round(1e9 + place / 7, 6)) for place, vote in enumerate(votes))
     return LabelContent(pairs, {pairs[0].id: "first"}, {"ann": "person", "bob": "rule"}, stamped)
 
 
