@@ -115,7 +115,7 @@ def add_entry(connection: sqlite3.Connection, kind: str, row: Mapping[str, Any])
         raise FormatError(
             f"expected a new {kind} that fits the store, got one that does not: {error}"
         ) from error
-    return {"entry": kind, "row": dict(row)}
+    return {"entry": kind, "row": {name: row[name] for name in columns}}
 
 
 def read_entries(

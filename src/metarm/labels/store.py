@@ -88,7 +88,8 @@ class LabelStore:
     @contextmanager
     def _changing(self) -> Iterator[Change]:
         """One change, durable in database and journal when the block ends."""
-        change = Change(self._connection, self.settings, self._clock())
+        # To the microsecond, as files of votes have it: a vote comes back as it was.
+        change = Change(self._connection, self.settings, round(self._clock(), 6))
         with transaction(self._connection):
             yield change
         self._owed += change.entries

@@ -92,7 +92,7 @@ def take_vote(change: Change, vote: VoteEvent) -> Recorded:
     revision = _add_event(
         change,
         shown,
-        at=change.now if vote.at is None else vote.at,
+        at=change.now if vote.at is None else round(vote.at, 6),
         key=vote.key,
         choice=vote.choice,
         strength=vote.strength,

@@ -20,7 +20,7 @@ from metarm.errors import DataError
 from metarm.labels.adding import check_name
 from metarm.labels.events import LabelContent, VoteEvent
 from metarm.labels.votes import AnnotatorKind, Choice, LabelPair
-from metarm.schema import Prompt, prompt_to_json
+from metarm.schema import PreferencePair, Prompt, prompt_to_json
 from metarm.storage import fingerprint
 
 __all__ = [
@@ -138,17 +138,20 @@ def read_preferences(
         found = [_read_votes(row, annotator) for row in read_rows(path)]
     else:
         loaded = load_preferences(path, data_format, keep_blank=True).pairs
-        found = []
-        for one in loaded:
-            pair = LabelPair(one.prompt, one.chosen, one.rejected)
-            found.append(
-                (pair, [VoteEvent(_key(pair, annotator), annotator, "first", pair=pair.id)])
-            )
+        found = [_one_vote(one, annotator) for one in loaded]
     votes = tuple(vote for _, own in found for vote in own)
     names = sorted({vote.annotator for vote in votes})
     return LabelContent(
         tuple({pair.id: pair for pair, _ in found}.values()), {}, dict.fromkeys(names, kind), votes
     )
+
+
+def _one_vote(one: PreferencePair, annotator: str) -> tuple[LabelPair, list[VoteEvent]]:
+    """A pair and what its label says: for `chosen`, unless a soft label says otherwise."""
+    pair = LabelPair(one.prompt, one.chosen, one.rejected, one.source)
+    p = 1.0 if one.p is None else one.p
+    choice: Choice = "tie" if p == 0.5 else "first" if p > 0.5 else "second"
+    return pair, [VoteEvent(_key(pair, annotator), annotator, choice, pair=pair.id)]
 
 
 def _key(pair: LabelPair, annotator: str, *others: Any) -> str:
