@@ -6,7 +6,7 @@ from pathlib import Path
 from metarm.labels.events import VoteEvent
 from metarm.labels.exchange.formats import export_labels, import_labels, read_labels
 from metarm.labels.store import LabelStore
-from metarm.labels.votes import LabelPair
+from metarm.labels.votes import Choice, LabelPair
 
 PAIRS = [LabelPair(f"question {n}", "yes", "no") for n in range(3)]
 
@@ -15,7 +15,8 @@ def test_an_export_that_comes_back_takes_no_sides_and_times_away(tmp_path: Path)
     with LabelStore(tmp_path / "labels.db") as store:
         store.add_pairs(PAIRS)
         store.add_annotator("ann")
-        for number, choice in enumerate(("first", "tie", "skip")):
+        choices: tuple[Choice, ...] = ("first", "tie", "skip")
+        for number, choice in enumerate(choices):
             pair = PAIRS[number].id
             store.record(
                 VoteEvent(f"k{number}", "ann", choice, pair=pair, is_turned=True, seconds=2.0)
