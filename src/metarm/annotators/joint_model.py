@@ -20,7 +20,7 @@ from metarm.annotators.joint_likelihood import (
 )
 from metarm.annotators.vote_table import VoteTable
 
-__all__ = ["fit_joint"]
+__all__ = ["JointAnswers", "fit_joint"]
 
 Floats = NDArray[np.float64]
 

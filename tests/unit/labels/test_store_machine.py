@@ -79,7 +79,7 @@ class LabelMachine(RuleBasedStateMachine):
         }
 
     def _taken(self, pair: str, besides: str) -> int:
-        """Votes on the pair, and leases of everybody else: each annotator at most one of the two."""
+        """Votes on the pair, and leases of everybody else."""
         taken = 0
         for name in ANNOTATORS:
             for item in {one.id: one for one in self.shown[name]}.values():
