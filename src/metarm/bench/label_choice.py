@@ -75,7 +75,7 @@ def choose_labels(problem: Problem, strategy: str, count: int, seed: int) -> Ten
         step = draw_seed(seed, "label batch", len(taken))
         found = choose(pool, strategy, min(BATCH, count - len(taken)), seed=step)
         taken += left[list(found.indices)].tolist()
-    return candidates[torch.tensor(taken)]
+    return candidates[torch.tensor(taken, dtype=torch.long)]
 
 
 def _prompts(problem: Problem) -> NDArray[np.int64]:

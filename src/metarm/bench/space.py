@@ -60,7 +60,8 @@ def search_space(
     elif recipe.reward_fraction is not None:
         defaults["reward_fraction"] = recipe.reward_fraction
     defaults["learning_rate"] = head.learning_rate or HEAD_LEARNING_RATE
-    defaults["weight_decay"] = head.weight_decay
+    own_decay = recipe.weight_decay
+    defaults["weight_decay"] = head.weight_decay if own_decay is None else own_decay
     if recipe.step in GROUP_STEPS or recipe.domain_weight:
         defaults["num_groups"] = head.num_groups
     for name in ranges:
@@ -89,7 +90,8 @@ def apply_settings(
     recipe: Recipe, head: HeadSettings, values: Mapping[str, float]
 ) -> tuple[Recipe, HeadSettings]:
     """The recipe and the head with the values of a trial in place of their own."""
-    own = asdict(recipe)
+    # A recipe that decays weights by itself has its say: the head's value would change nothing.
+    own = {name for name, value in asdict(recipe).items() if value is not None}
     for_recipe: dict[str, Any] = {name: value for name, value in values.items() if name in own}
     for_head = {
         name: round(value) if name in WHOLE else value

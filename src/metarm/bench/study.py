@@ -5,6 +5,7 @@ A trial depends on the search's seed and on the trials before it, not on how oft
 stopped: with one worker, a search that was killed ends as one that was not.
 """
 
+import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -61,6 +62,8 @@ def open_study(
         `path`.
     """
     study = _load(path)
+    # As it comes back from the file: a tuple is a list there.
+    record = json.loads(json.dumps(record))
     begun = study.user_attrs.get("settings")
     if begun is None:
         study.set_user_attr("settings", record)

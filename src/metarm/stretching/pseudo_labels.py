@@ -123,7 +123,7 @@ def take_confident(
 
     Example:
         >>> take_confident([0.9, 0.6, 0.1, 0.95], confidence=0.8, most=10, seed=0).tolist()
-        [0, 2]
+        [2, 3]
     """
     if not 0.5 <= confidence <= 1.0:
         raise ConfigError(f"the confidence is from 0.5 to 1, got {confidence}")

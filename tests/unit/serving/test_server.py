@@ -289,8 +289,8 @@ class _Failing(Gated):
     """Fails where a row holds a token that it does not like."""
 
     def score(self, items):
-        self.is_open.wait(60)
         self.has_begun.set()
+        self.is_open.wait(60)
         if any(9 in row for item in items for row in item.rows):
             raise RuntimeError("a secret text of the request")
         return self.model.score(items)
@@ -304,9 +304,11 @@ def test_a_request_that_fails_takes_no_other_with_it(
     running.server.slot.current = failing
     local = load_reward(reward_model_dir)
     with ThreadPoolExecutor(4) as pool:
-        good = [pool.submit(running.score, pair) for pair in (PAIRS[0], PAIRS[4])]
+        good = [pool.submit(running.score, PAIRS[0])]
+        assert failing.has_begun.wait(30)
+        good.append(pool.submit(running.score, PAIRS[4]))
         bad = pool.submit(running.score, ("a", " f"))
-        _wait_until(lambda: running.server.queue._num_waiting >= 2)
+        _wait_until(lambda: running.server.queue._num_waiting == 2)
         failing.is_open.set()
         assert (bad.result().status, bad.result().reason) == (500, "failed")
         assert [f.result().json["scores"] for f in good] == [
