@@ -2,6 +2,7 @@
 """What a watch is worth in the embedded world: false alarms without a shift, collapses it sees.
 
     python benchmarks/watching.py record runs/watching --seeds 101 102 --kl-coef 0 0.02
+    python benchmarks/watching.py look runs/watching --minutes 60
     python benchmarks/watching.py summarise runs/watching --output benchmarks/results/watching.json
 
 `record` makes one world and one PPO run against a frozen reward model for each seed, and keeps at
@@ -9,7 +10,9 @@ each iteration what a watch would see at its probe prompts, and what nobody can
 see: gold accuracy on pairs of the policy's responses to other prompts, many of them. It also keeps
 a pool of the SFT policy's own responses to the probe prompts.
 
-`summarise` runs the watch over both. A run without a shift is a reference and looks drawn from the
+`look` runs the watch over both, seed after seed, until all is done or time is over, and keeps
+what came of each run beside it; several may go on at once, over `--what` collapses or nulls.
+`summarise` counts what is kept. A run without a shift is a reference and looks drawn from the
 pool without replacement: any word but `fine` is a false alarm. A run has collapsed from the first
 look on at which accuracy, averaged with its two neighbours', is 5 points below SFT's. It was seen
 where an alarm came at or before that look.
@@ -18,6 +21,7 @@ Seeds up to 100 were looked at while the watch was built; only seeds from 101 on
 """
 
 import argparse
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +41,7 @@ from metarm.policy.ppo import optimize_ppo
 from metarm.progress import SilentProgress
 from metarm.schema import Estimate, Prompt
 from metarm.sources import prepare_sources
-from metarm.storage import Stage, build_stage, write_json
+from metarm.storage import Stage, build_stage, read_json, write_json
 from metarm.training import train_reward_model
 from metarm.watching.measuring import Measured, measure
 from metarm.watching.probes import ProbePlan, build_probes, draw_fresh
@@ -269,33 +273,44 @@ def watch_collapse(folder: Path, rules: WatchRules) -> dict[str, Any]:
     }
 
 
-def null_alarms(folder: Path, rules: WatchRules, runs: int, seed: int) -> dict[str, Any]:
-    """Runs whose reference and looks are all drawn from SFT's pool, without replacement."""
-    pool = load(folder / "pool.safetensors")
-    draw = np.random.default_rng(seed)
+def null_run(pool: dict[str, Floats], seed: int, number: int) -> dict[str, Any]:
+    """A run whose reference and looks are all drawn from SFT's pool, without replacement."""
     size = NUM_REFERENCE + NULL_LOOKS * NUM_FRESH
-    alarmed = 0
-    by_test: dict[str, int] = {}
-    for number in range(runs):
-        keys = draw.random(pool["scores"].shape)
-        order = keys.argsort(axis=1)[:, :size]
-        own = {
-            "scores": np.take_along_axis(pool["scores"], order, 1),
-            "lengths": np.take_along_axis(pool["lengths"], order, 1),
-            "states": np.take_along_axis(pool["states"], order[:, :, None], 1),
-        }
-        mine = WatchRules(budget=rules.budget, seed=seed * 100_003 + number)
-        watch = Watch(side(own, slice(0, NUM_REFERENCE)), mine)
-        for place in range(NULL_LOOKS):
-            start = NUM_REFERENCE + place * NUM_FRESH
-            look = watch.look(side(own, slice(start, start + NUM_FRESH)), step=place)
-            if look.state != "fine":
-                alarmed += 1
-                for name, test in look.tests.items():
-                    if test.p_value <= look.level:
-                        by_test[name] = by_test.get(name, 0) + 1
-                break
-    return {"runs": runs, "alarmed": alarmed, "by_test": by_test}
+    keys = np.random.default_rng([seed, number]).random(pool["scores"].shape)
+    order = keys.argsort(axis=1)[:, :size]
+    own = {
+        "scores": np.take_along_axis(pool["scores"], order, 1),
+        "lengths": np.take_along_axis(pool["lengths"], order, 1),
+        "states": np.take_along_axis(pool["states"], order[:, :, None], 1),
+    }
+    rules = WatchRules(budget=AlarmBudget(planned_looks=NULL_LOOKS), seed=seed * 100_003 + number)
+    watch = Watch(side(own, slice(0, NUM_REFERENCE)), rules)
+    for place in range(NULL_LOOKS):
+        start = NUM_REFERENCE + place * NUM_FRESH
+        look = watch.look(side(own, slice(start, start + NUM_FRESH)), step=place)
+        if look.state != "fine":
+            by = [name for name, test in look.tests.items() if test.p_value <= look.level]
+            return {"alarmed_at": place, "by_test": by}
+    return {"alarmed_at": None, "by_test": []}
+
+
+def look_at_all(folder: Path, seeds: Sequence[int], what: str, null_runs: int, end: float) -> None:
+    """Every run that nobody has looked at yet, until `end` on the monotonic clock."""
+    if what != "nulls":
+        rules = WatchRules(budget=AlarmBudget(planned_looks=NUM_ITERATIONS // EVERY))
+        for place in (p for s in seeds for p in sorted((folder / f"seed_{s}").glob("kl_*"))):
+            kept = place.with_name(f"{place.name}.watched.json")
+            if not kept.exists() and time.monotonic() < end:
+                write_json(kept, watch_collapse(place, rules))
+                print(kept, flush=True)
+    if what != "collapses":
+        pools = [s for s in seeds if (folder / f"seed_{s}" / "pool").exists()]
+        loaded = {s: load(folder / f"seed_{s}" / "pool" / "pool.safetensors") for s in pools}
+        for number in range(null_runs):
+            for seed in pools:
+                kept = folder / f"seed_{seed}" / "nulls" / f"{number}.json"
+                if not kept.exists() and time.monotonic() < end:
+                    write_json(kept, null_run(loaded[seed], seed, number))
 
 
 def share(hits: int, total: int) -> dict[str, Any]:
@@ -309,19 +324,15 @@ def share(hits: int, total: int) -> dict[str, Any]:
     }
 
 
-def summarise(folder: Path, seeds: Sequence[int], null_runs: int) -> dict[str, Any]:
-    planned = NUM_ITERATIONS // EVERY
-    rules = WatchRules(budget=AlarmBudget(planned_looks=planned))
+def summarise(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     runs: dict[str, Any] = {}
     nulls = []
     for seed in seeds:
-        places = sorted((folder / f"seed_{seed}").glob("kl_*"))
-        for place in places:
-            runs[f"seed {seed}, kl_coef {place.name[3:]}"] = watch_collapse(place, rules)
-        if (folder / f"seed_{seed}" / "pool").exists():
-            place = folder / f"seed_{seed}" / "pool"
-            null_rules = WatchRules(budget=AlarmBudget(planned_looks=NULL_LOOKS))
-            nulls.append(null_alarms(place, null_rules, null_runs, seed))
+        place = folder / f"seed_{seed}"
+        for kept in sorted(place.glob("kl_*.watched.json")):
+            name = kept.name.removeprefix("kl_").removesuffix(".watched.json")
+            runs[f"seed {seed}, kl_coef {name}"] = read_json(kept)
+        nulls += [read_json(kept) for kept in sorted(place.glob("nulls/*.json"))]
     lost = {name: run for name, run in runs.items() if run["lost_at"] is not None}
     kept = {name: run for name, run in runs.items() if run["lost_at"] is None}
 
@@ -335,10 +346,10 @@ def summarise(folder: Path, seeds: Sequence[int], null_runs: int) -> dict[str, A
         "seeds": list(seeds),
         "probes": {"prompts": NUM_PROBES, "reference": NUM_REFERENCE, "fresh": NUM_FRESH},
         "false_alarms": {
-            **share(sum(n["alarmed"] for n in nulls), sum(n["runs"] for n in nulls)),
+            **share(sum(n["alarmed_at"] is not None for n in nulls), len(nulls)),
             "looks_per_run": NULL_LOOKS,
             "by_test": {
-                name: sum(n["by_test"].get(name, 0) for n in nulls)
+                name: sum(name in n["by_test"] for n in nulls)
                 for name in ("spread", "reward", "shift", "length")
             },
         },
@@ -379,11 +390,16 @@ def main() -> None:
     record.add_argument("folder", type=Path)
     record.add_argument("--seeds", type=int, nargs="+", required=True)
     record.add_argument("--kl-coef", type=float, nargs="+", default=[0.02])
-    both = verbs.add_parser("summarise")
-    both.add_argument("folder", type=Path)
-    both.add_argument("--output", type=Path, required=True)
-    both.add_argument("--null-runs", type=int, default=100)
-    both.add_argument("--built-on", action="store_true", help="the seeds up to 100, for a look")
+    looking = verbs.add_parser("look")
+    looking.add_argument("folder", type=Path)
+    looking.add_argument("--what", choices=["both", "collapses", "nulls"], default="both")
+    looking.add_argument("--null-runs", type=int, default=100, help="of each pool")
+    looking.add_argument("--minutes", type=float, default=float("inf"))
+    counting = verbs.add_parser("summarise")
+    counting.add_argument("folder", type=Path)
+    counting.add_argument("--output", type=Path, required=True)
+    for verb in (looking, counting):
+        verb.add_argument("--built-on", action="store_true", help="the seeds up to 100")
     options = parser.parse_args()
     if options.verb == "record":
         torch.set_num_threads(1)
@@ -394,7 +410,11 @@ def main() -> None:
         return
     found = sorted(int(path.name[5:]) for path in options.folder.glob("seed_*"))
     seeds = [s for s in found if (s < FIRST_REPORTED_SEED) == options.built_on]
-    document = summarise(options.folder, seeds, options.null_runs)
+    if options.verb == "look":
+        end = time.monotonic() + 60 * options.minutes
+        look_at_all(options.folder, seeds, options.what, options.null_runs, end)
+        return
+    document = summarise(options.folder, seeds)
     write_json(options.output, document)
     print({name: value for name, value in document.items() if name != "runs"})
 

@@ -2,6 +2,7 @@
 """Every source file is laid out alike: licence, sentence, public names, size."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,18 @@ def _id(path: Path) -> str:
     return path.relative_to(SOURCE.parent).as_posix()
 
 
+@functools.cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _public_names() -> dict[str, set[str]]:
+    """What each module lets others use."""
+    return {
+        module_name(path): {*(declared_names(_tree(path)) or ()), "__version__"}
+        for path in MODULES
+    }
 
 
 def test_there_are_modules() -> None:
@@ -69,10 +80,7 @@ def test_public_names_are_declared(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=_id)
 def test_modules_use_each_others_public_names_only(path: Path) -> None:
-    public = {
-        module_name(other): {*(declared_names(_tree(other)) or ()), "__version__"}
-        for other in MODULES
-    }
+    public = _public_names()
     hidden = [
         f"line {line}: {module}.{name}"
         for line, module, name in imported_names(_tree(path))

@@ -3,6 +3,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,25 @@ def test_accuracies_are_the_results(count: str) -> None:
         figure = RESULT["accuracy"][count][way]["accuracy"]
         low, high = figure["interval"]
         assert text == f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def test_training_on_the_labels_is_a_command_that_is_there(tmp_path: Path) -> None:
+    """It is not run, for it trains; but it gets as far as asking for more than one prompt."""
+    [block] = [block.text for block in fenced_blocks(PAGE) if "no-run" in block.info]
+    words = shlex.split(block)
+    path = tmp_path / words[words.index("--preferences") + 1]
+    path.parent.mkdir(parents=True)
+    path.write_text('{"prompt": "q", "chosen": "a", "rejected": "b", "p": 0.8}\n')
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=tmp_path,
+        env=reader_environment(),
+        capture_output=True,
+        text=True,
+        timeout=HANGS_SECONDS,
+        check=False,
+    )
+    assert "expected pairs of at least 2 prompts" in done.stderr
 
 
 @pytest.mark.slow

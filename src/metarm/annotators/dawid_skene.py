@@ -75,9 +75,10 @@ def fit_dawid_skene(table: VoteTable, features: Floats | None, gold: Mapping[str
     """
     model = _Model(table, gold)
     truth = model.first_guess()
+    matrices = model.matrices(truth, None)
     for _ in range(MAX_STEPS):
         before = truth
-        matrices = model.matrices(truth)
+        matrices = model.matrices(truth, matrices)
         truth = model.truths(matrices, model.prior(truth))
         if np.abs(truth - before).max() < TOLERANCE:
             break
@@ -143,9 +144,14 @@ class _Model:
         tie = (truth[:, 2].sum() + 1.0) / (len(truth) + 3.0)
         return np.array([(1.0 - tie) / 2.0, (1.0 - tie) / 2.0, tie])
 
-    def matrices(self, truth: Floats) -> Floats:
-        """The smoothed shares of answers, shape (annotators, truths, answers)."""
-        counts = self.counts(truth, None)
+    def matrices(self, truth: Floats, before: Floats | None) -> Floats:
+        """The smoothed shares of answers, shape (annotators, truths, answers).
+
+        Args:
+            truth: How likely each class is of each pair.
+            before: The shares that tell which way a vote of unknown sides was shown; None: even.
+        """
+        counts = self.counts(truth, before)
         return np.asarray(counts / counts.sum(axis=2, keepdims=True))
 
     def counts(self, truth: Floats, matrices: Floats | None) -> Floats:

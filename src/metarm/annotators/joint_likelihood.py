@@ -15,7 +15,7 @@ from scipy.special import expit, log_expit, logsumexp
 
 from metarm.annotators.vote_table import VoteTable
 
-__all__ = ["GOLD_GAP", "JointProblem", "Pieces", "answer_probabilities"]
+__all__ = ["GOLD_GAP", "Answers", "JointProblem", "Pieces", "answer_probabilities", "shares_of"]
 
 Floats = NDArray[np.float64]
 

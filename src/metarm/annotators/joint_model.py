@@ -20,7 +20,7 @@ from metarm.annotators.joint_likelihood import (
 )
 from metarm.annotators.vote_table import VoteTable
 
-__all__ = ["fit_joint"]
+__all__ = ["JointAnswers", "fit_joint"]
 
 Floats = NDArray[np.float64]
 
@@ -114,7 +114,7 @@ def fit_joint(
     reliability, bias = _jacobians(problem, pieces)
     of_reliability = reliability @ covariance @ reliability.T
     g, c, u = shares_of(pieces)
-    lean = u * (2.0 * expit(pieces.bias) - 1.0)
+    lean = u * (1.0 - _guessed_ties(problem)) * (2.0 * expit(pieces.bias) - 1.0)
     counts = table.votes_of_annotator
     errors = np.sqrt(np.diag(of_reliability))
     bias_errors = np.sqrt(np.diag(bias @ covariance @ bias.T))
@@ -177,14 +177,16 @@ def _jacobians(problem: JointProblem, pieces: Pieces) -> tuple[Floats, Floats]:
     starts = np.cumsum((0, *problem.sizes))
     own = np.arange(count)
     lean = 2.0 * expit(pieces.bias) - 1.0
+    # A guess may be a tie, which is for no side.
+    sided = u * (1.0 - _guessed_ties(problem))
     reliability = np.zeros((count, int(starts[-1])))
     bias = np.zeros_like(reliability)
     reliability[own, starts[1] + own] = g * (1.0 - g + c)
-    bias[own, starts[1] + own] = -u * g * lean
+    bias[own, starts[1] + own] = -sided * g * lean
     if pieces.inverted.size:
         reliability[own, starts[2] + own] = -c * (1.0 - c + g)
-        bias[own, starts[2] + own] = -u * c * lean
-    bias[own, starts[3] + own] = u * (1.0 - lean**2) / 2.0
+        bias[own, starts[2] + own] = -sided * c * lean
+    bias[own, starts[3] + own] = sided * (1.0 - lean**2) / 2.0
     return reliability, bias
 
 

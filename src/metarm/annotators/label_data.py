@@ -9,6 +9,7 @@ from typing import Final, get_args
 from metarm.data.fields import Row, shown
 from metarm.data.rows import read_rows
 from metarm.errors import DataError, EmptySetError, FormatError
+from metarm.labels.exchange.raw_votes import read_raw_votes
 from metarm.labels.reading import LabelReader
 from metarm.labels.votes import CHOICES, AnnotatorKind, Choice, LabelPair, Vote
 
@@ -38,7 +39,8 @@ def read_label_data(source: Path, pairs: Path | None = None) -> LabelData:
     A file's row has `annotator` and `choice` (first, second, tie, skip), may have `strength`,
     `is_turned`, `seconds` and `kind`, and names its pair by `pair`, an id, or holds it as `prompt`,
     `first` and `second`. Rows of `pairs` have these three, may have the `id` that votes name them
-    by, and `gold`, the known answer.
+    by, and `known_answer`. What `metarm label export` writes as `votes-jsonl` or `votes-csv`, whose
+    rows have `label` for `choice`, is read as well.
 
     Args:
         source: A store's database, or a JSON, JSON lines, CSV or Parquet file.
@@ -68,8 +70,16 @@ def read_label_data(source: Path, pairs: Path | None = None) -> LabelData:
         pair = _pair(row)
         known[pair.id] = pair
         own_ids[row.text("id") if row.has("id") else pair.id] = pair.id
-        if row.has("gold"):
-            gold[pair.id] = _choice(row, "gold")
+        if row.has("known_answer"):
+            gold[pair.id] = _choice(row, "known_answer")
+    if _is_export(source):
+        content = read_raw_votes(source)
+        given = tuple(
+            Vote(one.pair, one.annotator, one.choice, one.strength, one.is_turned, one.seconds)
+            for one in content.votes
+        )
+        texts = {pair.id: pair for pair in content.pairs}
+        return LabelData(given, known | texts, {**content.gold, **gold}, content.annotators)
     votes: list[Vote] = []
     kinds: dict[str, AnnotatorKind] = {}
     for row in read_rows(source):
@@ -81,6 +91,12 @@ def read_label_data(source: Path, pairs: Path | None = None) -> LabelData:
         if kinds.setdefault(vote.annotator, kind) != kind:  # type: ignore[arg-type]
             row.fail(("kind",), kinds[vote.annotator], kind, "An annotator has one kind.")
     return LabelData(tuple(votes), known, gold, kinds)
+
+
+def _is_export(source: Path) -> bool:
+    """Whether a file of votes has the columns of an export."""
+    first = next(iter(read_rows(source)))
+    return first.has("label") and not first.has("choice")
 
 
 def read_features(source: Path, pairs: Mapping[str, LabelPair]) -> dict[str, list[float]]:

@@ -11,7 +11,7 @@ from scipy import stats
 from metarm.annotators.beliefs import Belief
 from metarm.errors import ConfigError
 
-__all__ = ["Suspect", "SuspectKind", "adjust_by_holm", "name_suspects"]
+__all__ = ["ALPHA", "Suspect", "SuspectKind", "adjust_by_holm", "name_suspects"]
 
 SuspectKind = Literal["random", "always-left", "always-right", "adversarial"]
 

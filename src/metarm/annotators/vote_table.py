@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from metarm.errors import EmptySetError
 from metarm.labels.votes import Vote
 
-__all__ = ["VoteTable", "build_table"]
+__all__ = ["Ints", "VoteTable", "build_table"]
 
 Ints = NDArray[np.int64]
 

@@ -122,6 +122,8 @@ class Account:
     counts: StoreCounts
     num_left: int
     """Votes of people that are still wanted."""
+    num_paid: int
+    """Votes of people, gold items and repeats too; skips are none, models have their own cost."""
     alpha: Estimate | None
     """Krippendorff's alpha of people, nominal; None where no two answered the same pair."""
     moments: Sequence[Moment]
@@ -172,6 +174,7 @@ def account_of(votes: Votes, behaviour: Mapping[str, Behaviour]) -> Account:
     beliefs, suspects, model = _believe(told, votes.gold)
     return Account(
         counts=votes.counts,
+        num_paid=sum(e.annotator in people and e.choice in LABELS for e in votes.events),
         num_left=sum(max(0, votes.votes_per_pair - counted[pair]) for pair in wanted),
         alpha=_alpha(by_pair, RESAMPLES),
         moments=_moments(of_people),

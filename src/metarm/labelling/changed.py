@@ -28,7 +28,7 @@ def read_gaps(path: Path) -> dict[str, float]:
     """Pair id -> score of `first` minus that of `second`, from what `metarm score` wrote.
 
     Raises:
-        FormatError: When a row has not two responses with a score each.
+        FormatError: When a row has not two responses with a score, a finite number, each.
     """
     gaps = {}
     for row in read_rows(str(path)):
@@ -39,7 +39,8 @@ def read_gaps(path: Path) -> dict[str, float]:
                 "writes them for groups of two"
             )
         first, second = (row.response("responses", place) for place in range(2))
-        gaps[LabelPair(row.prompt("prompt"), first, second).id] = float(scores[0] - scores[1])
+        gap = row.number("scores", 0) - row.number("scores", 1)
+        gaps[LabelPair(row.prompt("prompt"), first, second).id] = gap
     return gaps
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the page and its server say to each other: strict JSON, and nothing that tells the sides."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
@@ -56,6 +57,8 @@ ANSWERS: Final[Mapping[Answer, tuple[Choice, int]]] = {
 }
 """Answer -> choice and strength, where the sides are not turned."""
 
+LEFT_STEP: Final = 10
+
 _TURNED: Final[Mapping[Choice, Choice]] = {
     "first": "second",
     "second": "first",
@@ -109,6 +112,7 @@ class ProgressAnswer(BaseModel):
     num_today: int
     num_votes: int
     num_left: int
+    """Rounded up to `LEFT_STEP`: an exact one would stay as it is after a known answer."""
     median_seconds: float | None
 
 
@@ -229,11 +233,11 @@ def item_answer(item: Item) -> ItemAnswer:
 
 
 def progress_answer(progress: Progress) -> ProgressAnswer:
-    """What an annotator is told of their progress."""
+    """What an annotator is told of their progress: not which answers were known ones or repeats."""
     return ProgressAnswer(
         num_today=progress.num_today,
         num_votes=progress.num_votes,
-        num_left=progress.num_left,
+        num_left=math.ceil(progress.num_left / LEFT_STEP) * LEFT_STEP,
         median_seconds=progress.median_seconds,
     )
 

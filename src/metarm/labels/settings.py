@@ -22,4 +22,4 @@ class LabelSettings(BaseModel):
     lease_minutes: Positive = 15.0
     """Time for an answer before the pair is offered to others; a late answer is taken, too."""
     seed: Seed = 0
-    """Of sides, order, gold items and repeats; cannot be changed once votes are there."""
+    """Of sides, order, gold items and repeats; stays as the store was made with it."""

@@ -15,7 +15,14 @@ from metarm.annotators.kinds import KindComparison
 from metarm.labels.votes import AnnotatorKind
 from metarm.reports.drawing import GREY, INK, STYLE, WIDTH, name_in_figure
 
-__all__ = ["draw_annotators", "draw_answers", "draw_kinds", "draw_labels", "draw_matrix"]
+__all__ = [
+    "draw_annotators",
+    "draw_answers",
+    "draw_kinds",
+    "draw_labels",
+    "draw_matrix",
+    "shown_annotators",
+]
 
 BLUE, ORANGE, PALE = "#0072B2", "#D55E00", "#dddddd"
 MARKS: Final[Mapping[AnnotatorKind, str]] = {"person": "o", "model": "s", "gold": "*", "rule": "^"}

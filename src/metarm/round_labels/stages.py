@@ -106,8 +106,9 @@ def buy_labels(
     pairs = [LabelPair.from_json(row) for row in read_json_lines(asked.folder / PAIRS_FILE)]
     if work.own.labels_from == PEOPLE and not (work.place / LABELS).exists():
         ids = {pair.id for pair in pairs}
+        # As many as the store was told when the pairs were handed out.
         found = read_store_votes(
-            work.settings.output_dir / STORE_FILE, ids, work.settings.labels.votes_per_pair
+            work.settings.output_dir / STORE_FILE, ids, int(asked.metrics["votes_per_pair"])
         )
         if found.answered < ids:
             return Waiting(work.arm, work.seed, work.round, len(ids), len(found.answered))

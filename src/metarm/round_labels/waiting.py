@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from metarm.config_labels import PEOPLE
+from metarm.errors import RunError
 from metarm.labels.reading import LabelReader
 from metarm.labels.settings import LabelSettings
 from metarm.labels.store import LabelStore
@@ -111,7 +112,8 @@ def hand_out(run_dir: Path) -> int:
         How many pairs were new.
 
     Raises:
-        RunError: When there are new pairs and another process has the store.
+        RunError: When there are new pairs and another process has the store, as a page that is
+            served: the same command hands them out when it was stopped.
 
     Writes:
         `labels.sqlite` and its journal, in the run's folder.
@@ -120,16 +122,26 @@ def hand_out(run_dir: Path) -> int:
     wanted = [pair for _, pairs, _ in questions for pair in pairs]
     path = run_dir / STORE_FILE
     known: set[str] = set()
+    settings = LabelSettings(votes_per_pair=1)
     if path.is_file():
         # A page may be serving it: whoever only reads does not disturb.
         with LabelReader(path) as reader:
-            known = {pair.id for pair in reader.pairs()}
+            known, settings = {pair.id for pair in reader.pairs()}, reader.settings
     new = list({pair.id: pair for pair in wanted if pair.id not in known}.values())
     if not new:
         return 0
-    settings = None if path.is_file() else LabelSettings(votes_per_pair=questions[0][2])
-    with LabelStore(path, settings) as store:
-        return store.add_pairs(new)
+    # A page that hands out fewer votes than a round waits for would end before the round can go on.
+    most = max(settings.votes_per_pair, *(votes for *_, votes in questions))
+    settings = settings.model_copy(update={"votes_per_pair": most})
+    try:
+        with LabelStore(path, settings) as store:
+            return store.add_pairs(new)
+    except RunError as error:
+        raise RunError(
+            f"{len(new)} new pairs wait for people and could not be handed out: {error}. All else "
+            "is finished: stop `metarm label serve` where it has the store, run the same command "
+            "again, and serve the page again."
+        ) from error
 
 
 def waiting_text(run_dir: Path, waiting: Collection[Waiting]) -> str:

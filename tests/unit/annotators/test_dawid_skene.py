@@ -106,3 +106,24 @@ def test_covariance_of_a_quadratic_is_its_inverse():
     hessian = root @ root.T + np.eye(5)
     found = laplace_covariance(lambda at: hessian @ at, draw.normal(size=5))
     assert found == pytest.approx(np.linalg.inv(hessian), abs=1e-6)
+
+
+def test_a_habit_of_the_left_is_found_where_half_of_the_sides_are_unknown():
+    draw = np.random.default_rng(0)
+    votes = []
+    for pair in map(str, range(300)):
+        best, other = ("first", "second") if draw.random() < 0.5 else ("second", "first")
+        for name in "abc":
+            choice = best if draw.random() < 0.85 else other
+            votes.append(Vote(pair, name, choice, is_turned=bool(draw.random() < 0.5)))
+        is_turned = bool(draw.random() < 0.5)
+        choice = "first" if is_turned == (draw.random() < 0.1) else "second"
+        known = is_turned if int(pair) % 2 else None
+        votes.append(Vote(pair, "left", choice, is_turned=known))
+    belief = fit_annotators(votes, model="dawid-skene")
+    found = belief.annotator("left").side_bias
+    assert found.low < 0.8 < found.high
+    # A maximum of the likelihood, which the intervals are made at.
+    model = _Model(belief.table, {})
+    slope = model.gradient(model.to_logits(belief.answers.matrices), np.array([0.5, 0.5]))
+    assert np.abs(slope).max() < 1e-3

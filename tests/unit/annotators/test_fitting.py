@@ -208,3 +208,18 @@ def test_the_model_follows_what_is_there():
 def test_what_cannot_be_fitted_is_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         fit_annotators(**({"votes": [Vote("a", "w", "first")]} | arguments))
+
+
+@pytest.mark.parametrize("model", ["dawid-skene", "joint"])
+def test_side_bias_is_of_all_votes_also_of_ties(model):
+    """Left in half of all votes whatever is true, and else a tie: half of the votes go left."""
+    votes = list(SEVERAL.votes)
+    for place, pair in enumerate(SEVERAL.differences):
+        turned = place % 4 < 2
+        choice = "tie" if place % 2 else ("second" if turned else "first")
+        votes.append(Vote(pair, "lefty", choice, is_turned=turned))
+    found = next(
+        one for one in fit_annotators(votes, model=model).annotators if one.name == "lefty"
+    )
+    assert found.side_bias.value == pytest.approx(0.5, abs=0.06)
+    assert found.side_bias.low < 0.5 < found.side_bias.high

@@ -12,6 +12,9 @@ from metarm.annotators.label_data import read_features, read_label_data
 from metarm.annotators.report import build_report, label_rows, soft_pairs
 from metarm.data.preferences import load_preferences
 from metarm.errors import DataError, FormatError
+from metarm.labels.events import VoteEvent
+from metarm.labels.exchange.formats import export_labels
+from metarm.labels.store import LabelStore
 from metarm.labels.votes import CHOICES, LabelPair, Vote
 from metarm.storage import write_json_lines
 
@@ -56,13 +59,34 @@ def test_pairs_may_stand_in_the_votes_or_in_a_file_of_their_own(tmp_path):
     data = read_label_data(lines(tmp_path / "held.jsonl", held))
     assert data.pairs == {PAIRS[0].id: PAIRS[0]}
     assert data.votes == (Vote(PAIRS[0].id, "ann", "first"),)
-    pairs = [pair.to_json() | {"id": f"own {n}", "gold": "tie"} for n, pair in enumerate(PAIRS)]
+    pairs = [
+        pair.to_json() | {"id": f"own {n}", "known_answer": "tie"} for n, pair in enumerate(PAIRS)
+    ]
     votes = tmp_path / "votes.csv"
     votes.write_text("pair,annotator,choice,is_turned,seconds\nown 2,ann,second,true,\n")
     data = read_label_data(votes, lines(tmp_path / "pairs.jsonl", *pairs))
     assert data.votes == (Vote(PAIRS[2].id, "ann", "second", is_turned=True),)
     assert data.gold == dict.fromkeys((pair.id for pair in PAIRS), "tie")
     assert list(data.pairs.values()) == PAIRS
+
+
+@pytest.mark.parametrize("name", ["votes-jsonl", "votes-csv"])
+def test_an_export_of_raw_votes_says_the_same_as_its_store(tmp_path, name):
+    with LabelStore(tmp_path / "labels.db") as store:
+        store.add_pairs(PAIRS[:2], gold={PAIRS[1].id: "second"})
+        for annotator, kind in (("ann", "person"), ("judge", "model")):
+            store.add_annotator(annotator, kind)
+            for pair, choice in zip(PAIRS[:2], ("first", "tie"), strict=True):
+                key = f"{annotator} {pair.id}"
+                store.record(
+                    VoteEvent(key, annotator, choice, pair=pair.id, is_turned=True, seconds=1.5)
+                )
+        export_labels(store.content(), name, tmp_path / "votes")
+    exported = read_label_data(tmp_path / "votes")
+    kept = read_label_data(tmp_path / "labels.db")
+    assert sorted(exported.votes, key=repr) == sorted(kept.votes, key=repr)
+    assert (exported.pairs, exported.gold) == (kept.pairs, kept.gold)
+    assert exported.kinds == kept.kinds == {"ann": "person", "judge": "model"}
 
 
 GOOD = {"pair": "p", "annotator": "ann", "choice": "first"}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The account of a store against counts by hand, and alpha against the one that is there."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ def test_counts_by_hand(account: Account) -> None:
     assert account.matrix["Ada", "Bo"].count == 4
     # Five pairs want two votes each; they have 2, 2, 2, 1 and 0.
     assert account.num_left == 3
+    assert account.num_paid == 9
     assert account.median_seconds == 20.0
     assert account.votes_per_day == 9.0
     assert {row.pair.prompt for row in account.disputed} == {"question 0", "question 2"}
@@ -128,6 +130,27 @@ def test_what_labels_changed(tmp_path: Path) -> None:
     assert read_gaps(path) == {pair.id: -1.5 for pair in pairs}
     write_json_lines(path, [{"prompt": "p", "response": "r", "score": 1.0}])
     with pytest.raises(FormatError, match="metarm score"):
+        read_gaps(path)
+
+
+def test_models_are_not_paid_like_people(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    [pair] = plain_pairs(1)
+    make_store(path, [pair], "Ada")
+    with LabelStore(path) as store:
+        store.add_annotator("judge", "model")
+        for name in ("Ada", "judge"):
+            store.record(VoteEvent(f"key of {name}", name, "first", pair=pair.id))
+    with LabelReader(path) as reader:
+        assert account_of(read_votes_of(reader), {}).num_paid == 1
+
+
+@pytest.mark.parametrize("scores", [[None, 1.0], ["x", 0.0], [True, 0.0]])
+def test_a_score_that_is_no_number_is_named(tmp_path: Path, scores: list[object]) -> None:
+    path = tmp_path / "scored.jsonl"
+    row = {"prompt": "p", "responses": ["a", "b"], "scores": scores}
+    path.write_text(f"{json.dumps(row)}\n", encoding="utf-8")
+    with pytest.raises(FormatError, match="scores"):
         read_gaps(path)
 
 

@@ -3,6 +3,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from metarm.errors import RunError
 from metarm.labels.events import VoteEvent
 from metarm.labels.reading import LabelReader
 from metarm.labels.store import LabelStore
@@ -55,6 +58,24 @@ def test_a_page_that_serves_the_store_is_not_disturbed(tmp_path: Path) -> None:
     with LabelStore(tmp_path / STORE_FILE):
         assert hand_out(tmp_path) == 0
         assert read_waiting(tmp_path) == [Waiting("a", 3, 2, 4, 0)]
+
+
+def test_new_pairs_for_a_store_that_a_page_has_say_what_to_do(tmp_path: Path) -> None:
+    ask(tmp_path, "a", PAIRS[:3])
+    hand_out(tmp_path)
+    ask(tmp_path, "b", PAIRS)
+    with LabelStore(tmp_path / STORE_FILE), pytest.raises(RunError, match="stop `metarm label"):
+        hand_out(tmp_path)
+    assert hand_out(tmp_path) == 1
+
+
+def test_a_later_round_that_wants_more_votes_gets_them(tmp_path: Path) -> None:
+    ask(tmp_path, "a", PAIRS[:2])
+    hand_out(tmp_path)
+    ask(tmp_path, "b", PAIRS[2:], votes=2)
+    hand_out(tmp_path)
+    with LabelReader(tmp_path / STORE_FILE) as store:
+        assert store.settings.votes_per_pair == 2
 
 
 def test_people_are_waited_for_and_a_skip_is_an_answer(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ function showState(state) {
 
 function showProgress(progress) {
   const pace = progress.median_seconds ? ` · ${Math.max(1, Math.round(progress.median_seconds))} s a pair` : "";
-  byId("pace").textContent = `${progress.num_today} today${pace} · ${progress.num_left} left`;
+  byId("pace").textContent = `${progress.num_today} today${pace} · ${progress.num_left ? `up to ${progress.num_left}` : "none"} left`;
   const bar = byId("progress");
   bar.max = Math.max(1, progress.num_votes + progress.num_left);
   bar.value = progress.num_votes;

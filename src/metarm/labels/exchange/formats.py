@@ -150,19 +150,32 @@ def read_labels(
 def import_labels(store: LabelStore, content: LabelContent) -> Imported:
     """Add labels to a store, all or nothing; those that are there already are left.
 
-    A pair that the store has the other way round is taken for that one.
+    A pair that the store has the other way round is taken for that one. A vote that says what the
+    annotator's own vote on the same showing says already is that vote, whatever its key: a format
+    that knows no sides and times does not take them away.
 
     Raises:
         MetarmError: When something does not fit the store.
     """
     before = store.pairs()
-    there = {pair.id for pair in before}
-    recorded = store.add_content(_aligned(content, there))
+    aligned = _aligned(content, {pair.id for pair in before})
+    there = {_showing(vote): _said(vote) for vote in store.content().votes}
+    new = tuple(vote for vote in aligned.votes if there.get(_showing(vote)) != _said(vote))
+    recorded = store.add_content(replace(aligned, votes=new))
+    num_new = sum(one.is_new for one in recorded)
     return Imported(
         num_pairs=store.counts().num_pairs - len(before),
-        num_votes=sum(one.is_new for one in recorded),
-        num_known=sum(not one.is_new for one in recorded),
+        num_votes=num_new,
+        num_known=len(aligned.votes) - num_new,
     )
+
+
+def _showing(vote: VoteEvent) -> tuple[str, str, bool]:
+    return vote.pair, vote.annotator, vote.is_repeat
+
+
+def _said(vote: VoteEvent) -> tuple[Choice, int, bool, str]:
+    return vote.choice, vote.strength, vote.flag, vote.note
 
 
 def _aligned(content: LabelContent, there: set[str]) -> LabelContent:
