@@ -79,7 +79,7 @@ REWARD = ("reward", "--model", "M", "--preferences", "F", "--output", "out")
     ("words", "message"),
     [
         (["rewrd"], "unknown verb 'rewrd': did you mean 'reward'?"),
-        (["frob"], "unknown verb 'frob': known: advise, bench, compare"),
+        (["frob"], "unknown verb 'frob': known: adapt, advise, augment"),
         (["reward", "--mdel", "x"], "unknown option '--mdel': did you mean '--model'?"),
         (["doctor", "--jsn"], "unknown option '--jsn': did you mean '--json'?"),
         (["run", "--rounds", "2"], "unknown option '--rounds': settings are words without dashes"),
