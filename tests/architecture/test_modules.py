@@ -39,8 +39,7 @@ def _tree(path: Path) -> ast.Module:
 def _public_names() -> dict[str, set[str]]:
     """What each module lets others use."""
     return {
-        module_name(path): {*(declared_names(_tree(path)) or ()), "__version__"}
-        for path in MODULES
+        module_name(path): {*(declared_names(_tree(path)) or ()), "__version__"} for path in MODULES
     }
 
 

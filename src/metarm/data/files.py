@@ -103,10 +103,10 @@ def sniff_container(path: Path) -> str:
     head = b""
     for line in _raw_lines(path):
         head += line
-        if len(head) >= HEAD_BYTES or (head.strip() and head.count(b"\n") > 1):
+        if len(head) >= HEAD_BYTES or (_is_text(head) and head.count(b"\n") > 1):
             break
     head = head.removeprefix(UTF8_MARK)
-    if not head.strip():
+    if not _is_text(head):
         raise EmptySetError(f"{path}:1: the file is empty: expected {WHAT_IS_READ}. Make it again.")
     for pattern, kind, remedy in _REFUSED:
         if re.match(pattern, head):
@@ -115,6 +115,11 @@ def sniff_container(path: Path) -> str:
         return "parquet"
     by_first_byte = {b"{": "jsonl", b"[": "json"}.get(head.lstrip()[:1])
     return by_first_byte or _container_by_name(path, head)
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether there is more than blanks, Unicode's among them."""
+    return bool(head.decode(errors="replace").strip())
 
 
 def _container_by_name(path: Path, head: bytes) -> str:

@@ -171,6 +171,7 @@ BAD_FILES = {
     "empty": ("a.jsonl", b"", ":1: the file is empty"),
     "only a mark": ("a.jsonl", b"\xef\xbb\xbf", ":1: the file is empty"),
     "only a newline": ("a.jsonl", b"\n", ":1: the file is empty"),
+    "only blanks of Unicode": ("a.jsonl", "\u3000\n\x85".encode(), ":1: the file is empty"),
     "empty gzip": ("a.jsonl.gz", gzip.compress(b"\n\n"), ":1: the file is empty"),
     "empty array": ("a.json", b"[ ]\n", " has no rows"),
     "web page": (
