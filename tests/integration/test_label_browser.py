@@ -596,6 +596,7 @@ def test_the_owner_invites(tmp_path: Path, open_context) -> None:
         owner.fill("#token", f"{live.url}/enter#{OWNER}")
         owner.keyboard.press("Enter")
         owner.wait_for_selector(".numbers")
+        owner.wait_for_load_state()  # before its script is there a form would send itself
         owner.fill("#invite [name=name]", "Robin <b>")
         owner.click("#invite button")
         owner.wait_for_selector("#made:has-text('enter#')")

@@ -84,6 +84,8 @@ class _Fit:
     pairs: Tensor
     labels: Tensor | None
     """P(the first of each pair is better), shape (pairs,); None: 1."""
+    is_own: Tensor
+    """Which pairs are labelled shifted ones."""
     weights: Tensor | None
     critic: Critic | None
     guard: StrengthGuard | None
@@ -160,6 +162,9 @@ def train_network(
     started = time.monotonic()
     draw = torch.Generator().manual_seed(seed * 1009 + member)
     pairs, labels = _training_pairs(problem, recipe, seed)
+    drawn = torch.arange(len(pairs))
+    first = len(problem.pairs)
+    is_own = (drawn >= first) & (drawn < first + LABEL_REPEAT * recipe.num_labels)
     if recipe.members > 1:
         drawn = torch.randint(len(pairs), (len(pairs),), generator=draw)
         pairs, labels = pairs[drawn], None if labels is None else labels[drawn]
@@ -172,6 +177,7 @@ def train_network(
         build_network(problem, settings, start, recipe),
         pairs,
         labels,
+        is_own[drawn],
         density_ratios(problem, pairs) if recipe.weighs_pairs else None,
         None,
         StrengthGuard(recipe.least_rank_correlation)
@@ -269,9 +275,7 @@ def _pair_scores(fit: _Fit, chosen: Tensor) -> Tensor:
     assert isinstance(fit.network, FeatureHead)
     fit.cost.forward += rows.numel()
     fit.cost.backward += rows.numel()
-    first = len(fit.problem.pairs)
-    is_own = (chosen >= first) & (chosen < first + LABEL_REPEAT * fit.recipe.num_labels)
-    is_own = is_own.unsqueeze(1).expand_as(rows).reshape(-1)
+    is_own = fit.is_own[chosen].unsqueeze(1).expand_as(rows).reshape(-1)
     return fit.network.by_task(rows.reshape(-1), is_own).view_as(rows)
 
 
@@ -334,8 +338,10 @@ def _measure_step(fit: _Fit, chosen: Tensor, groups: Tensor) -> tuple[Direction,
     """Which way a meta step goes, and how far it looks ahead: 0 in `joint`, which does not."""
     recipe, parameters = fit.recipe, fit.moved
     if recipe.step == "sam":
-        pairs = fit.scores(fit.pairs[chosen])
-        direction = measure_direction(bradley_terry_loss(pairs[:, 0], pairs[:, 1]), parameters)
+        pairs = _pair_scores(fit, chosen)
+        told = None if fit.labels is None else fit.labels[chosen]
+        loss = bradley_terry_loss(pairs[:, 0], pairs[:, 1], label=told)
+        direction = measure_direction(loss, parameters)
         return direction, recipe.strength / max(direction.norm, 1e-12)
     direction = measure_direction(fit.difference(groups), parameters)
     if recipe.step == "joint":

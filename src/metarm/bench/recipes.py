@@ -103,7 +103,9 @@ class Recipe:
         """Networks it trains, those that teach or guard among them."""
         teachers = int(self.pseudo_confidence is not None or self.pseudo_rounds > 0)
         tries = 1 if self.least_rank_correlation is None else 2
-        return self.members * tries * max(self.pseudo_rounds, 1) + teachers
+        # What stays where no round helps is trained too, where that is not plain training.
+        stays = int(self.pseudo_rounds > 0 and replace(self, pseudo_rounds=0) != PLAIN)
+        return self.members * tries * (max(self.pseudo_rounds, 1) + stays) + teachers
 
 
 PLAIN: Final = Recipe()

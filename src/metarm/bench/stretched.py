@@ -66,8 +66,8 @@ def train_in_rounds(
     """Rounds of pseudo-labels on the groups; the last before held-out accuracy dropped.
 
     Each round's teacher is the student of the one before, calibrated on validation pairs, the first
-    is plain training; students begin anew. Held out are original pairs, whose labels alone are
-    used.
+    is plain training; students begin anew. What stays where no round helps is the recipe without
+    pseudo-labels. Held out are original pairs, whose labels alone are used.
 
     Args:
         problem: Its groups are what is labelled.
@@ -77,10 +77,15 @@ def train_in_rounds(
         teacher: Plain training, where it is there already.
     """
     student = replace(recipe, pseudo_rounds=0)
-    kept = teacher if teacher is not None else train(problem, PLAIN)
-    cost = kept.cost
+    if teacher is None:
+        teacher = train(problem, PLAIN)
+    kept, cost = teacher, teacher.cost
+    if student != PLAIN:
+        kept = train(problem, student)
+        cost = cost.plus(kept.cost)
     for number in range(recipe.pseudo_rounds):
-        pseudo = _label_groups(problem, kept.scores[kept.best], draw_seed(seed, "round", number))
+        scores = teacher.scores[teacher.best]
+        pseudo = _label_groups(problem, scores, draw_seed(seed, "round", number))
         if not len(pseudo.rows):
             break
         found = train(replace(problem, extra=pseudo.plus(problem.extra)), student)
@@ -88,7 +93,7 @@ def train_in_rounds(
         after, before = (_right(problem, t.scores[t.best]) for t in (found, kept))
         if paired_change(after, before).is_drop(DROP_ALPHA):
             break
-        kept = found
+        kept = teacher = found
     return replace(kept, cost=cost)
 
 

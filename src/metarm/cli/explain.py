@@ -151,12 +151,15 @@ def _explain_pairs(
     log: "ChunkLog",
     digest: str,
 ) -> dict[str, Any]:
+    from metarm.data.derived import check_evaluation
     from metarm.explaining.explain import explain_pairs
     from metarm.models.ensemble import load_reward
 
     preferences, labelled, data_format = files
     adapted = None if after is None else load_reward(after)
-    pairs = score.fitting_pairs(_load(preferences, data_format))
+    told = _load(preferences, data_format)
+    check_evaluation(told, preferences)
+    pairs = score.fitting_pairs(told)
     if adapted is not None:
         pairs = adapted.fitting_pairs(pairs)
     taught = [] if labelled is None else score.fitting_pairs(_load(labelled, data_format))

@@ -25,6 +25,7 @@ def test_names_of_made_rows_are_added_up() -> None:
     assert found == Recipe(augments=("cross-prompt", "neutral"), num_labels=100)
     assert read_recipe("30-labels-apart") == Recipe(num_labels=30, own_head=True)
     assert read_recipe("pseudo-rounds").num_heads == 4
+    assert read_recipe("reward-centring+pseudo-rounds").num_heads == 5
 
 
 def test_made_rows_are_of_training_prompts_and_stand_last_among_the_texts(made_up) -> None:
@@ -92,6 +93,16 @@ def test_a_teacher_whose_gaps_say_nothing_labels_nothing(made_up) -> None:
     found = train_recipe(coin, read_recipe("pseudo-rounds"), SETTINGS, 0)
     assert torch.equal(found.scores, plain.scores)
     assert found.cost.forward == plain.cost.forward
+
+
+def test_what_stays_where_no_round_helps_is_the_recipe_without_them(made_up) -> None:
+    _, problem = made_up()
+    coin = replace(problem, validation=torch.cat([problem.validation, problem.validation.flip(1)]))
+    for name in ("reward-centring", "5-labels"):
+        alone = train_recipe(coin, read_recipe(name), SETTINGS, 0)
+        found = train_recipe(coin, read_recipe(f"{name}+pseudo-labels"), SETTINGS, 0)
+        assert torch.equal(found.scores, alone.scores)
+        assert found.cost.forward == 2 * alone.cost.forward
 
 
 def test_two_tasks_have_two_last_layers_over_one_trunk(made_up) -> None:
