@@ -95,6 +95,17 @@ def test_a_teacher_whose_gaps_say_nothing_labels_nothing(made_up) -> None:
     assert found.cost.forward == plain.cost.forward
 
 
+def test_a_turned_pair_with_the_opposite_label_is_the_same_pair_to_sam_too(made_up) -> None:
+    _, problem = made_up()
+    rows = problem.pairs[:20]
+    told = (SoftPairs(rows, torch.ones(20)), SoftPairs(rows.flip(1), torch.zeros(20)))
+    one, other = (
+        train_recipe(replace(problem, extra=extra), read_recipe("sam"), SETTINGS, 0).scores[-1]
+        for extra in told
+    )
+    assert torch.allclose(one, other, atol=1e-4, equal_nan=True)
+
+
 def test_what_stays_where_no_round_helps_is_the_recipe_without_them(made_up) -> None:
     _, problem = made_up()
     coin = replace(problem, validation=torch.cat([problem.validation, problem.validation.flip(1)]))
