@@ -67,8 +67,8 @@ def build_network(
             )
         if recipe.is_of_head:
             raise ConfigError(
-                "dropout, reconstruct and N-labels-apart change a head on frozen features: use "
-                "them with trained=head"
+                "dropout, reconstruct and N-labels-apart change a head on frozen features, and "
+                "mix and its like choose labels by one: use them with trained=head"
             )
         return TransformerScore(problem.backbone)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
+from metarm.choosing.strategies import RANDOM
 from metarm.errors import ConfigError, nearest_names
 from metarm.meta_strength import FULL_FRACTION, FULL_WEIGHT, LEAST_RANK_CORRELATION
 
@@ -68,7 +69,7 @@ class Recipe:
     """Groups drawn by source, by what is lost with this floor; None: each group as often."""
     num_labels: int = 0
     """Labelled shifted pairs added to the original ones."""
-    label_choice: str = "random"
+    label_choice: str = RANDOM
     """Which pairs those are: a strategy of `metarm select`."""
     is_oracle: bool = False
     """All labelled shifted pairs, and no original one."""
@@ -90,8 +91,9 @@ class Recipe:
 
     @property
     def is_of_head(self) -> bool:
-        """Whether it changes a head on frozen features, and nothing else has what it changes."""
-        return bool(self.dropout or self.reconstruction or self.own_head)
+        """Whether it needs frozen features: changes a head on them, or chooses labels by one."""
+        chooses = self.label_choice != RANDOM
+        return bool(self.dropout or self.reconstruction or self.own_head or chooses)
 
     @property
     def without_step(self) -> "Recipe":
@@ -217,6 +219,11 @@ def read_recipe(name: str) -> Recipe:
         )
     if recipe.is_oracle and recipe.num_labels:
         raise ConfigError(f"method {name!r}: the oracle has all labels already; leave one out")
+    if recipe.label_choice != RANDOM and not recipe.num_labels:
+        raise ConfigError(
+            f"method {name!r}: {recipe.label_choice} chooses labels, and it has none to choose; "
+            f"say how many, as in 100-labels+{recipe.label_choice}"
+        )
     if recipe.pseudo_rounds and recipe.pseudo_confidence is not None:
         raise ConfigError(f"method {name!r}: two ways of pseudo-labelling; leave one out")
     _check_order(name, recipe)

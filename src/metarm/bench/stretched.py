@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from metarm.bench.label_choice import choose_labels
 from metarm.bench.problem import Problem, SoftPairs
 from metarm.bench.recipes import PLAIN, Recipe
 from metarm.bench.shifts import Shift
@@ -79,13 +80,16 @@ def train_in_rounds(
     student = replace(recipe, pseudo_rounds=0)
     if teacher is None:
         teacher = train(problem, PLAIN)
+    labelled = problem.own_labels
+    if not recipe.is_oracle:
+        labelled = choose_labels(problem, recipe.label_choice, recipe.num_labels, seed)
     kept, cost = teacher, teacher.cost
     if student != PLAIN:
         kept = train(problem, student)
         cost = cost.plus(kept.cost)
     for number in range(recipe.pseudo_rounds):
         scores = teacher.scores[teacher.best]
-        pseudo = _label_groups(problem, scores, draw_seed(seed, "round", number))
+        pseudo = _label_groups(problem, labelled, scores, draw_seed(seed, "round", number))
         if not len(pseudo.rows):
             break
         found = train(replace(problem, extra=pseudo.plus(problem.extra)), student)
@@ -97,11 +101,15 @@ def train_in_rounds(
     return replace(kept, cost=cost)
 
 
-def _label_groups(problem: Problem, scores: Tensor, seed: int) -> SoftPairs:
-    """Pseudo-labelled pairs of the groups' responses by a teacher's scores."""
+def _label_groups(problem: Problem, labelled: Tensor, scores: Tensor, seed: int) -> SoftPairs:
+    """Pseudo-labelled pairs of the groups' responses by a teacher's scores.
+
+    None of them is among those whose labels are trained on, in either order.
+    """
     held_out = scores[problem.validation]
     calibration = fit_temperature((held_out[:, 0] - held_out[:, 1]).double().numpy())
     candidates = _candidates(problem.groups, generator(seed, "candidates"))
+    candidates = candidates[~_are_among(candidates, labelled)]
     gaps = scores[candidates[:, 0]] - scores[candidates[:, 1]]
     chances = calibration.probabilities(gaps.double().numpy())
     most = most_pseudo_labels(len(problem.pairs), MOST_SHARE)
@@ -118,6 +126,12 @@ def _candidates(groups: Tensor, draw: torch.Generator) -> Tensor:
         is_turned = torch.rand(len(few), 1, generator=draw) < 0.5
         found.append(torch.where(is_turned, few.flip(1), few))
     return torch.cat(found)
+
+
+def _are_among(pairs: Tensor, known: Tensor) -> Tensor:
+    """Which pairs are among the known ones, in either order, shape (pairs,)."""
+    there = {frozenset(pair) for pair in known.tolist()}
+    return torch.tensor([frozenset(pair) in there for pair in pairs.tolist()], dtype=torch.bool)
 
 
 def _right(problem: Problem, scores: Tensor) -> list[float]:

@@ -27,7 +27,12 @@ def difference_at_the_end(problem, recipe: Recipe, seed: int = 0) -> float:
     return difference_loss(scores[groups.clamp(min=0)] / unit, groups >= 0).item()
 
 
-@pytest.mark.parametrize("name", METHODS)
+def runnable(name: str) -> str:
+    """A word that says which labels, with labels."""
+    return f"20-labels+{name}" if "label_choice" in METHODS[name] else name
+
+
+@pytest.mark.parametrize("name", map(runnable, METHODS))
 def test_every_method_scores_every_text_and_repeats(made_up, name: str) -> None:
     _, problem = made_up()
     settings = SETTINGS.model_copy(update={"num_steps": 4, "measure_every": 2})

@@ -10,7 +10,8 @@ from metarm.errors import ConfigError
 
 
 def test_every_name_is_a_recipe_of_its_own() -> None:
-    recipes = {name: read_recipe(name) for name in METHODS}
+    words = {name for name, changes in METHODS.items() if "label_choice" in changes}
+    recipes = {n: read_recipe(f"9-labels+{n}" if n in words else n) for n in METHODS}
     assert len(set(recipes.values())) == len(recipes)
     assert recipes["plain"] == Recipe()
 
@@ -31,6 +32,9 @@ def test_parts_are_combined() -> None:
         ("30-labels+50-labels", "want num_labels=30 and num_labels=50"),
         ("ensemble-uncertainty+weight-average", "averaged weights are one head"),
         ("oracle+100-labels", "the oracle has all labels already"),
+        ("mix", "mix chooses labels, and it has none to choose; .* as in 100-labels[+]mix"),
+        ("joint+d-optimal", "d-optimal chooses labels"),
+        ("oracle+mix", "mix chooses labels, and it has none"),
         ("every-0", "unknown method 'every-0'"),
         ("joint+every-2+every-4", "want every=2 and every=4"),
         ("joint+every-4+stored-4", "want between=plain and between=stored"),

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metarm.bench.fitting import build_network
+from metarm.bench.fitting import build_network, train_network
 from metarm.bench.methods import train_recipe
+from metarm.bench.networks import FeatureHead
 from metarm.bench.problem import SoftPairs
 from metarm.bench.recipes import Recipe, read_recipe
 from metarm.bench.stretched import with_made_rows
@@ -86,6 +87,31 @@ def test_pseudo_labels_cost_their_teacher_and_look_at_no_label(made_up) -> None:
     assert 2 <= rounds.cost.forward / plain.cost.forward <= 4
 
 
+def test_no_pair_is_both_labelled_and_pseudo_labelled(made_up, monkeypatch) -> None:
+    """Its label is known: a soft one beside it would say the opposite where the teacher errs."""
+    _, problem = made_up()
+    pairs = problem.pairs
+    # Of pairs that it was trained on a teacher is sure.
+    problem = replace(problem, validation=pairs, groups=pairs, own_labels=pairs)
+    extras = []
+
+    def see(of, recipe, settings, seed, **options):
+        extras.append(of.extra)
+        return train_network(of, recipe, settings, seed, **options)
+
+    monkeypatch.setattr("metarm.bench.methods.train_network", see)
+    train_recipe(problem, read_recipe("30-labels+pseudo-labels"), SETTINGS, 0)
+    labelled = {frozenset(pair) for pair in problem.own_labels[:30].tolist()}
+    (pseudo,) = [extra for extra in extras if extra is not None]
+    named = {frozenset(pair) for pair in pseudo.rows.tolist()}
+    assert named
+    assert named.isdisjoint(labelled)
+    extras.clear()
+    # With all of them labelled there is nothing left to label.
+    train_recipe(problem, read_recipe("oracle+pseudo-labels"), SETTINGS, 0)
+    assert extras == [None, None]
+
+
 def test_a_teacher_whose_gaps_say_nothing_labels_nothing(made_up) -> None:
     _, problem = made_up()
     plain = train_recipe(problem, Recipe(), SETTINGS, 0)
@@ -132,6 +158,24 @@ def test_two_tasks_have_two_last_layers_over_one_trunk(made_up) -> None:
     together = train_recipe(problem, read_recipe("10-labels"), SETTINGS, 0)
     assert not torch.equal(apart.scores, together.scores)
     assert apart.cost.forward == together.cost.forward
+
+
+def test_a_member_knows_its_own_rows_in_its_bootstrap_draw(made_up, monkeypatch) -> None:
+    """Drawn rows keep their task: every pair of shifted texts goes to the layer of its own."""
+    _, problem = made_up()
+    shifted = set(problem.own_labels.reshape(-1).tolist())
+    seen: list[tuple[list[int], list[bool]]] = []
+    by_task = FeatureHead.by_task
+
+    def see(network, rows, is_own):
+        seen.append((rows.tolist(), is_own.tolist()))
+        return by_task(network, rows, is_own)
+
+    monkeypatch.setattr(FeatureHead, "by_task", see)
+    train_recipe(problem, read_recipe("ensemble-mean+10-labels-apart"), SETTINGS, 0)
+    tasks = [(row in shifted, own) for both in seen for row, own in zip(*both, strict=True)]
+    assert {own for _, own in tasks} == {True, False}
+    assert all(is_shifted == own for is_shifted, own in tasks)
 
 
 def test_regularised_heads_start_as_plain_ones_do(made_up) -> None:
