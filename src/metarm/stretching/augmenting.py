@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, islice
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,16 +76,21 @@ class Material:
     @cached_property
     def policy_ring(self) -> "_Ring":
         """Responses of groups by their prompts."""
-        written: dict[Prompt, list[_Written]] = defaultdict(list)
-        for group in self.groups:
-            parent = group_id(group)
-            written[group.prompt] += [_Written(text, parent) for text in group.responses]
-        return _Ring(written, self.seed)
+        return _Ring(_by_prompt(self.groups), self.seed)
 
     def in_drawn_order(self, name: str, texts: Iterable[_Written]) -> list[_Written]:
         """Each text once, in an order drawn by hash."""
         unique = {text.response: text for text in texts}
         return sorted(unique.values(), key=lambda t: fingerprint(self.seed, name, t.response))
+
+
+def _by_prompt(groups: Iterable[ResponseGroup]) -> dict[Prompt, list[_Written]]:
+    """The responses to each prompt, which may stand in several groups."""
+    written: defaultdict[Prompt, list[_Written]] = defaultdict(list)
+    for group in groups:
+        parent = group_id(group)
+        written[group.prompt] += [_Written(text, parent) for text in group.responses]
+    return dict(written)
 
 
 class _Ring:
@@ -217,9 +222,8 @@ def _cross_prompt(material: Material, most: int) -> Iterator[PreferencePair]:
 
 
 def _cross_prompt_policy(material: Material, most: int) -> Iterator[PreferencePair]:
-    for group in material.groups:
-        own = [_Written(text, group_id(group)) for text in group.responses]
-        yield from _beats_off_topic("cross-prompt-policy", material, group.prompt, own, most)
+    for prompt, own in material.policy_ring.written.items():
+        yield from _beats_off_topic("cross-prompt-policy", material, prompt, own, most)
 
 
 def _beats_off_topic(
@@ -316,15 +320,19 @@ EDITS: Final[Mapping[str, Callable[[str], str]]] = MappingProxyType(
 
 def _stronger_weaker(material: Material, most: int) -> Iterator[PreferencePair]:
     """A response of the stronger policy above one of the weaker to the same prompt."""
-    weaker = {prompt_key(group.prompt): group for group in material.weaker}
-    for group in material.stronger:
-        other = weaker.get(prompt_key(group.prompt))
-        if other is None:
-            continue
-        parents = join_ids(group_id(group), group_id(other))
-        for good, bad in islice(zip(group.responses, other.responses, strict=False), most):
+    weaker: defaultdict[Any, list[_Written]] = defaultdict(list)
+    for prompt, own in _by_prompt(material.weaker).items():
+        weaker[prompt_key(prompt)] += own
+    for prompt, stronger in _by_prompt(material.stronger).items():
+        sides = zip(stronger, weaker.get(prompt_key(prompt), ()), strict=False)
+        for good, bad in islice(sides, most):
             yield PreferencePair(
-                group.prompt, good, bad, p=0.8, source="stronger-weaker", parent_id=parents
+                prompt,
+                good.response,
+                bad.response,
+                p=0.8,
+                source="stronger-weaker",
+                parent_id=join_ids(good.parent, bad.parent),
             )
 
 

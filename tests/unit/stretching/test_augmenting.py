@@ -114,6 +114,24 @@ def test_the_stronger_policy_is_above_the_weaker() -> None:
     assert len(rows) == 6
 
 
+def test_a_prompt_that_stands_in_several_groups_is_one_prompt() -> None:
+    """`per_prompt` holds for it, and no group of it is left out."""
+    parts = [ResponseGroup("p", (f"{n} good", f"{n} bad")) for n in range(3)]
+    others = [ResponseGroup(f"other {n}", (f"text {n}",)) for n in range(9)]
+    found = augment(Material(groups=(*parts, *others)), ["cross-prompt-policy"], per_prompt=2).rows
+    assert len([row for row in found if row.prompt == "p"]) == 2
+    strong = tuple(ResponseGroup("p", (f"strong {n}",)) for n in range(3))
+    weak = tuple(ResponseGroup(name, (f"weak {n}",)) for n, name in enumerate(("p", "P ", "p")))
+    rows = augment(Material(stronger=strong, weaker=weak), ["stronger-weaker"], per_prompt=9).rows
+    # Groups of the same words in other cases stand behind those of the prompt as it is written.
+    assert [(row.chosen, row.rejected) for row in rows] == [
+        ("strong 0", "weak 0"), ("strong 1", "weak 2"), ("strong 2", "weak 1"),
+    ]  # fmt: skip
+    assert rows[1].parent_id == f"{group_id(strong[1])}+{group_id(weak[2])}"
+    few = augment(Material(stronger=strong, weaker=weak), ["stronger-weaker"], per_prompt=2).rows
+    assert few == rows[:2]
+
+
 def test_derived_rows_are_no_parents() -> None:
     made = replace(PAIRS[0], prompt="made", source="neutral", parent_id="x")
     rows = augment(Material((*PAIRS, made)), ["cross-prompt", "truncated"]).rows
