@@ -165,7 +165,7 @@ def draw(document: dict[str, Any]) -> None:
 
     mpl.rcParams["svg.hashsalt"] = "labels"
     figure, axis = plt.subplots(figsize=(6.2, 3.6))
-    styles = {"random": ("-", "o"), "mix": ("--", "s")}
+    styles = {"random": ("-", "o"), "mix": ("--", "s"), "d-optimal": (":", "^")}
     counts = sorted({row["labels"] for row in document["rows"]})
     for has_step, colour in ((False, "tab:gray"), (True, "tab:red")):
         start = [r for r in document["rows"] if not r["labels"] and r["has_step"] == has_step]
