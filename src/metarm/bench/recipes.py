@@ -161,6 +161,7 @@ METHODS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
                 "neutral",
                 "format-only",
                 "truncated",
+                "stronger-weaker",
             )
         },
         "importance-weighted": {"weighs_pairs": True},

@@ -15,6 +15,7 @@ from metarm.bench.recipes import PLAIN, Recipe
 from metarm.bench.shifts import Shift
 from metarm.bench.trajectory import Trajectory
 from metarm.errors import EmptySetError
+from metarm.schema import ResponseGroup
 from metarm.streams import draw_seed, generator
 from metarm.stretching.augmenting import Material, augment
 from metarm.stretching.calibration import fit_temperature
@@ -36,12 +37,14 @@ Train = Callable[[Problem, Recipe], Trajectory]
 def add_made_rows(shift: Shift, kinds: Sequence[str]) -> Shift:
     """The shift with rows of some kinds, made from its training pairs and groups.
 
-    Of one seed in all splits, which so have most of their texts in common.
+    Of one seed in all splits, which so have most of their texts in common. The policy of the groups
+    is taken for the stronger one, that of the pairs for the weaker.
     """
     if not kinds:
         return shift
-    names = sorted(set(kinds))
-    made = augment(Material(shift.pairs, shift.groups), names, per_prompt=ROWS_PER_PROMPT)
+    weaker = [ResponseGroup(pair.prompt, (pair.chosen, pair.rejected)) for pair in shift.pairs]
+    material = Material(shift.pairs, shift.groups, stronger=shift.groups, weaker=tuple(weaker))
+    made = augment(material, sorted(set(kinds)), per_prompt=ROWS_PER_PROMPT)
     return replace(shift, augmented=tuple(made.rows))
 
 

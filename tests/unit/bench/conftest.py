@@ -46,7 +46,14 @@ def make_problem(seed: int = 0, size: int = 12, prompts: int = 60) -> tuple[Shif
         tuple(rows["shifted"][test]),
         tuple(rows["shifted"][train]),
     )
-    kinds = ["cross-prompt", "cross-prompt-policy", "neutral", "format-only", "truncated"]
+    kinds = [
+        "cross-prompt",
+        "cross-prompt-policy",
+        "neutral",
+        "format-only",
+        "truncated",
+        "stronger-weaker",
+    ]
     shift = add_made_rows(shift, kinds)
     for text in shift.texts:
         if text not in features:

@@ -42,6 +42,13 @@ def test_made_rows_are_of_training_prompts_and_stand_last_among_the_texts(made_u
         assert tested.isdisjoint(shift.texts[row][0] for row in rows.reshape(-1).tolist())
     assert set(problem.made["neutral"].labels.tolist()) == {0.5}
     assert set(problem.made["cross-prompt"].labels.tolist()) == {1.0}
+    rows, labels = problem.made["stronger-weaker"]
+    assert labels.tolist() == pytest.approx([0.8] * len(rows))
+    strong = {response for group in shift.groups for response in group.responses}
+    weak = {side for pair in shift.pairs for side in (pair.chosen, pair.rejected)}
+    for better, worse in rows.tolist():
+        assert shift.texts[better][1] in strong
+        assert shift.texts[worse][1] in weak
 
 
 def test_made_rows_change_training_and_soft_ties_hold_scores_together(made_up) -> None:
