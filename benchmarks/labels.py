@@ -21,8 +21,8 @@ import matplotlib as mpl
 
 from metarm.bench.recipes import read_recipe
 from metarm.bench.results import Cell, clustered_difference, clustered_mean
+from metarm.bench.settings import CompareSettings
 from metarm.bench.summary import format_labels, labels_worth
-from metarm.config import CompareSettings
 from metarm.config_file import read_settings
 from metarm.metrics import mean_estimate
 from metarm.schema import Estimate

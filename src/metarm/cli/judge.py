@@ -23,7 +23,7 @@ from metarm.cli.options import (
 from metarm.cli.progress import choose_progress
 
 if TYPE_CHECKING:
-    from metarm.judge_config import JudgeSettings
+    from metarm.config_judge import JudgeSettings
     from metarm.judging.comparisons import Arm, Comparison
     from metarm.protocols import Judge
 
@@ -96,8 +96,8 @@ def judge(
     of a model: the same command goes on where it was stopped, and costs nothing again. Another
     judge is added to those that are there.
     """
+    from metarm.config_judge import JudgeSettings
     from metarm.errors import ConfigError
-    from metarm.judge_config import JudgeSettings
 
     settings = read_section(config, words, JudgeSettings)
     chosen = {
@@ -185,7 +185,7 @@ def sheet(
 
 
 def _default_resamples() -> int:
-    from metarm.judge_config import JudgeSettings
+    from metarm.config_judge import JudgeSettings
 
     return JudgeSettings().num_resamples
 

@@ -75,8 +75,8 @@ def ask_for_labels(
     """
     from dataclasses import asdict
 
+    from metarm.config_judge import JudgeSettings
     from metarm.errors import ConfigError
-    from metarm.judge_config import JudgeSettings
     from metarm.labels.asking import ask_judge
     from metarm.labels.store import LabelStore
 

@@ -30,8 +30,8 @@ from metarm.models.saving import save_reward_model
 from metarm.protocols import ProgressReporter
 from metarm.schema import Estimate, PreferencePair, prompt_text
 from metarm.storage import STAGE_FILE, build_stage, fingerprint, write_json
-from metarm.stretch_config import AdaptSettings
 from metarm.stretching.pseudo_labels import PairedChange, gaps_of, paired_change
+from metarm.stretching.settings import AdaptSettings
 from metarm.training import train_reward_model
 
 __all__ = [
@@ -108,7 +108,7 @@ def adapt_reward_model(
         model: Folder or hub id of a reward model.
         few: Labelled pairs of what it will judge.
         original: Labelled pairs of what it has judged so far, which it was not trained on.
-        settings: See `stretch_config.AdaptSettings`.
+        settings: See `settings.AdaptSettings`.
         output_dir: Where the model goes.
         place: Where finished trainings are kept until all is done.
         seed: Trainings; folds are by the prompts' hashes.

@@ -24,7 +24,6 @@ from metarm.protocols import ProgressReporter
 from metarm.schema import Estimate, PreferencePair, ResponseGroup, prompt_text
 from metarm.storage import STAGE_FILE, build_stage, write_json
 from metarm.streams import draw_seed
-from metarm.stretch_config import PseudoLabelSettings
 from metarm.stretching.calibration import Calibration, fit_temperature
 from metarm.stretching.pseudo_labels import (
     PairedChange,
@@ -35,6 +34,7 @@ from metarm.stretching.pseudo_labels import (
     pseudo_label,
     take_confident,
 )
+from metarm.stretching.settings import PseudoLabelSettings
 from metarm.training import train_reward_model
 
 __all__ = ["PSEUDO_FILE", "ROUNDS_FILE", "Round", "RoundsReport", "train_in_rounds"]
@@ -104,7 +104,7 @@ def train_in_rounds(
         model: Folder or hub id that every round begins from.
         pairs: Labelled ones; derived rows among them are trained on alone.
         groups: Unlabelled responses: what is pseudo-labelled.
-        settings: See `stretch_config.PseudoLabelSettings`.
+        settings: See `settings.PseudoLabelSettings`.
         output_dir: Where the kept reward model goes.
         place: Where finished rounds are kept until all is done.
         seed: Splits, draws, trainings.
