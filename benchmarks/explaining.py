@@ -33,12 +33,12 @@ from scipy import stats
 
 from metarm.data.preferences import load_preferences, save_preferences, split_by_prompt
 from metarm.explaining.attributing import BASELINES, PathSettings, attribute
-from metarm.explaining.head_states import head_states
 from metarm.explaining.linear_head import LinearHead, fit_head, refit_without
 from metarm.explaining.neighbours import nearest_pairs, similarities
 from metarm.explaining.permuting import holm, slice_tests
 from metarm.explaining.slices import pair_slices, prompt_numbers
 from metarm.metrics import accuracy_estimate, mean_estimate
+from metarm.models.head_states import head_states
 from metarm.models.loading import load_encoder, load_reward_model
 from metarm.models.reward_model import RewardModelScore, load_score_function
 from metarm.schema import PreferencePair

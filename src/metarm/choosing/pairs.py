@@ -119,7 +119,7 @@ def pool_of_model(
     )
     prompts, responses = [p for p, _ in numbers], [r for _, r in numbers]
     rewards = np.array([member(prompts, responses) for member in members], np.float64)
-    states = head_states(members[0], prompts, responses)
+    states = head_states(members[0], prompts, responses).states
     gaps = states[rows[:, 0]] - states[rows[:, 1]]
     reward_gaps = rewards[:, rows[:, 0]] - rewards[:, rows[:, 1]]
     own, past = slice(0, len(pairs)), slice(len(pairs), None)

@@ -18,7 +18,6 @@ from metarm.explaining.attributing import (
     attribute,
     check_captum,
 )
-from metarm.explaining.head_states import HeadStates, head_states
 from metarm.explaining.length_bias import measure_length_bias
 from metarm.explaining.linear_head import LinearHead, fit_head, refit_without
 from metarm.explaining.neighbours import nearest_pairs, similarities
@@ -30,6 +29,7 @@ from metarm.explaining.slices import (
 )
 from metarm.explaining.telling import tell_explanation
 from metarm.models.ensemble import EnsembleScore
+from metarm.models.head_states import HeadStates, head_states
 from metarm.models.reward_model import RewardModelScore
 from metarm.protocols import ProgressReporter
 from metarm.schema import PreferencePair, Prompt, prompt_text, prompt_to_json
