@@ -10,7 +10,7 @@ import pytest
 from metarm.data.preferences import save_preferences
 from metarm.models.ensemble import save_ensemble
 from metarm.schema import PreferencePair
-from metarm.storage import read_json
+from metarm.storage import read_json, read_json_lines, write_json_lines
 from tiny_models import WORDS, save_causal_lm, save_reward_model
 
 EXPLAIN = ["explain", "--reward-model", "reward", "--output", "out"]
@@ -65,6 +65,30 @@ def test_pairs_are_explained_and_gone_on_with(folder: Path, metarm) -> None:
     assert again.code == 0, again.err
     assert (folder / "out/attributions.log").read_bytes() == kept
     assert read_json(folder / "out/explain.json") == document
+
+
+def test_soft_labels_are_told_and_learnt_from(folder: Path, metarm) -> None:
+    words = [*EXPLAIN, *PAIRS, "--rows", "1", "--json"]
+    hard = json.loads(metarm(*words, "--labelled", "taught.jsonl").out)
+    rows = [{**row, "p": 0.5} for row in read_json_lines(folder / "taught.jsonl")]
+    rows[0]["p"] = 0.9
+    write_json_lines(folder / "soft.jsonl", rows)
+    done = metarm(*words, "--labelled", "soft.jsonl")
+    assert done.code == 0, done.err
+    soft = json.loads(done.out)
+    # One label in fifty says something: it alone may help, and ties pull back what it taught.
+    (pair,), (hard_pair,) = soft["pairs"], hard["pairs"]
+    assert abs(pair["head_gap"]) < 0.1 * abs(hard_pair["head_gap"])
+    told = [*pair["helpful"], *pair["harmful"]]
+    assert max(told, key=lambda one: abs(one["influence"]))["label"] == 0
+    for one in told:
+        assert one["p"] == rows[one["label"]]["p"]
+        assert one["influence"] == pytest.approx(one["by_refit"], rel=0.3)
+    assert {one["p"] for one in hard_pair["neighbours"]} == {1.0}
+    assert soft["head"]["accuracy_left_out"] == pytest.approx(0.5, abs=0.01)
+    page = (folder / "out/explain.html").read_text("utf-8")
+    assert "better with probability 0.90" in page
+    assert "better with probability 0.10" in page
 
 
 def test_one_text_of_an_ensemble(folder: Path, metarm) -> None:

@@ -19,7 +19,7 @@ from metarm.explaining.attributing import (
     check_captum,
 )
 from metarm.explaining.length_bias import measure_length_bias
-from metarm.explaining.linear_head import LinearHead, fit_head, refit_without
+from metarm.explaining.linear_head import LinearHead, learn_head, refit_without
 from metarm.explaining.neighbours import nearest_pairs, similarities
 from metarm.explaining.slices import (
     CONFIDENT_QUANTILE,
@@ -243,7 +243,8 @@ def _read_labels(
         sides = [side for pair in labelled for side in (pair.chosen, pair.rejected)]
         prompts = [pair.prompt for pair in labelled for _ in range(2)]
         differences, _ = _differences(head_states(score, prompts, sides, bar))
-    head = fit_head(differences) if len(labelled) >= LEAST_LABELS else None
+    soft = [_probability(pair) for pair in labelled]
+    head = learn_head(differences, soft) if len(labelled) >= LEAST_LABELS else None
     return _Labels(labelled, differences, head)
 
 
@@ -277,13 +278,21 @@ def _sides(pair: PreferencePair) -> dict[str, Any]:
     }
 
 
+def _label(pair: PreferencePair) -> dict[str, Any]:
+    return {**_sides(pair), "p": _probability(pair)}
+
+
+def _probability(pair: PreferencePair) -> float:
+    return 1.0 if pair.p is None else pair.p
+
+
 def _behind(difference: Floats, labels: _Labels | None, plan: ExplainPlan) -> dict[str, Any]:
     """The labels that a pair is like, and those that the head's answer on it comes from."""
     if labels is None:
         return {"neighbours": [], "helpful": [], "harmful": [], "head_gap": None}
     like = similarities(difference[None], labels.differences)[0]
     neighbours = [
-        {"label": near.label, "similarity": near.similarity, **_sides(labels.pairs[near.label])}
+        {"label": near.label, "similarity": near.similarity, **_label(labels.pairs[near.label])}
         for near in nearest_pairs(like, plan.num_neighbours)
     ]
     told: dict[str, Any] = {
@@ -313,7 +322,7 @@ def _influences(
                 "by_refit": now - float(refit_without(head, int(row)).predict(difference))
                 if len(difference) <= MOST_STATES_TO_REFIT
                 else None,
-                **_sides(labels.pairs[row]),
+                **_label(labels.pairs[row]),
             }
             for row in rows[:count]
             if sign * influence[row] > 0
@@ -327,15 +336,18 @@ def _describe_head(
     """The refitted head beside the model's own: how far it speaks for it."""
     if labels is None or labels.head is None:
         return None
-    own = labels.head.predict(differences)
+    head = labels.head
+    own = head.predict(differences)
     varies = own.std() > 0 and gaps.std() > 0
     return {
         "num_labels": len(labels.pairs),
-        "penalty_per_label": labels.head.penalty / len(labels.pairs),
+        "penalty_per_label": head.penalty / len(labels.pairs),
         "correlation": float(np.corrcoef(own, gaps)[0, 1]) if varies else None,
         "same_side_fraction": float((np.sign(own) == np.sign(gaps)).mean()),
         "accuracy": float(((1.0 + np.sign(own)) / 2.0).mean()),
-        "accuracy_left_out": float(((1.0 + np.sign(labels.head.margins_without)) / 2.0).mean()),
+        "accuracy_left_out": float(
+            ((1.0 + (2.0 * head.p - 1.0) * np.sign(head.margins_without)) / 2.0).mean()
+        ),
     }
 
 
@@ -343,15 +355,19 @@ def _suspects(labels: _Labels | None, count: int) -> list[dict[str, Any]]:
     """Labels that all the others speak against, the most suspicious first."""
     if labels is None or labels.head is None:
         return []
-    without, own = labels.head.margins_without, labels.head.self_influences
+    head = labels.head
+    # What the others say of the side that the label takes; a tie takes none.
+    without = np.sign(2.0 * head.p - 1.0) * head.margins_without
+    own = head.self_influences
     return [
         {
             "label": int(row),
-            "margin_without": float(without[row]),
+            "margin_without": float(head.margins_without[row]),
             "chance_mistaken": float(expit(-without[row])),
+            "surprise": float(head.surprises[row]),
             "self_influence": float(own[row]),
-            **_sides(labels.pairs[row]),
+            **_label(labels.pairs[row]),
         }
-        for row in np.argsort(without, kind="stable")[:count]
+        for row in np.argsort(-head.surprises, kind="stable")
         if without[row] < 0
-    ]
+    ][:count]
