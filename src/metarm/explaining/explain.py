@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from metarm.chunk_log import ChunkLog
 from metarm.errors import ConfigError, ModelError
 from metarm.explaining.attributing import (
     Attribution,
@@ -18,6 +17,7 @@ from metarm.explaining.attributing import (
     attribute,
     check_captum,
 )
+from metarm.explaining.kept_work import KeptWork
 from metarm.explaining.length_bias import measure_length_bias
 from metarm.explaining.linear_head import LinearHead, learn_head, refit_without
 from metarm.explaining.neighbours import nearest_pairs, similarities
@@ -30,10 +30,10 @@ from metarm.explaining.slices import (
 from metarm.explaining.telling import tell_explanation
 from metarm.models.ensemble import EnsembleScore
 from metarm.models.head_states import HeadStates, head_states
+from metarm.models.kept_states import KeptStates
 from metarm.models.reward_model import RewardModelScore
 from metarm.protocols import ProgressReporter
-from metarm.schema import PreferencePair, Prompt, prompt_text, prompt_to_json
-from metarm.storage import fingerprint
+from metarm.schema import PreferencePair, Prompt, prompt_text
 
 __all__ = ["ExplainPlan", "Reward", "explain_pairs", "explain_text"]
 
@@ -83,8 +83,7 @@ def explain_pairs(
     progress: ProgressReporter,
     labelled: Sequence[PreferencePair] = (),
     after: Reward | None = None,
-    log: ChunkLog | None = None,
-    log_key: str = "",
+    kept: KeptWork | None = None,
 ) -> dict[str, Any]:
     """Everything that `metarm explain` tells of labelled pairs, as plain JSON values.
 
@@ -95,8 +94,7 @@ def explain_pairs(
         progress: Gets a bar for scores and one for attributions.
         labelled: Pairs that the model was taught with: nearest pairs and influences are of these.
         after: The reward model after adaptation.
-        log: Keeps each attribution as it is done.
-        log_key: Stands for the model's bytes.
+        kept: Has what is done already, and gets the rest as it is done.
 
     Raises:
         ConfigError: When a row does not exist, or captum is not there.
@@ -105,15 +103,17 @@ def explain_pairs(
     if plan.rows or plan.num_rows:
         check_captum()
     _check_rows(plan.rows, len(pairs))
+    states = None if kept is None else kept.states
     with progress.stage("score pairs", 2 * len(pairs) * _num_models(score, after)) as bar:
         sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
         prompts = [pair.prompt for pair in pairs for _ in range(2)]
-        found = head_states(score, prompts, sides, bar)
+        found = head_states(score, prompts, sides, bar, states)
         differences, gaps = _differences(found)
         gaps_after = None
         if after is not None:
-            _, gaps_after = _differences(head_states(after, prompts, sides, bar))
-    labels = _read_labels(score, labelled, progress)
+            own = None if kept is None else kept.states_after
+            _, gaps_after = _differences(head_states(after, prompts, sides, bar, own))
+    labels = _read_labels(score, labelled, progress, states)
     clusters = prompt_numbers(pairs)
     slices = measure_slices(
         pairs,
@@ -129,8 +129,8 @@ def explain_pairs(
         for row, why in chosen:
             pair = pairs[row]
             attribution = PairAttribution(
-                _kept(score, pair.prompt, pair.chosen, plan.path, log, log_key),
-                _kept(score, pair.prompt, pair.rejected, plan.path, log, log_key),
+                _attribute(score, pair.prompt, pair.chosen, plan.path, kept),
+                _attribute(score, pair.prompt, pair.rejected, plan.path, kept),
             )
             bar.advance(2)
             told.append(
@@ -168,8 +168,7 @@ def explain_text(
     response: str,
     *,
     path: PathSettings,
-    log: ChunkLog | None = None,
-    log_key: str = "",
+    kept: KeptWork | None = None,
 ) -> dict[str, Any]:
     """The reward of one response word by word, as plain JSON values.
 
@@ -179,7 +178,7 @@ def explain_text(
     check_captum()
     # Scoring first: a text that does not fit is an error that names it.
     score([prompt], [response])
-    attribution = _kept(score, prompt, response, path, log, log_key)
+    attribution = _attribute(score, prompt, response, path, kept)
     return {
         "prompt": prompt_text(prompt),
         "response": response,
@@ -187,23 +186,12 @@ def explain_text(
     }
 
 
-def _kept(
-    score: Reward,
-    prompt: Prompt,
-    response: str,
-    path: PathSettings,
-    log: ChunkLog | None,
-    log_key: str,
+def _attribute(
+    score: Reward, prompt: Prompt, response: str, path: PathSettings, kept: KeptWork | None
 ) -> Attribution:
-    """An attribution, done once."""
-    key = fingerprint("attribution", log_key, prompt_to_json(prompt), response, asdict(path))
-    known = None if log is None else log.get(key)
-    if known is not None:
-        return Attribution.from_json(known)
-    found = attribute(score, prompt, response, path)
-    if log is not None:
-        log.put(key, found.to_json())
-    return found
+    if kept is None:
+        return attribute(score, prompt, response, path)
+    return kept.attribute(score, prompt, response, path)
 
 
 def _num_models(score: Reward, after: Reward | None) -> int:
@@ -235,14 +223,17 @@ def _differences(found: HeadStates) -> tuple[Floats, Floats]:
 
 
 def _read_labels(
-    score: Reward, labelled: Sequence[PreferencePair], progress: ProgressReporter
+    score: Reward,
+    labelled: Sequence[PreferencePair],
+    progress: ProgressReporter,
+    states: KeptStates | None,
 ) -> _Labels | None:
     if not labelled:
         return None
     with progress.stage("read labelled pairs", 2 * len(labelled) * _num_models(score, None)) as bar:
         sides = [side for pair in labelled for side in (pair.chosen, pair.rejected)]
         prompts = [pair.prompt for pair in labelled for _ in range(2)]
-        differences, _ = _differences(head_states(score, prompts, sides, bar))
+        differences, _ = _differences(head_states(score, prompts, sides, bar, states))
     soft = [_probability(pair) for pair in labelled]
     head = learn_head(differences, soft) if len(labelled) >= LEAST_LABELS else None
     return _Labels(labelled, differences, head)

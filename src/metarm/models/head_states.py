@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metarm.data.encoding import pad_batch
 from metarm.errors import ModelError
 from metarm.models.ensemble import EnsembleScore
+from metarm.models.kept_states import KeptStates
 from metarm.models.reward_model import RewardModelScore
 from metarm.protocols import StageProgress
 from metarm.schema import Prompt
@@ -47,6 +48,7 @@ def head_states(
     prompts: Sequence[Prompt],
     responses: Sequence[str],
     bar: StageProgress | None = None,
+    kept: KeptStates | None = None,
 ) -> HeadStates:
     """What the score layer reads of each response, and the layer itself.
 
@@ -55,14 +57,20 @@ def head_states(
         prompts: One for each response.
         responses: That fit the model's context.
         bar: Moves by one for each text and member.
+        kept: Has the batches that are read already, and gets the others as they are read.
 
     Raises:
         ModelError: When the model has no linear layer that gives the score, or its score is not
             what that layer gives, to rounding.
     """
     if isinstance(score, RewardModelScore):
-        return _read_states(score, prompts, responses, bar)
-    found = [_read_states(member, prompts, responses, bar) for member in score.members]
+        return _read_states(score, prompts, responses, bar, kept)
+    found = [
+        _read_states(
+            member, prompts, responses, bar, None if kept is None else kept.of_member(number)
+        )
+        for number, member in enumerate(score.members)
+    ]
     shares = [1.0 / (spread * len(found)) for spread in score.spreads]
     return HeadStates(
         np.concatenate([one.states for one in found], axis=1),
@@ -79,6 +87,7 @@ def _read_states(
     prompts: Sequence[Prompt],
     responses: Sequence[str],
     bar: StageProgress | None,
+    kept: KeptStates | None,
 ) -> HeadStates:
     layer = _score_layer(score.model)
     weights = layer.weight[0].double().cpu().numpy()
@@ -88,7 +97,13 @@ def _read_states(
     states = np.empty((len(rows), layer.in_features))
     for start in range(0, len(order), score.batch_size):
         indices = order[start : start + score.batch_size]
-        states[indices] = _read_batch(score, layer, [rows[i] for i in indices])
+        batch = [rows[i] for i in indices]
+        found = None if kept is None else kept.get(batch)
+        if found is None:
+            found = _read_batch(score, layer, batch)
+            if kept is not None:
+                kept.put(batch, found)
+        states[indices] = found
         if bar is not None:
             bar.advance(len(indices))
     return HeadStates(states, weights, bias)
