@@ -75,7 +75,7 @@ def side(text: str, score: float) -> dict:
 
 def document(text: str = "word") -> dict:
     sides = {"prompt": text, "chosen": text, "rejected": text}
-    behind = {"label": 3, **sides}
+    behind = {"label": 3, "p": 1.0, **sides}
     attribution = {
         "difference": -1.25,
         "prompt": [[text, -2.0], [" more", 0.001]],
@@ -182,6 +182,34 @@ def test_figures_are_those_of_the_document(tmp_path: Path) -> None:
     assert "label 3, similarity -0.50: speaks for the worse answer" in text
     assert "73% for the other side" in text
     assert "the mean over 2 members" in text.lower()
+
+
+@pytest.mark.parametrize(
+    ("p", "says", "answers"),
+    [
+        (1.0, "speaks for the worse answer", ("labelled better", "labelled worse")),
+        (
+            0.3,
+            "speaks for the better answer",
+            ("better with probability 0.30", "better with probability 0.70"),
+        ),
+        (
+            0.5,
+            "speaks for neither answer",
+            ("better with probability 0.50", "better with probability 0.50"),
+        ),
+    ],
+)
+def test_soft_labels_say_how_sure_they_are(
+    tmp_path: Path, p: float, says: str, answers: tuple[str, str]
+) -> None:
+    told = document()
+    told["pairs"][0]["neighbours"][0]["p"] = p
+    _, reader = read(write_explain_page(told, tmp_path))
+    _, _, after = reader.text.partition("label 3, similarity -0.50: ")
+    lines = [line for line in after.splitlines() if line.strip()]
+    assert lines[0] == says
+    assert lines[2:4] == [f"{answer}word" for answer in answers]
 
 
 def test_words_are_coloured_by_what_they_do(tmp_path: Path) -> None:
