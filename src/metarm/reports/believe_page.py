@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of `metarm label believe`: whom to believe, what is disputed, what to ask next."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from metarm.annotators.kinds import KindComparison
 from metarm.annotators.label_data import LabelData
@@ -21,8 +18,7 @@ from metarm.reports.believe_figures import (
     draw_labels,
     draw_matrix,
 )
-from metarm.reports.drawing import STYLE
-from metarm.reports.page import data_uri, page_environment
+from metarm.reports.rendering import page_environment, picture
 from metarm.schema import Estimate, prompt_text
 from metarm.storage import write_text
 
@@ -55,10 +51,10 @@ def write_believe_page(
         "num_pairs": int((belief.table.votes_of_pair > 0).sum()),
         "model": belief.model,
         "points": _points(report),
-        "annotators": _picture(draw_annotators(belief, data.kinds, bad)),
-        "answers": _picture(draw_answers(belief)),
-        "labels": _picture(draw_labels(belief)),
-        "matrix": _picture(draw_matrix(report.agreement, belief)),
+        "annotators": picture(draw_annotators(belief, data.kinds, bad)),
+        "answers": picture(draw_answers(belief)),
+        "labels": picture(draw_labels(belief)),
+        "matrix": picture(draw_matrix(report.agreement, belief)),
         "rows": _annotator_rows(report, data, bad),
         "kinds": [
             (one.kind, ", ".join(one.names), one.num_votes, str(one.reliability))
@@ -134,7 +130,7 @@ def _comparison(one: KindComparison) -> dict[str, Any]:
     ]
     return {
         "title": f"{one.first_kind.capitalize()} against {one.second_kind}",
-        "figure": _picture(draw_kinds(one)),
+        "figure": picture(draw_kinds(one)),
         "summary": f"Agreement {one.agreement}, kappa {_text(one.kappa)}, over "
         f"{one.agreement.count} pairs; {len(one.disputed)} on which they prefer different sides.",
         "longer": ". ".join(longer),
@@ -192,12 +188,3 @@ def _cut(text: str) -> str:
     if len(text) <= MAX_CHARACTERS:
         return text
     return f"{text[:MAX_CHARACTERS]} [... {len(text) - MAX_CHARACTERS} more characters]"
-
-
-def _picture(figure: Figure | None) -> str | None:
-    if figure is None:
-        return None
-    stream = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return data_uri(stream.getvalue())

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of a comparison: who differs from plain training, by how much, at what cost."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +18,7 @@ from metarm.bench.summary import (
     summarise_cells,
 )
 from metarm.reports.drawing import GREY, INK, STYLE, WIDTH
-from metarm.reports.page import data_uri, page_environment
+from metarm.reports.rendering import fact_rows, page_environment, picture
 from metarm.storage import write_text
 
 __all__ = ["write_comparison_page"]
@@ -48,13 +47,13 @@ def write_comparison_page(cells: Sequence[Cell], folder: Path, facts: Mapping[st
                 "lead": _lead(own := [s for s in summaries if s.shift == shift]),
                 "rows": [_row(summary) for summary in own],
                 "num_splits": own[0].num_splits,
-                "changes": _picture(_draw_changes(own)),
-                "curves": _picture(_draw_curves([c for c in cells if c.shift == shift])),
+                "changes": picture(_draw_changes(own)),
+                "curves": picture(_draw_curves([c for c in cells if c.shift == shift])),
             }
             for shift in shifts
         ],
         "num_comparisons": count_comparisons(summaries),
-        "facts": [(name, str(value)) for name, value in facts.items()],
+        "facts": fact_rows(facts),
     }
     path = folder / "compare.html"
     write_text(path, page_environment().get_template("compare.html.j2").render(context))
@@ -96,7 +95,8 @@ def _row(summary: MethodSummary) -> dict[str, Any]:
         "original_change": change_in_points(summary.original_change),
         "shifted": f"{summary.shifted.value:.3f}" if summary.shifted else "-",
         "shifted_change": change_in_points(change),
-        "is_told": change is not None and not change.low <= 0 <= change.high,
+        "is_original_told": _is_told(summary.original_change),
+        "is_shifted_told": _is_told(change),
         "balanced": _number(None if balanced is None else 100 * balanced, "+.1f"),
         "worst": _number(None if worst is None else 100 * worst, "+.1f"),
         "gap": _number(summary.gap_recovered, ".0%"),
@@ -108,6 +108,11 @@ def _row(summary: MethodSummary) -> dict[str, Any]:
         "cost": f"{summary.forward / 1000:.0f} k / {summary.backward / 1000:.0f} k",
         "seconds": f"{summary.seconds:.1f}",
     }
+
+
+def _is_told(change: Estimate | None) -> bool:
+    """Whether the interval leaves out zero."""
+    return change is not None and not change.low <= 0 <= change.high
 
 
 def _draw_changes(summaries: Sequence[MethodSummary]) -> Figure | None:
@@ -161,12 +166,3 @@ def _draw_curves(cells: Sequence[Cell]) -> Figure | None:
             return None
         figure.legend(handles, labels, loc="outside upper left", ncols=5)
         return figure
-
-
-def _picture(figure: Figure | None) -> str | None:
-    if figure is None:
-        return None
-    stream = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return data_uri(stream.getvalue())

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The figure of an explanation: how often each kind of pairs is confident and wrong."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -11,22 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from metarm.reports.drawing import GREY, INK, STYLE, WIDTH
-from metarm.reports.page import data_uri, visible_text
+from metarm.reports.rendering import visible_text
 
-__all__ = ["draw_slices", "slices_picture"]
+__all__ = ["draw_slices"]
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
 MOST_IN_NAME: Final = 46
 
 Row = Mapping[str, Any]
-
-
-def slices_picture(slices: Sequence[Row]) -> str:
-    """The figure as the address of an image that a page holds itself."""
-    stream = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        draw_slices(slices).savefig(stream, format="svg", metadata={"Date": None})
-    return data_uri(stream.getvalue())
 
 
 def draw_slices(slices: Sequence[Row]) -> Figure:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from metarm.reports.explain_figure import slices_picture
-from metarm.reports.page import page_environment
+from metarm.reports.explain_figure import draw_slices
+from metarm.reports.rendering import page_environment, picture
 from metarm.schema import Estimate
 from metarm.storage import write_text
 
@@ -41,7 +41,7 @@ def write_explain_page(document: Mapping[str, Any], folder: Path) -> Path:
     context = {
         "title": _title(document),
         "headline": document.get("headline", []),
-        "figure": slices_picture(slices) if len(slices) > 1 else None,
+        "figure": picture(draw_slices(slices)) if len(slices) > 1 else None,
         "has_after": any(row["change"] is not None for row in slices),
         "quantile": f"{1 - document['confident_quantile']:.0%}" if slices else "",
         "sure": _sure(document["confident_above"]) if slices else "",

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of a judging: who wins, how sure it is, how far judges agree, and some texts."""
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +12,7 @@ from metarm.judging.comparisons import Comparison
 from metarm.judging.results import Judging, tell_win_rate
 from metarm.judging.win_rates import WinRate
 from metarm.reports.drawing import GREY, INK, STYLE, WIDTH, name_in_figure
-from metarm.reports.page import data_uri, page_environment
+from metarm.reports.rendering import fact_rows, page_environment, picture
 from metarm.schema import Estimate, prompt_text
 from metarm.storage import write_text
 
@@ -43,9 +41,9 @@ def write_judging_page(judging: Judging, folder: Path, facts: Mapping[str, Any])
         "points": [tell_win_rate(rate) for rate in judging.win_rates],
         "num_comparisons": len(judging.comparisons),
         "num_prompts": len({one.prompt for one in judging.comparisons}),
-        "shares": _picture(_draw_shares(judging.win_rates)),
-        "rates": _picture(_draw_rates(judging.win_rates)),
-        "rating_figure": _picture(_draw_ratings(judging)),
+        "shares": picture(_draw_shares(judging.win_rates)),
+        "rates": picture(_draw_rates(judging.win_rates)),
+        "rating_figure": picture(_draw_ratings(judging)),
         "rows": [_row(rate) for rate in judging.win_rates],
         "ratings": [
             (one.judge, one.arm, _text(one.rating), f"{one.expected_win_rate:.3f}")
@@ -71,25 +69,20 @@ def write_judging_page(judging: Judging, folder: Path, facts: Mapping[str, Any])
             for judged in judging.judged
             if "template_text" in judged.facts
         },
-        "facts": [*_facts(facts), *(_judge_facts(judging))],
+        "facts": [*fact_rows(facts), *(_judge_facts(judging))],
     }
     path = folder / "judge.html"
     write_text(path, page_environment().get_template("judge.html.j2").render(context))
     return path
 
 
-def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-        for name, value in facts.items()
-    ]
-
-
 def _judge_facts(judging: Judging) -> list[tuple[str, str]]:
     return [
         (f"{judged.name}: {name}", text)
         for judged in judging.judged
-        for name, text in _facts({k: v for k, v in judged.facts.items() if k not in HIDDEN_FACTS})
+        for name, text in fact_rows(
+            {k: v for k, v in judged.facts.items() if k not in HIDDEN_FACTS}
+        )
     ]
 
 
@@ -231,12 +224,3 @@ def _cut(text: str) -> str:
     if len(text) <= MAX_CHARACTERS:
         return text
     return f"{text[:MAX_CHARACTERS]} [... {len(text) - MAX_CHARACTERS} more characters]"
-
-
-def _picture(figure: Figure | None) -> str | None:
-    if figure is None:
-        return None
-    stream = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return data_uri(stream.getvalue())

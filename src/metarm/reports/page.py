@@ -1,16 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One self-contained HTML page per run, and a table of its results for the terminal."""
 
-import base64
-import json
-import unicodedata
-from collections.abc import Iterable, Mapping
-from importlib.resources import files
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
 
 from metarm.reports.comparisons import compare, summary_of
 from metarm.reports.data_account import account_of_data
@@ -20,6 +13,7 @@ from metarm.reports.headline import arm_description, basis, headline
 from metarm.reports.labels_spent import spent_rows
 from metarm.reports.measures import MEASURES, definitions
 from metarm.reports.read_run import Cell, Run, Sample, read_run
+from metarm.reports.rendering import data_uri, fact_rows, page_environment, visible_text
 from metarm.reports.restored import (
     DEFINITION,
     HOW_TO_READ,
@@ -30,18 +24,10 @@ from metarm.reports.restored import (
 )
 from metarm.storage import write_text
 
-__all__ = [
-    "data_uri",
-    "page_environment",
-    "summary_table",
-    "visible_text",
-    "write_report",
-]
+__all__ = ["summary_table", "write_report"]
 
 NUM_SAMPLES = 4
 MAX_CHARACTERS = 1500
-HIDDEN_MARKS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Marks that turn the direction of text without being seen."""
 TERMINAL_MEASURES = {
     "accuracy_shifted": "accuracy, own pairs",
     "accuracy_original": "accuracy, original",
@@ -100,34 +86,6 @@ def _text_table(run: Run) -> list[str]:
     ]
 
 
-def visible_text(value: str) -> str:
-    """The text with control characters, direction marks and lone surrogates spelled out."""
-    return "".join(
-        f"<U+{ord(character):04X}>"
-        if character in HIDDEN_MARKS
-        or (unicodedata.category(character) in {"Cc", "Cs"} and character not in "\n\t")
-        else character
-        for character in value
-    )
-
-
-def page_environment() -> Environment:
-    """Templates from inside the package; everything they print is escaped."""
-    folder = files("metarm.reports") / "templates"
-    return Environment(
-        loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: (
-            visible_text(value)
-            if isinstance(value, str) and not isinstance(value, Markup)
-            else value
-        ),
-    )
-
-
 def _context(run: Run) -> dict[str, Any]:
     """Everything the template shows."""
     columns = _columns(run)
@@ -157,7 +115,7 @@ def _context(run: Run) -> dict[str, Any]:
         "samples": _samples(run),
         "account": account_of_data(run.folder),
         "meanings": _meanings(),
-        "facts": _facts(run.facts),
+        "facts": fact_rows(run.facts),
         "seconds": _seconds(run),
     }
 
@@ -266,17 +224,6 @@ def _meanings() -> list[tuple[str, str, str, str]]:
     return [*rows, (NAME, f"{LABEL} (fraction)", DEFINITION, HOW_TO_READ)]
 
 
-def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The content of `run.json` as flat rows of text."""
-    rows = []
-    for key, value in facts.items():
-        inner = value.items() if isinstance(value, Mapping) else [("", value)]
-        for name, leaf in inner:
-            text = leaf if isinstance(leaf, str) else json.dumps(leaf, ensure_ascii=False)
-            rows.append((f"{key}: {name}" if name else str(key), text))
-    return rows
-
-
 def _seconds(run: Run) -> list[tuple[str, str]]:
     """Wall time of each arm, all its finished rounds and seeds together."""
     totals = {
@@ -287,8 +234,3 @@ def _seconds(run: Run) -> list[tuple[str, str]]:
         (arm, f"{total:.0f} s" if total < 120 else f"{total / 60:.1f} min")
         for arm, total in totals.items()
     ]
-
-
-def data_uri(svg: bytes) -> str:
-    """A picture that stands inside the page."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of `metarm bench`: where a step's time goes, and how near it is to the least."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from metarm.reports.drawing import INK, STYLE, WIDTH
-from metarm.reports.page import data_uri, page_environment
+from metarm.reports.rendering import page_environment, picture
 from metarm.reports.speed_tables import all_tables, case_table, equivalence_text
 from metarm.speed.summary import LABELS, CaseSummary, MethodSummary, stacked_parts, summarise_case
 from metarm.storage import write_text
@@ -51,7 +50,7 @@ def write_speed_page(document: Mapping[str, Any], folder: Path) -> Path:
                 "name": summary.case.name,
                 "workload": summary.case.workload,
                 "table": case_table(summary),
-                "picture": _picture(draw_parts(found, summary)),
+                "picture": picture(draw_parts(found, summary)),
                 "equivalence": equivalence_text(found),
                 "failures": [row for row in summary.rows if row.failure],
             }
@@ -141,12 +140,3 @@ def _draw_floors(axes: Any, summary: CaseSummary, bars: Sequence[str], scale: fl
             [place - 0.36, place + 0.36], [height, height], color="black", linewidth=2, label=label
         )
         label = "_"
-
-
-def _picture(figure: Figure | None) -> str | None:
-    if figure is None:
-        return None
-    stream = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return data_uri(stream.getvalue())

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of a search: whether tuning was worth it, what mattered, how flat the optimum is."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from metarm.bench.tuning_results import Trial, Tuning, tell_best
 from metarm.reports.drawing import GREY, INK, STYLE, WIDTH
-from metarm.reports.page import data_uri, page_environment
+from metarm.reports.rendering import fact_rows, page_environment, picture
 from metarm.storage import write_text
 
 __all__ = ["write_tuning_page"]
@@ -42,11 +41,11 @@ def write_tuning_page(tuning: Tuning, folder: Path, facts: Mapping[str, Any]) ->
         "points": points,
         "rows": [_row(tuning, name) for name in tuning.space],
         "num_pruned": sum(trial.is_pruned for trial in tuning.trials),
-        "history": _picture(_draw_history(tuning)),
-        "slices": _picture(_draw_slices(tuning)),
-        "importances": _picture(_draw_importances(tuning)) if tuning.importances else None,
-        "fresh": None if tuning.best.is_default else _picture(_draw_fresh(tuning)),
-        "facts": [(name, str(value)) for name, value in facts.items()],
+        "history": picture(_draw_history(tuning)),
+        "slices": picture(_draw_slices(tuning)),
+        "importances": picture(_draw_importances(tuning)) if tuning.importances else None,
+        "fresh": None if tuning.best.is_default else picture(_draw_fresh(tuning)),
+        "facts": fact_rows(facts),
     }
     path = folder / "tune.html"
     write_text(path, page_environment().get_template("tune.html.j2").render(context))
@@ -197,10 +196,3 @@ def _draw_fresh(tuning: Tuning) -> Figure:
             axes.set_ylim(-0.5, 1.5)
         panels[0].set_yticks([0, 1], ["mean", "fresh splits"])
         return figure
-
-
-def _picture(figure: Figure) -> str:
-    stream = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return data_uri(stream.getvalue())

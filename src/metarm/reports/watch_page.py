@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of a watch: what each look measured, against what would be an alarm."""
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from metarm.reports.drawing import GREY, INK, STYLE, WIDTH
-from metarm.reports.page import data_uri, page_environment
+from metarm.reports.rendering import fact_rows, page_environment, picture
 from metarm.storage import write_text
 
 __all__ = ["draw_looks", "write_watch_page"]
@@ -53,13 +52,13 @@ def write_watch_page(
                 "name": name,
                 "state": looks[-1]["state"] if looks else "fine",
                 "lead": _lead(looks),
-                "picture": _picture(draw_looks(looks)) if looks else None,
+                "picture": picture(draw_looks(looks)) if looks else None,
                 "rows": [_row(look) for look in looks],
                 "names": _test_names(looks),
             }
             for name, looks in runs.items()
         ],
-        "facts": [(name, str(value)) for name, value in facts.items()],
+        "facts": fact_rows(facts),
     }
     write_text(path, page_environment().get_template("watch.html.j2").render(context))
     return path
@@ -154,10 +153,3 @@ def _row(look: LookRow) -> dict[str, Any]:
         "kl": "-" if kl is None else f"{kl:.2f}",
         "reasons": "; ".join(look["reasons"]) or "-",
     }
-
-
-def _picture(figure: Figure) -> str:
-    stream = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return data_uri(stream.getvalue())

@@ -16,8 +16,9 @@ import pytest
 
 from metarm.errors import EmptySetError, FormatError
 from metarm.reports.measures import definitions
-from metarm.reports.page import summary_table, visible_text, write_report
+from metarm.reports.page import summary_table, write_report
 from metarm.reports.read_run import read_run
+from metarm.reports.rendering import visible_text
 from metarm.schema import Scorecard
 from metarm.storage import read_json, write_json, write_json_lines, write_text
 
