@@ -163,7 +163,8 @@ def train_reward_model(
     """
     if not test_pairs:
         raise DataError("no held-out pairs: give a test file or a larger test_fraction")
-    check_apart(pairs, [*test_pairs, *probe], "held-out pairs")
+    trained_on = [*pairs, *(pair for task in tasks for pair in task.pairs)]
+    check_apart(trained_on, [*test_pairs, *probe], "held-out pairs")
     check_tasks(pairs, test_pairs, tasks)
     is_guarded = _is_guarded(settings)
     if probe and not is_guarded:
