@@ -76,7 +76,7 @@ def test_every_task_gets_a_reward_model_that_verbs_take(
 def test_a_killed_training_of_tasks_goes_on_bit_for_bit(
     data: Path, metarm: Callable[..., Finished], launch: Callable[..., Command]
 ) -> None:
-    words = (*WORDS_OF_ALL, "--checkpoint-steps", "1")
+    words = (*WORDS_OF_ALL, "--checkpoint-steps", "1", "max_steps=6")
     document(metarm(*words, "--output", "whole", "--json"))
     running = launch(*words, "--output", "again", "--json")
     kept = data / ".again.checkpoints"
