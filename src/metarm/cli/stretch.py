@@ -429,6 +429,8 @@ def adapt(
             f"{_points(found['gain']['change'])}; original {found['original']['difference']:+.3f} "
             f"({holds})"
         )
+    if num_left_out := document["num_original_left_out"]:
+        answer(f"{num_left_out} original pairs left out: they are of few labels' prompts")
     answer(f"taken: {document['taken']}. {document['reason']}")
     answer("")
     print_table({"output": output})
