@@ -71,11 +71,11 @@ def pseudo_label(
         from metarm.data.meta_sets import load_groups
         from metarm.data.preferences import load_preferences
         from metarm.storage import checkpoints_of
-        from metarm.stretching.rounds import train_in_rounds
+        from metarm.stretching.rounds import train_on_pseudo_labels
 
         loaded = load_preferences(preferences, data_format)
         note(f"{preferences}: {loaded.report.summary()}")
-        report = train_in_rounds(
+        report = train_on_pseudo_labels(
             model=model,
             pairs=loaded.pairs,
             groups=load_groups(unlabelled),
@@ -429,6 +429,8 @@ def adapt(
             f"{_points(found['gain']['change'])}; original {found['original']['difference']:+.3f} "
             f"({holds})"
         )
+    if num_left_out := document["num_original_left_out"]:
+        answer(f"{num_left_out} original pairs left out: they are of few labels' prompts")
     answer(f"taken: {document['taken']}. {document['reason']}")
     answer("")
     print_table({"output": output})
