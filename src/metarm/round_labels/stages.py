@@ -106,13 +106,16 @@ def buy_labels(
     pairs = [LabelPair.from_json(row) for row in read_json_lines(asked.folder / PAIRS_FILE)]
     if work.own.labels_from == PEOPLE and not (work.place / LABELS).exists():
         ids = {pair.id for pair in pairs}
-        # As many as the store was told when the pairs were handed out.
-        found = read_store_votes(
-            work.settings.output_dir / STORE_FILE, ids, int(asked.metrics["votes_per_pair"])
-        )
+        path = work.settings.output_dir / STORE_FILE
+        found = read_store_votes(path, ids, _votes_per_pair(asked))
         if found.answered < ids:
             return Waiting(work.arm, work.seed, work.round, len(ids), len(found.answered))
     return _answer(work, asked, pairs, reward)
+
+
+def _votes_per_pair(asked: Stage) -> int:
+    """Votes that each pair of a round waits for: what held when they were asked."""
+    return int(asked.metrics["votes_per_pair"])
 
 
 def _ask(work: LabelWork, samples: Stage, reward: Stage, earlier: Sequence[Stage]) -> Stage:
@@ -181,7 +184,7 @@ def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: S
     own = work.own
 
     def build(folder: Path) -> dict[str, Any]:
-        answers = _answers(work, pairs, folder)
+        answers = _answers(work, asked, pairs, folder)
         believed = soft_labels(pairs, answers.votes, lambda: _features(pairs, reward))
         labels = [
             _label(pair, believed[pair.id]) for pair in pairs if believed[pair.id] is not None
@@ -207,7 +210,7 @@ def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: S
         record |= {"label_noise": own.label_noise, "gold": work.settings.evaluation.gold}
         record |= {"seed": work.draw} if own.label_noise else {}
     elif own.labels_from == PEOPLE:
-        record |= {"votes_per_pair": work.settings.labels.votes_per_pair}
+        record |= {"votes_per_pair": _votes_per_pair(asked)}
     else:
         record |= judge_record(work.settings, own)
     stage = build_stage(work.place / LABELS, record, [asked, reward], build, goes_on=True)
@@ -216,14 +219,14 @@ def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: S
     return replace(stage, fingerprint=fingerprint(stage.fingerprint, digest))
 
 
-def _answers(work: LabelWork, pairs: Sequence[LabelPair], folder: Path) -> Answers:
+def _answers(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], folder: Path) -> Answers:
     own, answers = work.own, work.settings.labels
     if own.labels_from == GOLD:
         return answer_by_gold(pairs, work.gold, label_noise=own.label_noise, seed=work.draw)
     if own.labels_from == PEOPLE:
         ids = {pair.id for pair in pairs}
         path = work.settings.output_dir / STORE_FILE
-        found = read_store_votes(path, ids, answers.votes_per_pair)
+        found = read_store_votes(path, ids, _votes_per_pair(asked))
         return Answers(found.votes, found.kinds)
     kept = checkpoints_of(folder) / ANSWERS_FILE
     judge, name = load_arm_judge(work.settings, own, kept, work.progress)
