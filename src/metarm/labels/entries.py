@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a label store remembers for good, as entries: JSON objects for its journal, rows for SQLite.
 
-Settings, pairs, known answers, votes that single pairs want, annotators, invitations, revocations and events are entries; items
-served and leases are not, since both are worked out anew.
+Settings, pairs, known answers, votes that single pairs want, annotators, invitations, revocations
+and events are entries; items served and leases are not, since both are worked out anew.
 """
 
 import json

@@ -18,10 +18,10 @@ from metarm.data.meta_sets import load_groups
 from metarm.data.preferences import load_preferences, save_preferences
 from metarm.gold_labels import draw_pairs, gold_gaps, told_apart
 from metarm.labels.votes import LabelPair, Vote
-from metarm.metrics import accuracy_estimate, pair_accuracy
 from metarm.models.ensemble import EnsembleScore, load_reward
 from metarm.models.head_states import head_states
 from metarm.protocols import ProgressReporter, ScoreFunction
+from metarm.round_labels.agreeing import agreement_with_votes
 from metarm.round_labels.answering import (
     Answers,
     answer_by_gold,
@@ -192,6 +192,9 @@ def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: S
         save_preferences(folder / LABELS_FILE, labels)
         write_json_lines(folder / ANSWERS_FILE, _rows(pairs, answers, believed))
         given = [vote for vote in answers.votes if vote.choice != "skip"]
+        agreed = agreement_with_votes(
+            pairs, answers.votes, lambda *texts: load_reward(reward.folder)(*texts)
+        )
         return {
             "num_asked": len(pairs),
             "num_labels": len(labels),
@@ -202,7 +205,7 @@ def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: S
             "kinds": dict(answers.kinds),
             "annotator_seconds": sum(vote.seconds or 0.0 for vote in answers.votes),
             **answers.facts,
-            **_accuracy_before(pairs, believed, reward),
+            **({"accuracy_of_random": asdict(agreed)} if agreed else {}),
         }
 
     record: dict[str, Any] = {"labels_from": own.labels_from}
@@ -272,32 +275,6 @@ def _rows(
         }
         for pair in pairs
     ]
-
-
-def _accuracy_before(
-    pairs: Sequence[LabelPair], believed: dict[str, float | None], reward: Stage
-) -> dict[str, Any]:
-    """How often the reward model that began the round agrees with the labels, where it may be said.
-
-    Of the pairs that were drawn at random alone: those chosen for being hard say nothing of others.
-    """
-    told = [
-        (pair, p)
-        for pair in pairs
-        if pair.chosen_by == RANDOM and (p := believed[pair.id]) not in (None, 0.5)
-    ]
-    if not told:
-        return {}
-    score = load_reward(reward.folder)
-    prompts = [pair.prompt for pair, _ in told]
-    first, second = (
-        score(prompts, [getattr(pair, side) for pair, _ in told]) for side in ("first", "second")
-    )
-    gaps = [one - other for one, other in zip(first, second, strict=True)]
-    right = pair_accuracy(gaps, [(p or 0.0) - 0.5 for _, p in told])
-    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    estimate = accuracy_estimate(right, [numbers[prompt] for prompt in prompts])
-    return {"accuracy_of_random": asdict(estimate)}
 
 
 def load_labels(stages: Sequence[Stage]) -> list[PreferencePair]:

@@ -278,12 +278,12 @@ def test_settings_are_kept_and_the_seed_stays(tmp_path: Path) -> None:
     more = PLAIN.model_copy(update={"votes_per_pair": 3})
     with LabelStore(path, more) as store:
         assert store.settings == more
-    wrong = pytest.raises(ConfigError, match="expected no seed, .* got seed=1")
+    wrong = pytest.raises(ConfigError, match=r"expected no seed, .* got seed=1")
     with wrong, LabelStore(path, LabelSettings(seed=1)):
         pass
     other = tmp_path / "other.db"
     _fill(other, LabelSettings(seed=7))
-    wrong = pytest.raises(ConfigError, match="expected seed=7, .* got seed=0")
+    wrong = pytest.raises(ConfigError, match=r"expected seed=7, .* got seed=0")
     with wrong, LabelStore(other, LabelSettings(seed=0)):
         pass
     with LabelStore(other, more) as store:
