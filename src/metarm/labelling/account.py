@@ -53,6 +53,8 @@ class Votes:
     annotators: Sequence[Annotator]
     counts: StoreCounts
     votes_per_pair: int
+    wanted: Mapping[str, int]
+    """Pair -> votes that it wants, where that is another number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,7 @@ def read_votes_of(reader: LabelReader) -> Votes:
         annotators=reader.annotators(),
         counts=reader.counts(),
         votes_per_pair=reader.settings.votes_per_pair,
+        wanted=reader.wanted(),
     )
 
 
@@ -175,7 +178,9 @@ def account_of(votes: Votes, behaviour: Mapping[str, Behaviour]) -> Account:
     return Account(
         counts=votes.counts,
         num_paid=sum(e.annotator in people and e.choice in LABELS for e in votes.events),
-        num_left=sum(max(0, votes.votes_per_pair - counted[pair]) for pair in wanted),
+        num_left=sum(
+            max(0, votes.wanted.get(pair, votes.votes_per_pair) - counted[pair]) for pair in wanted
+        ),
         alpha=_alpha(by_pair, RESAMPLES),
         moments=_moments(of_people),
         rows=[

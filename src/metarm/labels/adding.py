@@ -5,6 +5,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Final
 
 from metarm.data.fields import Row
@@ -31,8 +32,13 @@ LONGEST_NAME: Final = 100
 TOKEN_BYTES: Final = 24
 
 
-def add_pairs(change: Change, pairs: Iterable[LabelPair], gold: Mapping[str, Choice]) -> int:
-    """Add pairs and known answers; as `LabelStore.add_pairs`."""
+def add_pairs(
+    change: Change,
+    pairs: Iterable[LabelPair],
+    gold: Mapping[str, Choice],
+    wanted: Mapping[str, int] = MappingProxyType({}),
+) -> int:
+    """Add pairs, known answers and wanted votes; as `LabelStore.add_pairs`."""
     added = 0
     for pair in pairs:
         _check_pair(pair)
@@ -47,7 +53,7 @@ def add_pairs(change: Change, pairs: Iterable[LabelPair], gold: Mapping[str, Cho
             second=pair.second,
             source=pair.source,
             chosen_by=pair.chosen_by,
-            place=queue.place_of(change.settings.seed, pair_id),
+            place=queue.place_of(change.seed, pair_id),
         )
         added += 1
     known = reading.read_gold(change.connection)
@@ -55,7 +61,19 @@ def add_pairs(change: Change, pairs: Iterable[LabelPair], gold: Mapping[str, Cho
         if known.get(pair_id) != choice:
             _check_gold(change, pair_id, choice, known)
             change.add("gold", pair=pair_id, choice=choice, at=change.now)
+    for pair_id, votes in wanted.items():
+        _add_want(change, pair_id, votes)
     return added
+
+
+def _add_want(change: Change, pair: str, votes: int) -> None:
+    """Keep how many votes a pair wants, where that is news; the most of all numbers is in force."""
+    if votes < 1:
+        raise ConfigError(f"expected 1 or more votes for pair {pair}, got {votes}")
+    if not change.has("pair", "id", pair):
+        raise DataError(f"expected votes wanted for a pair that is there, got {pair!r}")
+    if change.find("SELECT 1 FROM want WHERE pair = ? AND votes >= ?", pair, votes) is None:
+        change.add("want", pair=pair, votes=votes, at=change.now)
 
 
 def add_content(change: Change, content: LabelContent) -> list[Recorded]:

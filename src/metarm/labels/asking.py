@@ -90,7 +90,7 @@ def _questions(
     voted = {
         (vote.pair, vote.is_repeat) for vote in store.content().votes if vote.annotator == name
     }
-    seed = store.settings.seed
+    seed = store.seed
     return [
         _Question(
             pair, is_side_turned(seed, pair.id, name, showing) if has_sides else None, bool(showing)

@@ -17,6 +17,8 @@ class Change:
 
     connection: sqlite3.Connection
     settings: LabelSettings
+    seed: int
+    """What sides, order, gold items and repeats are drawn by."""
     now: float
     """Seconds since 1970."""
     entries: list[Entry] = field(default_factory=list)

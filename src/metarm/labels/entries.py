@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a label store remembers for good, as entries: JSON objects for its journal, rows for SQLite.
 
-Settings, pairs, known answers, annotators, invitations, revocations and events are entries; items
-served and leases are not, since both are worked out anew.
+Settings, pairs, known answers, votes that single pairs want, annotators, invitations, revocations
+and events are entries; items served and leases are not, since both are worked out anew.
 """
 
 import json
@@ -61,6 +61,7 @@ KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
             frozenset({"prompt"}),
         ),
         "gold": _Kind(("pair", "choice", "at"), ("pair",)),
+        "want": _Kind(("pair", "votes", "at"), ("pair", "votes")),
         "annotator": _Kind(("number", "name", "kind", "at"), ("name",)),
         "invitation": _Kind(("number", "token", "annotator", "at", "expires_at"), ("token",)),
         "revocation": _Kind(("number", "annotator", "last_invitation", "at"), ("number",)),

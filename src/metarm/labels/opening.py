@@ -22,6 +22,9 @@ __all__ = ["OpenedStore", "open_store"]
 
 logger: Final = logging.getLogger(__name__)
 
+SECRET_BYTES: Final = 16
+"""Of a store's id, which tells it from others and is what its draws are made of."""
+
 
 @dataclass(frozen=True, slots=True)
 class OpenedStore:
@@ -133,17 +136,21 @@ def _keep_settings(
         "SELECT number, store, value FROM setting ORDER BY number DESC LIMIT 1"
     ).fetchone()
     if row is None:
-        number, store, wanted = 1, secrets.token_hex(8), settings or LabelSettings()
+        number, store, wanted = 1, secrets.token_hex(SECRET_BYTES), settings or LabelSettings()
     else:
         before = LabelSettings.model_validate_json(row["value"])
-        if settings is None or settings == before:
+        if settings is None:
             return
-        if settings.seed != before.seed:
+        if settings.seed not in (None, before.seed):
+            kept = "no seed" if before.seed is None else f"seed={before.seed}"
             raise ConfigError(
-                f"expected seed={before.seed}, which the sides in the store were drawn with, got "
-                f"{settings.seed}"
+                f"expected {kept}, as the sides in the store were drawn, got seed={settings.seed}: "
+                "leave it out"
             )
-        number, store, wanted = row["number"] + 1, row["store"], settings
+        wanted = settings.model_copy(update={"seed": before.seed})
+        if wanted == before:
+            return
+        number, store = row["number"] + 1, row["store"]
     with transaction(connection):
         values = {"number": number, "store": store, "value": wanted.model_dump(), "at": now}
         entry: Entry = add_entry(connection, "setting", values)

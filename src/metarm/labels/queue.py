@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pair an annotator is shown next: gold items and repeats by draw, else where votes lack.
 
-Every draw is a function of the store's seed, the annotator and how many items they answered.
+Every draw is a function of what the store draws by (its seed where one was given, else its secret
+id), the annotator and how many items they answered.
 """
 
 import json
@@ -14,6 +15,7 @@ from metarm.storage import fingerprint
 from metarm.streams import draw_seed
 
 __all__ = [
+    "WANTED",
     "Showing",
     "choose_showing",
     "count_left",
@@ -27,6 +29,9 @@ FIRST_ITEMS: Final = 10
 """Among an annotator's first so many items, two have a known answer."""
 BETWEEN: Final = 5
 """Other items at least between a pair and its mirrored repeat."""
+
+WANTED: Final = "ifnull((SELECT max(w.votes) FROM want AS w WHERE w.pair = p.id), :usual)"
+"""Votes of people that the pair `p` wants; `:usual` is the settings' number."""
 
 _VOTED: Final = "SELECT pair FROM vote WHERE annotator = :annotator AND showing = 0"
 _BESIDES: Final = (
@@ -44,7 +49,7 @@ WITH counted AS (
 )
 SELECT p.id, ifnull(counted.number, 0) + ifnull(leased.number, 0) AS taken FROM pair AS p
 LEFT JOIN counted ON counted.pair = p.id LEFT JOIN leased ON leased.pair = p.id
-WHERE taken < :wanted AND p.id NOT IN (SELECT pair FROM gold)
+WHERE taken < {WANTED} AND p.id NOT IN (SELECT pair FROM gold)
 AND p.id NOT IN ({_VOTED}) AND p.id NOT IN ({_BESIDES})
 """
 _GOLD: Final = f"""
@@ -84,26 +89,28 @@ def is_side_turned(seed: int, pair: str, annotator: str, showing: int) -> bool:
     return (draw_seed(seed, f"side {pair} {annotator}") & 1) != showing
 
 
-def is_gold_turn(settings: LabelSettings, annotator: str, number: int) -> bool:
+def is_gold_turn(seed: int, annotator: str, number: int, *, fraction: float) -> bool:
     """Whether an annotator's item `number` (from 0) is to have a known answer.
 
     Returns:
-        True twice among the first ten, then at `gold_fraction`; never where that is 0.
+        True twice among the first ten, then at `fraction`; never where that is 0.
     """
-    if not settings.gold_fraction:
+    if not fraction:
         return False
     if number >= FIRST_ITEMS:
-        return _share(settings.seed, f"gold {annotator}", number) < settings.gold_fraction
-    first = draw_seed(settings.seed, f"first gold {annotator}") % FIRST_ITEMS
-    second = draw_seed(settings.seed, f"second gold {annotator}") % (FIRST_ITEMS - 1)
+        return _share(seed, f"gold {annotator}", number) < fraction
+    first = draw_seed(seed, f"first gold {annotator}") % FIRST_ITEMS
+    second = draw_seed(seed, f"second gold {annotator}") % (FIRST_ITEMS - 1)
     return number in (first, second + (second >= first))
 
 
-def _turn(settings: LabelSettings, annotator: str, number: int) -> tuple[str | None, int]:
+def _turn(
+    settings: LabelSettings, seed: int, annotator: str, number: int
+) -> tuple[str | None, int]:
     """The query of what an item is to be chosen from, None: the queue; and which showing it is."""
-    if is_gold_turn(settings, annotator, number):
+    if is_gold_turn(seed, annotator, number, fraction=settings.gold_fraction):
         return _GOLD, 0
-    drawn = _share(settings.seed, f"repeat {annotator}", number)
+    drawn = _share(seed, f"repeat {annotator}", number)
     return (_REPEATABLE, 1) if drawn < settings.repeat_fraction else (None, 0)
 
 
@@ -115,6 +122,7 @@ def _share(seed: int, stream: str, number: int) -> float:
 def choose_showing(
     connection: sqlite3.Connection,
     settings: LabelSettings,
+    seed: int,
     annotator: str,
     now: float,
     besides: Collection[str] = (),
@@ -124,6 +132,7 @@ def choose_showing(
     Args:
         connection: To the store.
         settings: Of the store.
+        seed: What the store draws by.
         annotator: Who asks.
         now: Leases up to this time are over.
         besides: Items of theirs whose answers are on the way.
@@ -135,11 +144,11 @@ def choose_showing(
     if wanted is None:
         return None
     number = _num_answered(connection, annotator) + len(set(besides))
-    kind, showing = _turn(settings, annotator, number)
+    kind, showing = _turn(settings, seed, annotator, number)
     if kind is not None:
         fitting = [pair for (pair,) in connection.execute(kind, values)]
         if fitting:
-            drawn = draw_seed(settings.seed, f"which {annotator}", number)
+            drawn = draw_seed(seed, f"which {annotator}", number)
             return Showing(fitting[drawn % len(fitting)], showing)
     return Showing(wanted[0], 0)
 
@@ -159,7 +168,7 @@ def _values(
     return {
         "annotator": annotator,
         "now": now,
-        "wanted": settings.votes_per_pair,
+        "usual": settings.votes_per_pair,
         "besides": json.dumps(list(besides)),
     }
 

@@ -28,8 +28,10 @@ __all__ = [
     "read_item",
     "read_pairs",
     "read_progress",
+    "read_seed",
     "read_settings",
     "read_votes",
+    "read_wanted",
     "vote_of_event",
 ]
 
@@ -68,6 +70,21 @@ def read_settings(connection: sqlite3.Connection) -> LabelSettings:
         "SELECT value FROM setting ORDER BY number DESC LIMIT 1"
     ).fetchone()
     return LabelSettings.model_validate_json(text)
+
+
+def read_seed(connection: sqlite3.Connection) -> int:
+    """What sides, order, gold items and repeats are drawn by: the seed given, or the secret id."""
+    given = read_settings(connection).seed
+    if given is not None:
+        return given
+    (store,) = connection.execute("SELECT store FROM setting ORDER BY number LIMIT 1").fetchone()
+    return int(store, 16)
+
+
+def read_wanted(connection: sqlite3.Connection) -> dict[str, int]:
+    """Pair -> votes of people that it wants, where that is not what the settings say."""
+    rows = connection.execute("SELECT pair, max(votes) FROM want GROUP BY pair")
+    return dict(map(tuple, rows))
 
 
 def read_pairs(connection: sqlite3.Connection) -> list[LabelPair]:
@@ -153,21 +170,22 @@ def read_annotators(connection: sqlite3.Connection) -> list[Annotator]:
 
 def read_counts(connection: sqlite3.Connection) -> StoreCounts:
     """How much there is of everything."""
-    wanted = read_settings(connection).votes_per_pair
+    usual = {"usual": read_settings(connection).votes_per_pair}
 
-    def count(query: str, *values: object) -> int:
-        (number,) = connection.execute(f"SELECT count(*) FROM {query}", values).fetchone()
+    def count(query: str) -> int:
+        (number,) = connection.execute(f"SELECT count(*) FROM {query}", usual).fetchone()
         return int(number)
 
     done = (
-        "(SELECT v.pair FROM vote AS v JOIN annotator AS a ON a.name = v.annotator "
+        "(SELECT p.id FROM vote AS v JOIN annotator AS a ON a.name = v.annotator "
+        "JOIN pair AS p ON p.id = v.pair "
         "WHERE a.kind = 'person' AND v.showing = 0 AND v.choice <> 'skip' "
-        "AND v.pair NOT IN (SELECT pair FROM gold) GROUP BY v.pair HAVING count(*) >= ?)"
+        f"AND p.id NOT IN (SELECT pair FROM gold) GROUP BY p.id HAVING count(*) >= {queue.WANTED})"
     )
     return StoreCounts(
         num_pairs=count("pair"),
         num_gold=count("gold"),
-        num_done=count(done, wanted),
+        num_done=count(done),
         num_votes=count("vote"),
         num_skips=count("vote WHERE choice = 'skip'"),
         num_repeats=count("vote WHERE showing = 1"),
@@ -247,6 +265,10 @@ class LabelReader:
     def content(self) -> LabelContent:
         """All that can go to another place."""
         return read_content(self._connection)
+
+    def wanted(self) -> dict[str, int]:
+        """Pair -> votes of people that it wants, where that is not what the settings say."""
+        return read_wanted(self._connection)
 
     def pairs(self) -> list[LabelPair]:
         """Every pair, in the order of its coming."""

@@ -14,12 +14,14 @@ class LabelSettings(BaseModel):
     model_config = STRICT
 
     votes_per_pair: Count = 1
-    """Votes of people after which a pair leaves the queue; models and rules do not count."""
+    """Votes of people after which a pair leaves the queue; models and rules do not count. Pairs of
+    a run's round keep the number that held when they were asked."""
     gold_fraction: Fraction = 0.05
     """Share of items with a known answer: 2 of the first 10, then drawn; 0: none."""
     repeat_fraction: Fraction = 0.05
     """Share of items shown again to the same annotator with the sides swapped; 0: none."""
     lease_minutes: Positive = 15.0
     """Time for an answer before the pair is offered to others; a late answer is taken, too."""
-    seed: Seed = 0
-    """Of sides, order, gold items and repeats; stays as the store was made with it."""
+    seed: Seed | None = None
+    """Of sides, order, gold items and repeats, where they are to be drawn alike in another store,
+    and by anybody who knows it; null: drawn by the store's own secret. It cannot be changed."""

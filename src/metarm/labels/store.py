@@ -39,6 +39,10 @@ class LabelStore:
     It belongs to the thread that enters it. A server gives it a thread of its own and sends all
     calls there; whoever only reads takes a `LabelReader`.
 
+    Attributes:
+        settings: In force.
+        seed: What sides, order, gold items and repeats are drawn by: not for annotators' eyes.
+
     Args:
         path: The database; the journal and the lock lie beside it.
         settings: Kept in the store; None: those that it has, or the defaults for a new one.
@@ -73,6 +77,7 @@ class LabelStore:
             )
             self._connection, self._journal = opened.connection, opened.journal
             self.settings = reading.read_settings(self._connection)
+            self.seed = reading.read_seed(self._connection)
             self.opened = opened
             self._held = held.pop_all()
         return self
@@ -89,7 +94,7 @@ class LabelStore:
     def _changing(self) -> Iterator[Change]:
         """One change, durable in database and journal when the block ends."""
         # To the microsecond, as files of votes have it: a vote comes back as it was.
-        change = Change(self._connection, self.settings, round(self._clock(), 6))
+        change = Change(self._connection, self.settings, self.seed, round(self._clock(), 6))
         with transaction(self._connection):
             yield change
         self._owed += change.entries
@@ -99,23 +104,31 @@ class LabelStore:
             self._owed = []
 
     def add_pairs(
-        self, pairs: Iterable[LabelPair], *, gold: Mapping[str, Choice] | None = None
+        self,
+        pairs: Iterable[LabelPair],
+        *,
+        gold: Mapping[str, Choice] | None = None,
+        wanted: Mapping[str, int] | None = None,
     ) -> int:
         """Add pairs to the queue; those that are there already stay as they are.
 
         Args:
             pairs: In any number; all are added, or none.
             gold: Pair id -> known answer, also of pairs that are there already.
+            wanted: Pair id -> votes of people that it wants, also of pairs that are there already,
+                whatever the settings say now or later; of several numbers the largest.
 
         Returns:
             How many were new.
 
         Raises:
             FormatError: When a text cannot be stored, or a known answer is none.
-            DataError: When a known answer has no pair, or differs from the one that is there.
+            DataError: When a known answer has no pair, or differs from the one that is there; when
+                votes are wanted for a pair that is not there.
+            ConfigError: When fewer than one vote are wanted.
         """
         with self._changing() as change:
-            return add_pairs(change, pairs, gold or {})
+            return add_pairs(change, pairs, gold or {}, wanted or {})
 
     def add_annotator(self, name: str, kind: AnnotatorKind = "person") -> None:
         """Add somebody who votes; the same once more changes nothing.
@@ -221,7 +234,7 @@ class LabelStore:
             ConfigError: When there is no such annotator.
         """
         now = self._clock()
-        check_annotator(Change(self._connection, self.settings, now), annotator)
+        check_annotator(Change(self._connection, self.settings, self.seed, now), annotator)
         return reading.read_progress(self._connection, annotator, now)
 
     def content(self) -> LabelContent:

@@ -3,9 +3,10 @@
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import quote
 
@@ -90,11 +91,22 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             item TEXT NOT NULL UNIQUE REFERENCES item (id), expires_at REAL NOT NULL
         ) STRICT""",
     ),
+    (
+        """CREATE TABLE want (
+            pair TEXT NOT NULL REFERENCES pair (id), votes INTEGER NOT NULL CHECK (votes >= 1),
+            at REAL NOT NULL, PRIMARY KEY (pair, votes)
+        ) STRICT""",
+    ),
 )
 """Statements that bring a store from each schema version to the next; an empty file is version 0.
 
 A statement that was released is never edited: a change is a new entry.
 """
+
+STAND_INS: Final[Mapping[int, tuple[str, ...]]] = MappingProxyType(
+    {2: ("CREATE TEMP TABLE want (pair TEXT, votes INTEGER, at REAL)",)}
+)
+"""Schema version -> what a reader of an earlier store has, empty, in place of what it adds."""
 
 
 def journal_mode(version: Sequence[int] | None = None) -> str:
@@ -146,6 +158,8 @@ def open_writer(path: Path) -> sqlite3.Connection:
 def open_reader(path: Path) -> sqlite3.Connection:
     """A connection that cannot write, beside whatever writer there is.
 
+    A store of an earlier version is read as it is, where `STAND_INS` knows how.
+
     Raises:
         RunError: When there is no such file, it is no label store, or one of another version.
     """
@@ -159,15 +173,18 @@ def open_reader(path: Path) -> sqlite3.Connection:
         _prepare(connection)
         _check_kind(connection, path, is_new_fine=False)
         version = schema_version(connection)
+        lacking = range(version + 1, len(MIGRATIONS) + 1)
+        if version > len(MIGRATIONS) or any(number not in STAND_INS for number in lacking):
+            raise RunError(_other_version(path, version))
+        for number in lacking:
+            for statement in STAND_INS[number]:
+                connection.execute(statement)
     except sqlite3.Error as error:
         connection.close()
         raise _unreadable(path, error) from error
     except BaseException:
         connection.close()
         raise
-    if version != len(MIGRATIONS):
-        connection.close()
-        raise RunError(_other_version(path, version))
     return connection
 
 

@@ -33,9 +33,8 @@ def check_annotator(change: Change, name: str) -> None:
 
 def _keep_item(change: Change, pair: str, annotator: str, showing: int) -> str:
     """The id of a showing, whose sides are drawn and stored with the first serving."""
-    seed = change.settings.seed
-    item = queue.item_id(seed, pair, annotator, showing)
-    is_turned = queue.is_side_turned(seed, pair, annotator, showing)
+    item = queue.item_id(change.seed, pair, annotator, showing)
+    is_turned = queue.is_side_turned(change.seed, pair, annotator, showing)
     change.connection.execute(
         "INSERT OR IGNORE INTO item (id, pair, annotator, showing, is_turned) "
         "VALUES (?, ?, ?, ?, ?)",
@@ -65,7 +64,7 @@ def serve_item(change: Change, annotator: str, besides: Collection[str]) -> str 
     found = next((row["id"] for row in opened if row["id"] not in besides), None)
     if found is None:
         showing = queue.choose_showing(
-            change.connection, change.settings, annotator, change.now, besides
+            change.connection, change.settings, change.seed, annotator, change.now, besides
         )
         if showing is None:
             return None

@@ -40,7 +40,7 @@ class Bought:
     num_random: int
     """Pairs among those asked that were drawn at random."""
     accuracy_of_random: Estimate | None
-    """Of the reward model that began the round, against the labels of those pairs alone."""
+    """Share of votes on those pairs that the reward model that began the round agrees with."""
 
 
 class SpentRow(NamedTuple):

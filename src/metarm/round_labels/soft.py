@@ -2,6 +2,7 @@
 """Votes to labels: how likely the first response of each pair is the better one."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from numpy.typing import ArrayLike
@@ -9,9 +10,10 @@ from numpy.typing import ArrayLike
 from metarm.annotators.fitting import fit_annotators
 from metarm.labels.votes import Choice, LabelPair, Vote
 
-__all__ = ["soft_labels"]
+__all__ = ["WORTH", "soft_labels"]
 
-_WORTH: Final[dict[Choice, float]] = {"first": 1.0, "tie": 0.5, "second": 0.0}
+WORTH: Final[Mapping[Choice, float]] = MappingProxyType({"first": 1.0, "tie": 0.5, "second": 0.0})
+"""Choice -> how much it is for the first response; a skip is worth nothing, and is not there."""
 
 
 def soft_labels(
@@ -35,9 +37,9 @@ def soft_labels(
         0.5
     """
     given: dict[str, list[float]] = {pair.id: [] for pair in pairs}
-    said = [vote for vote in votes if vote.choice in _WORTH]
+    said = [vote for vote in votes if vote.choice in WORTH]
     for vote in said:
-        given[vote.pair].append(_WORTH[vote.choice])
+        given[vote.pair].append(WORTH[vote.choice])
     if len({vote.annotator for vote in said}) < 2:
         return {pair: sum(worth) / len(worth) if worth else None for pair, worth in given.items()}
     belief = fit_annotators(said, features())

@@ -18,10 +18,10 @@ from metarm.data.meta_sets import load_groups
 from metarm.data.preferences import load_preferences, save_preferences
 from metarm.gold_labels import draw_pairs, gold_gaps, told_apart
 from metarm.labels.votes import LabelPair, Vote
-from metarm.metrics import accuracy_estimate, pair_accuracy
 from metarm.models.ensemble import EnsembleScore, load_reward
 from metarm.models.head_states import head_states
 from metarm.protocols import ProgressReporter, ScoreFunction
+from metarm.round_labels.agreeing import agreement_with_votes
 from metarm.round_labels.answering import (
     Answers,
     answer_by_gold,
@@ -106,13 +106,16 @@ def buy_labels(
     pairs = [LabelPair.from_json(row) for row in read_json_lines(asked.folder / PAIRS_FILE)]
     if work.own.labels_from == PEOPLE and not (work.place / LABELS).exists():
         ids = {pair.id for pair in pairs}
-        # As many as the store was told when the pairs were handed out.
-        found = read_store_votes(
-            work.settings.output_dir / STORE_FILE, ids, int(asked.metrics["votes_per_pair"])
-        )
+        path = work.settings.output_dir / STORE_FILE
+        found = read_store_votes(path, ids, _votes_per_pair(asked))
         if found.answered < ids:
             return Waiting(work.arm, work.seed, work.round, len(ids), len(found.answered))
     return _answer(work, asked, pairs, reward)
+
+
+def _votes_per_pair(asked: Stage) -> int:
+    """Votes that each pair of a round waits for: what held when they were asked."""
+    return int(asked.metrics["votes_per_pair"])
 
 
 def _ask(work: LabelWork, samples: Stage, reward: Stage, earlier: Sequence[Stage]) -> Stage:
@@ -181,7 +184,7 @@ def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: S
     own = work.own
 
     def build(folder: Path) -> dict[str, Any]:
-        answers = _answers(work, pairs, folder)
+        answers = _answers(work, asked, pairs, folder)
         believed = soft_labels(pairs, answers.votes, lambda: _features(pairs, reward))
         labels = [
             _label(pair, believed[pair.id]) for pair in pairs if believed[pair.id] is not None
@@ -189,6 +192,9 @@ def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: S
         save_preferences(folder / LABELS_FILE, labels)
         write_json_lines(folder / ANSWERS_FILE, _rows(pairs, answers, believed))
         given = [vote for vote in answers.votes if vote.choice != "skip"]
+        agreed = agreement_with_votes(
+            pairs, answers.votes, lambda *texts: load_reward(reward.folder)(*texts)
+        )
         return {
             "num_asked": len(pairs),
             "num_labels": len(labels),
@@ -199,7 +205,7 @@ def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: S
             "kinds": dict(answers.kinds),
             "annotator_seconds": sum(vote.seconds or 0.0 for vote in answers.votes),
             **answers.facts,
-            **_accuracy_before(pairs, believed, reward),
+            **({"accuracy_of_random": asdict(agreed)} if agreed else {}),
         }
 
     record: dict[str, Any] = {"labels_from": own.labels_from}
@@ -207,7 +213,7 @@ def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: S
         record |= {"label_noise": own.label_noise, "gold": work.settings.evaluation.gold}
         record |= {"seed": work.draw} if own.label_noise else {}
     elif own.labels_from == PEOPLE:
-        record |= {"votes_per_pair": work.settings.labels.votes_per_pair}
+        record |= {"votes_per_pair": _votes_per_pair(asked)}
     else:
         record |= judge_record(work.settings, own)
     stage = build_stage(work.place / LABELS, record, [asked, reward], build, goes_on=True)
@@ -216,14 +222,14 @@ def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: S
     return replace(stage, fingerprint=fingerprint(stage.fingerprint, digest))
 
 
-def _answers(work: LabelWork, pairs: Sequence[LabelPair], folder: Path) -> Answers:
+def _answers(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], folder: Path) -> Answers:
     own, answers = work.own, work.settings.labels
     if own.labels_from == GOLD:
         return answer_by_gold(pairs, work.gold, label_noise=own.label_noise, seed=work.draw)
     if own.labels_from == PEOPLE:
         ids = {pair.id for pair in pairs}
         path = work.settings.output_dir / STORE_FILE
-        found = read_store_votes(path, ids, answers.votes_per_pair)
+        found = read_store_votes(path, ids, _votes_per_pair(asked))
         return Answers(found.votes, found.kinds)
     kept = checkpoints_of(folder) / ANSWERS_FILE
     judge, name = load_arm_judge(work.settings, own, kept, work.progress)
@@ -269,32 +275,6 @@ def _rows(
         }
         for pair in pairs
     ]
-
-
-def _accuracy_before(
-    pairs: Sequence[LabelPair], believed: dict[str, float | None], reward: Stage
-) -> dict[str, Any]:
-    """How often the reward model that began the round agrees with the labels, where it may be said.
-
-    Of the pairs that were drawn at random alone: those chosen for being hard say nothing of others.
-    """
-    told = [
-        (pair, p)
-        for pair in pairs
-        if pair.chosen_by == RANDOM and (p := believed[pair.id]) not in (None, 0.5)
-    ]
-    if not told:
-        return {}
-    score = load_reward(reward.folder)
-    prompts = [pair.prompt for pair, _ in told]
-    first, second = (
-        score(prompts, [getattr(pair, side) for pair, _ in told]) for side in ("first", "second")
-    )
-    gaps = [one - other for one, other in zip(first, second, strict=True)]
-    right = pair_accuracy(gaps, [(p or 0.0) - 0.5 for _, p in told])
-    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    estimate = accuracy_estimate(right, [numbers[prompt] for prompt in prompts])
-    return {"accuracy_of_random": asdict(estimate)}
 
 
 def load_labels(stages: Sequence[Stage]) -> list[PreferencePair]:

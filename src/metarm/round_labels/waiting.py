@@ -10,7 +10,6 @@ from typing import Any, Final, NamedTuple
 from metarm.config_labels import PEOPLE
 from metarm.errors import RunError
 from metarm.labels.reading import LabelReader
-from metarm.labels.settings import LabelSettings
 from metarm.labels.store import LabelStore
 from metarm.labels.votes import LabelPair, Vote
 from metarm.storage import STAGE_FILE, read_json, read_json_lines
@@ -108,37 +107,43 @@ def _open_questions(run_dir: Path) -> Iterator[tuple[Path, list[LabelPair], int]
 def hand_out(run_dir: Path) -> int:
     """Put what rounds ask people into the run's label store; what is there stays as it is.
 
+    Each pair wants the votes that held when its round asked it, whatever later rounds ask for; of
+    two rounds that ask the same pair, the larger number.
+
     Returns:
         How many pairs were new.
 
     Raises:
-        RunError: When there are new pairs and another process has the store, as a page that is
-            served: the same command hands them out when it was stopped.
+        RunError: When there is news and another process has the store, as a page that is served:
+            the same command hands it out when that was stopped.
 
     Writes:
         `labels.sqlite` and its journal, in the run's folder.
     """
-    questions = list(_open_questions(run_dir))
-    wanted = [pair for _, pairs, _ in questions for pair in pairs]
+    asked: dict[str, LabelPair] = {}
+    wanted: dict[str, int] = {}
+    for _, pairs, votes in _open_questions(run_dir):
+        for pair in pairs:
+            asked.setdefault(pair.id, pair)
+            wanted[pair.id] = max(votes, wanted.get(pair.id, 0))
     path = run_dir / STORE_FILE
-    known: set[str] = set()
-    settings = LabelSettings(votes_per_pair=1)
+    before: dict[str, int] = {}
     if path.is_file():
         # A page may be serving it: whoever only reads does not disturb.
         with LabelReader(path) as reader:
-            known, settings = {pair.id for pair in reader.pairs()}, reader.settings
-    new = list({pair.id: pair for pair in wanted if pair.id not in known}.values())
-    if not new:
+            usual = reader.settings.votes_per_pair
+            # Pairs of a store that an earlier metarm made want what its settings say.
+            before = {pair.id: usual for pair in reader.pairs() if wanted.get(pair.id) == usual}
+            before |= reader.wanted()
+    more = {pair: votes for pair, votes in wanted.items() if before.get(pair, 0) < votes}
+    if not more:
         return 0
-    # A page that hands out fewer votes than a round waits for would end before the round can go on.
-    most = max(settings.votes_per_pair, *(votes for *_, votes in questions))
-    settings = settings.model_copy(update={"votes_per_pair": most})
     try:
-        with LabelStore(path, settings) as store:
-            return store.add_pairs(new)
+        with LabelStore(path) as store:
+            return store.add_pairs([asked[pair] for pair in more], wanted=more)
     except RunError as error:
         raise RunError(
-            f"{len(new)} new pairs wait for people and could not be handed out: {error}. All else "
+            f"{len(more)} pairs wait for people and could not be handed out: {error}. All else "
             "is finished: stop `metarm label serve` where it has the store, run the same command "
             "again, and serve the page again."
         ) from error

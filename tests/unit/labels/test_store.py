@@ -4,19 +4,22 @@
 import json
 import logging
 import sqlite3
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from metarm.errors import ConfigError, DataError, FormatError, RunError
 from metarm.labels import tables
+from metarm.labels.entries import add_entry
 from metarm.labels.events import VoteEvent
 from metarm.labels.journal import journal_path
 from metarm.labels.queue import is_gold_turn, is_side_turned
 from metarm.labels.reading import LabelReader
 from metarm.labels.settings import LabelSettings
 from metarm.labels.store import LabelStore
-from metarm.labels.tables import journal_mode, open_writer
+from metarm.labels.tables import journal_mode, open_writer, schema_version
 from metarm.labels.verifying import back_up, verify_store
 from metarm.labels.votes import LabelPair
 
@@ -145,14 +148,13 @@ def test_gold_items_are_two_of_ten_and_look_like_others(tmp_path: Path) -> None:
 
 
 def test_later_gold_items_come_at_their_share() -> None:
-    settings = LabelSettings(gold_fraction=0.05)
     turns = [
-        is_gold_turn(settings, f"annotator {who}", number)
+        is_gold_turn(0, f"annotator {who}", number, fraction=0.05)
         for who in range(20)
         for number in range(10, 510)
     ]
     assert sum(turns) / len(turns) == pytest.approx(0.05, abs=4 * (0.05 * 0.95 / len(turns)) ** 0.5)
-    assert not any(is_gold_turn(LabelSettings(gold_fraction=0), "ann", n) for n in range(100))
+    assert not any(is_gold_turn(0, "ann", n, fraction=0) for n in range(100))
 
 
 def test_sides_are_fair_and_stand_the_other_way_round_in_a_repeat() -> None:
@@ -276,8 +278,116 @@ def test_settings_are_kept_and_the_seed_stays(tmp_path: Path) -> None:
     more = PLAIN.model_copy(update={"votes_per_pair": 3})
     with LabelStore(path, more) as store:
         assert store.settings == more
-    with pytest.raises(ConfigError, match="seed=0"), LabelStore(path, LabelSettings(seed=1)):
+    wrong = pytest.raises(ConfigError, match=r"expected no seed, .* got seed=1")
+    with wrong, LabelStore(path, LabelSettings(seed=1)):
         pass
+    other = tmp_path / "other.db"
+    _fill(other, LabelSettings(seed=7))
+    wrong = pytest.raises(ConfigError, match=r"expected seed=7, .* got seed=0")
+    with wrong, LabelStore(other, LabelSettings(seed=0)):
+        pass
+    with LabelStore(other, more) as store:
+        assert store.settings == more.model_copy(update={"seed": 7}), "no seed: it stays"
+
+
+def _sides(path: Path) -> list[bool]:
+    """Which sides one annotator is shown all pairs on."""
+    with LabelStore(path) as store:
+        store.add_annotator("ann")
+        store.add_pairs(PAIRS)
+        found = []
+        while (item := store.next_item("ann")) is not None:
+            store.record(VoteEvent(f"k{len(found)}", "ann", "tie", item=item.id))
+            found.append((PAIRS.index(item.pair), item.is_turned))
+    return [is_turned for _, is_turned in sorted(found)]
+
+
+def test_sides_follow_from_a_secret_unless_a_seed_is_given(tmp_path: Path) -> None:
+    """Nobody who knows the texts can tell the sides; a store made again from its journal can."""
+    drawn = []
+    for number in range(8):
+        path = tmp_path / f"{number}.db"
+        with LabelStore(path, PLAIN) as store:
+            secret = store.seed
+        drawn.append(tuple(_sides(path)))
+        back_up(path, tmp_path / "copy.db")
+        path.unlink()
+        with LabelStore(path, replay=True) as store:
+            assert store.seed == secret
+            assert secret.bit_length() > 64
+            expected = [is_side_turned(secret, pair.id, "ann", 0) for pair in PAIRS]
+            assert drawn[-1] == tuple(expected)
+    assert len(set(drawn)) == 8, "one in 4096 for two of them"
+    for name in ("a", "b"):
+        with LabelStore(tmp_path / f"{name}.db", PLAIN.model_copy(update={"seed": 3})) as store:
+            assert store.seed == 3
+    assert _sides(tmp_path / "a.db") == _sides(tmp_path / "b.db")
+
+
+def _make_first_version(path: Path) -> None:
+    """A store as schema version 1 had it: every draw by `seed`, no votes wanted by single pairs."""
+    settings = {"votes_per_pair": 2, "gold_fraction": 0.0, "repeat_fraction": 0.0}
+    settings |= {"lease_minutes": 15.0, "seed": 0}
+    rows = [("setting", {"number": 1, "store": "5f3a0e9b1c2d4e6f", "value": settings, "at": 1.0})]
+    for number, pair in enumerate(PAIRS, start=1):
+        row = {"number": number, "id": pair.id, "place": number, "at": 1.0}
+        rows.append(("pair", {**pair.to_json(), "source": "", "chosen_by": "", **row}))
+    rows.append(("annotator", {"number": 1, "name": "ann", "kind": "person", "at": 1.0}))
+    with closing(open_writer(path)) as connection:
+        for statement in tables.MIGRATIONS[0]:
+            connection.execute(statement)
+        for kind, row in rows:
+            add_entry(connection, kind, row)
+        connection.execute(f"PRAGMA application_id = {tables.APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 1")
+
+
+def test_a_store_of_the_first_version_is_read_and_its_sides_stay(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    _make_first_version(path)
+    with LabelReader(path) as reader:
+        assert (reader.counts().num_pairs, reader.counts().num_done) == (len(PAIRS), 0)
+        assert reader.wanted() == {}
+        assert reader.settings.seed == 0
+    with LabelReader(path) as reader, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader._connection.execute("INSERT INTO annotator VALUES (9, 'eve', 'person', 1.0)")
+    assert verify_store(path).problems == ()
+    assert schema_version(sqlite3.connect(path)) == 1, "reading has changed nothing"
+    assert _sides(path) == [is_side_turned(0, pair.id, "ann", 0) for pair in PAIRS]
+    assert schema_version(sqlite3.connect(path)) == 2
+    assert path.with_name("labels.db.v1.backup").exists()
+    assert verify_store(path).is_whole
+
+
+def test_a_pair_wants_the_votes_it_was_given_whatever_the_settings_say(tmp_path: Path) -> None:
+    path, names = tmp_path / "labels.db", ("ann", "bob", "cid")
+    one, two, three = PAIRS[:3]
+    with LabelStore(path, PLAIN.model_copy(update={"votes_per_pair": 2})) as store:
+        assert store.add_pairs([one, two, three], wanted={one.id: 1, two.id: 3}) == 3
+        store.add_pairs([], wanted={two.id: 2, one.id: 1})
+        served: Counter[str] = Counter()
+        for name in names:
+            store.add_annotator(name)
+            while (item := store.next_item(name)) is not None:
+                store.record(VoteEvent(f"{name} {item.id}", name, "first", item=item.id))
+                served[item.pair.id] += 1
+        assert served == {one.id: 1, two.id: 3, three.id: 2}
+        assert store.counts().num_done == 3
+        for wrong, error in (({one.id: 0}, ConfigError), ({"none": 2}, DataError)):
+            with pytest.raises(error):
+                store.add_pairs([], wanted=wrong)
+    with LabelStore(path, PLAIN.model_copy(update={"votes_per_pair": 3})) as store:
+        store.add_annotator("dan")
+        item = store.next_item("dan")
+        assert item is not None
+        assert item.pair == three, "the only one that goes by the settings"
+        assert store.counts().num_done == 2
+    path.unlink()
+    with LabelStore(path, replay=True):
+        pass
+    with LabelReader(path) as reader:
+        assert reader.wanted() == {one.id: 1, two.id: 3}
+    assert verify_store(path).is_whole
 
 
 def test_known_answers_are_for_pairs_that_are_there_and_never_change(tmp_path: Path) -> None:
@@ -403,7 +513,7 @@ def test_a_store_of_an_older_version_is_brought_up_to_date_behind_a_copy(
     _fill(path, num_votes=2)
     later = (*tables.MIGRATIONS, ("ALTER TABLE pair ADD COLUMN topic TEXT NOT NULL DEFAULT ''",))
     monkeypatch.setattr(tables, "MIGRATIONS", later)
-    with pytest.raises(RunError, match="schema version 2, got 1"):
+    with pytest.raises(RunError, match="schema version 3, got 2"):
         LabelReader(path)
     with LabelStore(path) as store:
         assert store.counts().num_votes == 2
@@ -412,7 +522,7 @@ def test_a_store_of_an_older_version_is_brought_up_to_date_behind_a_copy(
     monkeypatch.undo()
     with pytest.raises(RunError, match="newer metarm"), LabelStore(path):
         pass
-    with LabelReader(path.with_name("labels.db.v1.backup")) as reader:
+    with LabelReader(path.with_name("labels.db.v2.backup")) as reader:
         assert reader.counts().num_votes == 2
 
 

@@ -69,13 +69,30 @@ def test_new_pairs_for_a_store_that_a_page_has_say_what_to_do(tmp_path: Path) ->
     assert hand_out(tmp_path) == 1
 
 
-def test_a_later_round_that_wants_more_votes_gets_them(tmp_path: Path) -> None:
+def test_each_round_waits_for_the_votes_that_held_when_it_asked(tmp_path: Path) -> None:
+    """More votes a pair, told later, are wanted by later rounds alone: and of a shared pair."""
     ask(tmp_path, "a", PAIRS[:2])
     hand_out(tmp_path)
-    ask(tmp_path, "b", PAIRS[2:], votes=2)
-    hand_out(tmp_path)
+    vote(tmp_path, "ann", PAIRS[0], "first")
+    ask(tmp_path, "b", PAIRS[1:], votes=2)
+    assert hand_out(tmp_path) == 2
     with LabelReader(tmp_path / STORE_FILE) as store:
-        assert store.settings.votes_per_pair == 2
+        assert store.wanted() == {p.id: n for p, n in zip(PAIRS, (1, 2, 2, 2), strict=True)}
+        assert store.counts().num_done == 1, "the first round's pair is not opened again"
+    with LabelStore(tmp_path / STORE_FILE) as store:
+        store.add_annotator("bob")
+        served = []
+        while (item := store.next_item("bob", besides=served)) is not None:
+            served.append(item.id)
+        assert len(served) == 3, "without the pair that has what its round asked for"
+    vote(tmp_path, "ann", PAIRS[1], "tie")
+    waiting = [Waiting("a", 3, 2, 2, 2), Waiting("b", 3, 2, 3, 0)]
+    assert read_waiting(tmp_path) == waiting, "the first round has all that it asked for"
+    # To ask for fewer later takes none away from those that ask for more.
+    ask(tmp_path, "c", PAIRS[1:3], votes=1)
+    with LabelStore(tmp_path / STORE_FILE):
+        assert hand_out(tmp_path) == 0, "nothing is new: a page is not disturbed"
+    assert read_waiting(tmp_path) == [*waiting, Waiting("c", 3, 2, 2, 1)]
 
 
 def test_people_are_waited_for_and_a_skip_is_an_answer(tmp_path: Path) -> None:
@@ -97,8 +114,6 @@ def test_people_are_waited_for_and_a_skip_is_an_answer(tmp_path: Path) -> None:
 def test_two_votes_a_pair_are_of_two_people(tmp_path: Path) -> None:
     ask(tmp_path, "a", PAIRS[:2], votes=2)
     hand_out(tmp_path)
-    with LabelReader(tmp_path / STORE_FILE) as store:
-        assert store.settings.votes_per_pair == 2
     for name, pair in (("ann", PAIRS[0]), ("bob", PAIRS[0]), ("ann", PAIRS[1])):
         vote(tmp_path, name, pair, "first")
     assert read_waiting(tmp_path) == [Waiting("a", 3, 2, 2, 1)]
