@@ -596,7 +596,6 @@ def test_the_owner_invites(tmp_path: Path, open_context) -> None:
         owner.fill("#token", f"{live.url}/enter#{OWNER}")
         owner.keyboard.press("Enter")
         owner.wait_for_selector(".numbers")
-        owner.wait_for_load_state()  # before its script is there a form would send itself
         owner.fill("#invite [name=name]", "Robin <b>")
         owner.click("#invite button")
         owner.wait_for_selector("#made:has-text('enter#')")
@@ -610,6 +609,43 @@ def test_the_owner_invites(tmp_path: Path, open_context) -> None:
         owner.wait_for_selector("#made:has-text('Ended')")
         page.goto(live.url)
         assert page.url == f"{live.url}/enter"
+
+
+@pytest.mark.parametrize("script", ["owner", "enter"])
+def test_a_form_waits_for_its_script(tmp_path: Path, open_context, script: str) -> None:
+    """Neither a click nor Enter in a field sends a form before its script can: names and tokens
+    would stand in the address."""
+    path = tmp_path / "labels.db"
+    make_store(path, plain_pairs(2))
+    held: list[Route] = []
+    field = {"owner": "#invite [name=name]", "enter": "#token"}[script]
+    text = {"owner": "Robin", "enter": OWNER}[script]
+    with live_labels(path) as live:
+        page = open_context().new_page()
+        if script == "owner":
+            page.goto(f"{live.url}/enter#{OWNER}")
+            page.wait_for_selector(".numbers")
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.route(f"**/static/{script}.js", lambda route: held.append(route))
+        page.goto(f"{live.url}/{script}", wait_until="commit")
+        page.wait_for_selector(field)
+        page.wait_for_timeout(200)
+        assert len(held) == 1
+        page.fill(field, text)
+        before = len(asked)
+        page.keyboard.press("Enter")
+        assert page.locator("form button:enabled").count() == 0
+        page.locator("form button").first.click(force=True)
+        page.wait_for_timeout(300)
+        assert len(asked) == before
+        assert page.url == f"{live.url}/{script}"
+        assert page.input_value(field) == text
+        held[0].continue_()
+        page.wait_for_function("() => !document.querySelector('form button:disabled')")
+        page.focus(field)
+        page.keyboard.press("Enter")
+        page.wait_for_selector({"owner": "#made:has-text('enter#')", "enter": ".numbers"}[script])
 
 
 @pytest.mark.slow

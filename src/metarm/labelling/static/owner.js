@@ -2,7 +2,7 @@
 // The owner invites people and ends invitations; a link is shown once and kept nowhere.
 
 import { showParts } from "/static/screen.js";
-import { post, reasonOf } from "/static/server.js";
+import { enableButtons, post, reasonOf } from "/static/server.js";
 
 const made = document.getElementById("made");
 
@@ -44,3 +44,5 @@ document.getElementById("leave").addEventListener("click", async () => {
   await post("/api/owner/leave", {}).catch(() => null);
   location.assign("/enter");
 });
+
+enableButtons();
