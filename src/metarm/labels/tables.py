@@ -90,6 +90,13 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             item TEXT NOT NULL UNIQUE REFERENCES item (id), expires_at REAL NOT NULL
         ) STRICT""",
     ),
+    (
+        """CREATE TABLE batch (
+            number INTEGER PRIMARY KEY, annotator TEXT NOT NULL REFERENCES annotator (name),
+            last_event INTEGER NOT NULL, at REAL NOT NULL
+        ) STRICT""",
+        "CREATE INDEX batch_by_annotator ON batch (annotator, last_event)",
+    ),
 )
 """Statements that bring a store from each schema version to the next; an empty file is version 0.
 
