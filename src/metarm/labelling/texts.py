@@ -65,6 +65,16 @@ def visible(text: str) -> str:
     return "".join(f"[{part}]" if place % 2 else part for place, part in enumerate(parts_of(text)))
 
 
+def duration(seconds: float) -> str:
+    """A short time for people.
+
+    Example:
+        >>> duration(8.4), duration(100.0), duration(750.0), duration(4000.0)
+        ('8 s', '100 s', '12 min', '67 min')
+    """
+    return f"{max(1, round(seconds))} s" if seconds < 120 else f"{round(seconds / 60)} min"
+
+
 def prompt_turns(prompt: Prompt) -> Sequence[tuple[str, str]]:
     """The turns of a prompt as role and text; plain text is one turn without a role."""
     if isinstance(prompt, str):
