@@ -169,6 +169,12 @@ def table(kept: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render(page: str, kept: dict[str, Any]) -> str:
+    """The page with the table of these results between its marks."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}{table(kept)}{END}{rest.partition(END)[2]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
@@ -182,9 +188,7 @@ def main() -> None:
     print(table(kept))
     if given.write:
         page = PAGE.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        after = rest.partition(END)[2]
-        PAGE.write_text(f"{before}{BEGIN}{table(kept)}{END}{after}", encoding="utf-8")
+        PAGE.write_text(render(page, kept), encoding="utf-8")
 
 
 if __name__ == "__main__":
