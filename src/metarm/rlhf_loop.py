@@ -17,7 +17,7 @@ import torch
 from metarm.config import RunSettings
 from metarm.protocols import ProgressReporter
 from metarm.round_evaluation import SFT_ARM
-from metarm.round_labels.waiting import Waiting, hand_out
+from metarm.round_labels.waiting import Waiting, hand_out, mend_store
 from metarm.run_folder import open_run_folder
 from metarm.seed_run import SeedRun
 from metarm.sources import prepare_sources
@@ -48,6 +48,7 @@ def run_rounds(settings: RunSettings, *, progress: ProgressReporter) -> Path:
         `labels.sqlite`: docs/run-folder.md.
     """
     with open_run_folder(settings) as folder:
+        mend_store(folder)
         jobs = {f"seed {seed}": partial(run_seed, settings, seed) for seed in settings.seeds}
         if settings.workers > 1 and len(jobs) > 1:
             run_in_processes(jobs, workers=settings.workers, progress=progress)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from integration.commands import inodes, scorecards
+from integration.rounds_of_labels import arm
 from metarm.config import RunSettings
 from metarm.config_file import read_settings
 from metarm.data.meta_sets import load_groups
@@ -18,14 +19,6 @@ from metarm.storage import read_json, read_json_lines
 from metarm.world.language import GoldReward, build_language
 
 pytestmark = pytest.mark.slow
-
-
-def arm(name: str, **settings: object) -> list[str]:
-    """The words of an arm without a meta step whose labels stand twice in the training set."""
-    return [
-        f"custom_arms.{name}.{key}={value}"
-        for key, value in {"meta_mode": "off", "label_repeat": 2, **settings}.items()
-    ]
 
 
 @pytest.fixture

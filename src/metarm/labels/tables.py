@@ -4,7 +4,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -16,6 +16,7 @@ from metarm.storage import sync
 __all__ = [
     "APPLICATION_ID",
     "MIGRATIONS",
+    "is_made",
     "journal_mode",
     "migrate",
     "open_reader",
@@ -175,14 +176,10 @@ def open_reader(path: Path) -> sqlite3.Connection:
     Raises:
         RunError: When there is no such file, it is no label store, or one of another version.
     """
-    if not path.is_file():
+    if not is_made(path):
         raise RunError(f"{path}: no such label store. Make it with `metarm label add`.")
-    place = quote(str(path.resolve()))
-    connection = sqlite3.connect(
-        f"file:{place}?mode=ro", uri=True, isolation_level=None, timeout=BUSY_SECONDS
-    )
+    connection = _connect_to_read(path)
     try:
-        _prepare(connection)
         _check_kind(connection, path, is_new_fine=False)
         version = schema_version(connection)
         lacking = range(version + 1, len(MIGRATIONS) + 1)
@@ -197,6 +194,37 @@ def open_reader(path: Path) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
+    return connection
+
+
+def is_made(path: Path) -> bool:
+    """Whether there is anything to read: a process may have died while it made the store.
+
+    Raises:
+        RunError: When the file cannot be read.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with closing(_connect_to_read(path)) as connection:
+        try:
+            names = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
+            if "setting" not in names:
+                return bool(names)
+            return connection.execute("SELECT 1 FROM setting").fetchone() is not None
+        except sqlite3.Error as error:
+            raise _unreadable(path, error) from error
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    place = quote(str(path.resolve()))
+    connection = sqlite3.connect(
+        f"file:{place}?mode=ro", uri=True, isolation_level=None, timeout=BUSY_SECONDS
+    )
+    try:
+        _prepare(connection)
+    except sqlite3.Error as error:
+        connection.close()
+        raise _unreadable(path, error) from error
     return connection
 
 

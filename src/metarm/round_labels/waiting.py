@@ -3,14 +3,16 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from metarm.config_labels import PEOPLE
 from metarm.errors import RunError
-from metarm.labels.reading import LabelReader
+from metarm.labels.reading import LabelReader, vote_of_event
 from metarm.labels.store import LabelStore
+from metarm.labels.tables import is_made
 from metarm.labels.votes import LabelPair, Vote
 from metarm.storage import STAGE_FILE, read_json, read_json_lines
 
@@ -22,6 +24,7 @@ __all__ = [
     "StoreVotes",
     "Waiting",
     "hand_out",
+    "mend_store",
     "read_store_votes",
     "read_waiting",
     "waiting_text",
@@ -67,12 +70,18 @@ class StoreVotes(NamedTuple):
 
 
 def read_store_votes(path: Path, pairs: Collection[str], votes_per_pair: int) -> StoreVotes:
-    """What a label store has on some pairs; nothing where there is no store yet."""
-    if not path.is_file():
+    """What a label store has on some pairs; nothing where there is no store yet.
+
+    The votes stand in an order of their own: the same votes give the same labels, bit for bit, in
+    whatever order they came.
+    """
+    if not is_made(path):
         return StoreVotes((), {}, frozenset())
     with LabelReader(path) as store:
         kinds = {annotator.name: str(annotator.kind) for annotator in store.annotators()}
-        votes = tuple(vote for vote in store.votes() if vote.pair in pairs)
+        events = [event for event in store.vote_events() if event.pair in pairs]
+    events.sort(key=lambda event: (event.pair, event.annotator, event.showing))
+    votes = tuple(map(vote_of_event, events))
     people: defaultdict[str, set[str]] = defaultdict(set)
     for vote in votes:
         if kinds[vote.annotator] == "person":
@@ -104,6 +113,20 @@ def _open_questions(run_dir: Path) -> Iterator[tuple[Path, list[LabelPair], int]
             yield place, [LabelPair.from_json(row) for row in rows], int(told["votes_per_pair"])
 
 
+def mend_store(run_dir: Path) -> None:
+    """Make a run's label store whole, where a process died while it wrote; else nothing changes.
+
+    Writes:
+        `labels.sqlite` and its journal, in the run's folder, brought up to date with each other.
+    """
+    path = run_dir / STORE_FILE
+    if not path.is_file():
+        return
+    # Whoever has it has mended it; what cannot be mended is told by whoever needs to read it.
+    with suppress(RunError), LabelStore(path):
+        pass
+
+
 def hand_out(run_dir: Path) -> int:
     """Put what rounds ask people into the run's label store; what is there stays as it is.
 
@@ -128,7 +151,7 @@ def hand_out(run_dir: Path) -> int:
             wanted[pair.id] = max(votes, wanted.get(pair.id, 0))
     path = run_dir / STORE_FILE
     before: dict[str, int] = {}
-    if path.is_file():
+    if is_made(path):
         # A page may be serving it: whoever only reads does not disturb.
         with LabelReader(path) as reader:
             usual = reader.settings.votes_per_pair

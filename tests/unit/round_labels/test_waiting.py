@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rounds that wait for people: what is handed out, what is counted as answered."""
 
+from contextlib import closing
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from crashes import die_at_call
 from metarm.errors import RunError
 from metarm.labels.events import VoteEvent
 from metarm.labels.reading import LabelReader
 from metarm.labels.store import LabelStore
+from metarm.labels.tables import migrate, open_writer
+from metarm.labels.verifying import verify_store
 from metarm.labels.votes import LabelPair
 from metarm.round_labels.waiting import (
     STORE_FILE,
     Waiting,
     hand_out,
+    mend_store,
     read_store_votes,
     read_waiting,
     waiting_text,
@@ -119,8 +126,60 @@ def test_two_votes_a_pair_are_of_two_people(tmp_path: Path) -> None:
     assert read_waiting(tmp_path) == [Waiting("a", 3, 2, 2, 1)]
 
 
+def test_the_order_in_which_votes_came_changes_nothing(tmp_path: Path) -> None:
+    cast = [(name, pair) for name in ("ann", "bob") for pair in PAIRS]
+    found = []
+    for number, order in enumerate((cast, cast[::-1])):
+        run = tmp_path / str(number)
+        ask(run, "a", PAIRS, votes=2)
+        hand_out(run)
+        for name, pair in order:
+            vote(run, name, pair, "first" if name == "ann" else "tie")
+        found.append(read_store_votes(run / STORE_FILE, {pair.id for pair in PAIRS}, 2))
+    assert found[0].votes == found[1].votes
+    assert len(found[0].answered) == len(PAIRS)
+
+
 def test_without_a_store_nothing_is_answered(tmp_path: Path) -> None:
     assert read_store_votes(tmp_path / STORE_FILE, {"x"}, 1) == ((), {}, frozenset())
     assert read_waiting(tmp_path) == []
     assert hand_out(tmp_path) == 0
     assert not (tmp_path / STORE_FILE).exists()
+
+
+@pytest.mark.parametrize("num_kept", [0, 1])
+def test_a_store_whose_making_was_cut_off_is_made_by_the_next_start(
+    tmp_path: Path, num_kept: int
+) -> None:
+    """Killed before the first table, or with all tables and no settings yet."""
+    ask(tmp_path, "a", PAIRS)
+    store = tmp_path / STORE_FILE
+    with closing(open_writer(store)) as connection:
+        if num_kept:
+            migrate(connection, store)
+    assert read_waiting(tmp_path) == [Waiting("a", 3, 2, 4, 0)]
+    with pytest.raises(RunError, match="no such label store"):
+        LabelReader(store)
+    mend_store(tmp_path)
+    assert hand_out(tmp_path) == 4
+    assert verify_store(store).is_whole
+
+
+def test_killed_at_any_call_while_pairs_are_handed_out_the_next_start_hands_out_the_rest(
+    tmp_path: Path,
+) -> None:
+    """At every call of Python's while store, journal and pairs are written; SQLite's own syncs:
+    tests/unit/labels/test_store_kills.py."""
+    for point in count(1):
+        run = tmp_path / str(point)
+        ask(run, "a", PAIRS)
+        died = die_at_call(point, partial(hand_out, run))
+        mend_store(run)
+        hand_out(run)
+        with LabelReader(run / STORE_FILE) as store:
+            assert store.pairs() == PAIRS
+            assert store.wanted() == {pair.id: 1 for pair in PAIRS}
+        assert verify_store(run / STORE_FILE).is_whole
+        if not died:
+            break
+    assert point > 5, "a few deaths at least"
