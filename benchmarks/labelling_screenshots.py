@@ -202,6 +202,13 @@ def walk(browser: Browser, folder: Path, links: Links, token: str, others: list[
     page.wait_for_selector("#status[data-state=saved]")
     page.context.close()
 
+    owner = seen.page(1180, 1500)
+    owner.goto(links.owner)
+    owner.wait_for_selector(".numbers")
+    owner.wait_for_load_state("networkidle")
+    seen.shot(owner, "dashboard")
+    owner.context.close()
+
     phone = seen.page(360, 740, device_scale_factor=2, is_mobile=True, has_touch=True)
     phone.goto(f"{links.page}/enter#{others[0]}")
     phone.wait_for_selector("#help[open]")
@@ -211,7 +218,7 @@ def walk(browser: Browser, folder: Path, links: Links, token: str, others: list[
     while phone.locator("#item").is_visible():
         phone.wait_for_timeout(400)
         is_long = phone.locator("#more").is_visible()
-        phone.click("#skip" if is_long else "[data-answer=left]")
+        phone.click("#skip" if is_long else "[data-answer=right]")
     phone.wait_for_selector("#away-title:has-text('A batch')")
     phone.wait_for_selector("#status[data-state=saved]")
     phone.click("#away-button")
@@ -236,13 +243,6 @@ def walk(browser: Browser, folder: Path, links: Links, token: str, others: list[
     dark.wait_for_selector("#status[data-state=saved]")
     seen.shot(dark, "border")
     dark.context.close()
-
-    owner = seen.page(1180, 1500)
-    owner.goto(links.owner)
-    owner.wait_for_selector(".numbers")
-    owner.wait_for_load_state("networkidle")
-    seen.shot(owner, "dashboard")
-    owner.context.close()
 
 
 def main() -> None:
