@@ -18,6 +18,7 @@ from metarm.labelling.wire import VoteRequest, Wait, event_of
 from metarm.labels.events import Item, Progress, Recorded
 from metarm.labels.settings import LabelSettings
 from metarm.labels.store import LabelStore
+from metarm.streams import draw_seed
 
 __all__ = ["Behaviour", "LabelDesk", "behaviour_path", "read_behaviour"]
 
@@ -195,6 +196,9 @@ class LabelDesk:
     async def why(self, annotator: str, key: str) -> str:
         """Why the pair of a vote had been chosen.
 
+        Of a pair with a known answer that was chosen as no other is, a reason of the others is
+        told: its own would say what it is before the batch is over.
+
         Raises:
             RefusedError: When there is no such vote: before it nothing is told.
         """
@@ -204,7 +208,12 @@ class LabelDesk:
             event = next(events, None)
             if event is None:
                 raise refusal("no_such_item", "expected the key of an answer of yours")
-            strategy = next(p.chosen_by for p in store.pairs() if p.id == event.pair)
+            gold, chosen = store.gold(), {pair.id: pair.chosen_by for pair in store.pairs()}
+            strategy = chosen[event.pair]
+            others = sorted({by for pair, by in chosen.items() if pair not in gold})
+            if event.pair in gold and others and strategy not in others:
+                drawn = draw_seed(store.settings.seed, f"why {event.pair}")
+                strategy = others[drawn % len(others)]
             return STRATEGIES.get(strategy, f"It was chosen by the strategy {strategy!r}.")
 
         return await self.ask(find)

@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -457,3 +458,23 @@ def test_a_short_batch_does_not_tell_which_pair_was_known(tmp_path: Path) -> Non
         assert not any(f">{pair.prompt}</p>" in page for pair in pairs)
         live.request("POST", "/api/owner/queue", {"is_open": True}, Cookie=owner)
         assert answer_batch(live, cookie, 1, 9) == [None]
+
+
+def test_why_does_not_tell_a_known_answer(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    known = [replace(pair, chosen_by="known to us") for pair in plain_pairs(8)]
+    pairs = [*known, *plain_pairs(30)[8:]]
+    gold = {pair.id: "tie" for pair in known}
+    [token] = make_store(path, pairs, "Ada", gold=gold, gold_fraction=0.4)
+    with live_labels(path) as live:
+        cookie = live.sign_in(token)
+        answer_batch(live, cookie, 10)
+        assert any(vote.pair in gold for vote in live.votes())
+        told = {
+            live.request(
+                "POST", "/api/why", {"annotator": "Ada", "key": event.key}, Cookie=cookie
+            ).json["why"][0]
+            for event in live.events()
+        }
+        assert len(told) == 1
+        assert "features" in told.pop()
