@@ -212,7 +212,7 @@ class LabelDesk:
             strategy = chosen[event.pair]
             others = sorted({by for pair, by in chosen.items() if pair not in gold})
             if event.pair in gold and others and strategy not in others:
-                drawn = draw_seed(store.settings.seed, f"why {event.pair}")
+                drawn = draw_seed(store.seed, f"why {event.pair}")
                 strategy = others[drawn % len(others)]
             return STRATEGIES.get(strategy, f"It was chosen by the strategy {strategy!r}.")
 
