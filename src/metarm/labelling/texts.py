@@ -7,7 +7,7 @@ from typing import Final
 
 from metarm.schema import Prompt
 
-__all__ = ["parts_of", "prompt_turns", "visible"]
+__all__ = ["duration", "parts_of", "prompt_turns", "visible"]
 
 UNSEEN: Final = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180e\u2800\u3164\uffa0"
