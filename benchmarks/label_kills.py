@@ -94,6 +94,10 @@ def annotate(name: str, token: str, port: int, folder: str, seed: int) -> None:
                     _send(session, path, place)
             waiting: list[str] = []
             told = session.post("/api/next", {"annotator": name, "besides": waiting})
+            if told["wait"] == "batch":
+                batch = {"annotator": name, "number": told["progress"]["batch"]}
+                session.post("/api/batch", batch)
+                continue
             if not told["items"]:
                 append_line(place / "done", name)
                 return
@@ -182,6 +186,8 @@ def browse(name: str, token: str, port: int, folder: str, seed: int) -> None:
                 if not page.url.startswith(url) or page.locator("#token").count():
                     page.goto(f"{url}/enter#{token}")
                     page.reload()
+                if "/batch/" in page.url:
+                    page.click("a.button")
                 page.wait_for_selector("#item:not([hidden]), #away:not([hidden])")
                 if page.locator("#item").is_hidden():
                     title = page.locator("#away-title").inner_text()
@@ -299,7 +305,9 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         store = place / "labels.db"
-        settings = LabelSettings(votes_per_pair=3, repeat_fraction=0.1, lease_minutes=0.02)
+        settings = LabelSettings(
+            votes_per_pair=3, repeat_fraction=0.1, lease_minutes=0.02, batch_size=10
+        )
         made = made_up_pairs(pairs)
         with LabelStore(store, settings) as opened:
             opened.add_pairs(made, gold={pair.id: "first" for pair in made[:10]})

@@ -32,7 +32,7 @@ class Reply:
         """Of a refusal, which holds nothing else."""
         assert set(self.json) == {"error"}, self.body
         assert set(self.json["error"]) == {"reason", "message"}
-        return self.json["error"]["reason"]
+        return str(self.json["error"]["reason"])
 
 
 def ask(port: int, method: str, path: str, body: Any, headers: dict[str, str]) -> Reply:

@@ -52,6 +52,16 @@ def test_the_figures_are_those_that_were_kept() -> None:
     assert KEPT["is_labelled_to_the_end"]
 
 
+def test_the_figures_across_batches_are_those_that_were_kept() -> None:
+    kept = read_json(REPOSITORY / "benchmarks" / "results" / "label_kills_batches.json")
+    told = f"{kept['num_kills']} kills of server, annotators\nand browsers "
+    told += f"({kept['num_annotators']} annotators, {kept['num_answered']} answers;"
+    assert told in _section("What is kept")
+    assert kept["num_acknowledged"] == kept["num_stored"] == kept["num_answered"]
+    assert kept["num_lost"] == kept["num_doubled"] == kept["num_wrong_sides"] == 0
+    assert kept["is_labelled_to_the_end"]
+
+
 def test_every_picture_is_there() -> None:
     pictures = re.findall(r"\(images/(labelling-[\w-]+\.png)\)", PAGE)
     folder = REPOSITORY / "docs" / "images"

@@ -201,7 +201,7 @@ def tell_labels(store: StorePath, as_json: AsJson = False) -> None:
             }
         )
         return
-    rows: dict[str, object] = dict(asdict(counts))
+    rows: dict[str, object] = {"queue": "open" if settings.is_open else "closed"} | asdict(counts)
     rows |= {f"votes of {one.name} ({one.kind})": one.num_votes for one in annotators}
     print_table(rows)
 
