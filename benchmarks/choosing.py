@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from metarm.choosing.pool import Basis, Pool, bootstrap_members, build_pool
-from metarm.choosing.posterior import fit_head
 from metarm.choosing.stopping import StopRule, forecast_gain
 from metarm.choosing.strategies import choose
 from metarm.metrics import mean_estimate, paired_difference
+from metarm.models.linear_head import fit_head
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "choosing.md"

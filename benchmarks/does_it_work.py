@@ -6,15 +6,16 @@
 
 The first takes a comparison's results into `benchmarks/results/NAME.json`. The second puts a
 table of each into its page, between `<!-- table: NAME SHIFT -->` and `<!-- end -->`, one of what
-choices about the meta step cost after `<!-- choices: NAME SHIFT -->`, and one with passes instead
-of labels after `<!-- costs: NAME SHIFT -->`; without `--write` it says whether the pages are as the
-results are, which a test asks too.
+choices about the meta step cost after `<!-- choices: NAME SHIFT -->`, one with passes instead of
+labels after `<!-- costs: NAME SHIFT -->`, and one of what each combination adds to the method that
+it begins with after `<!-- parts: NAME SHIFT -->`; without `--write` it says whether the pages are
+as the results are, which a test asks too.
 """
 
 import argparse
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,7 +28,7 @@ from metarm.metrics import mean_estimate
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGES = tuple(REPOSITORY / "docs" / name for name in ("does-it-work.md", "stretching.md"))
-BLOCK = re.compile(r"<!-- (table|choices|costs): (\w+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (table|choices|costs|parts): (\w+) (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 CHOICE = re.compile(
     r"(every|stored)-\d+|quarter-groups|head-only|exact|finite-difference|plain-again"
 )
@@ -40,6 +41,7 @@ COSTS_HEADER = (
     "| method | passes, of plain's | original | shifted | length-balanced | worst split "
     "| shifted, all steps |\n|---|---|---|---|---|---|---|"
 )
+PARTS_HEADER = "| method | minus | shifted, all steps |\n|---|---|---|"
 HEADER = (
     "| method | original | shifted | length-balanced | worst split | of the oracle's gain "
     "| worth labels | rank correlation | shifted, all steps | worst split |\n"
@@ -146,10 +148,28 @@ def costs_table(kept: dict[str, Any], shift: str) -> str:
     return "\n".join([COSTS_HEADER, *rows])
 
 
+def without_last(method: str, known: Collection[str]) -> str:
+    """What a combination begins with, where it is a method of its own: `joint` of `joint+x`."""
+    rest = method.rpartition("+")[0] or method.removesuffix("-apart")
+    return rest if rest in known else method
+
+
+def parts_table(kept: dict[str, Any], shift: str) -> str:
+    """A Markdown table of one shift: what the last part of each combination adds to the others."""
+    rows = [row for row in kept["over_part"] if row["shift"] == shift]
+    known = {row["method"] for row in kept["summaries"]}
+    lines = [
+        f"| `{row['method']}` | `{without_last(row['method'], known)}` | {points(row)} |"
+        for row in rows
+    ]
+    return "\n".join([PARTS_HEADER, *lines])
+
+
 TABLES: dict[str, Callable[[dict[str, Any], str], str]] = {
     "table": table,
     "choices": choices_table,
     "costs": costs_table,
+    "parts": parts_table,
 }
 
 
@@ -167,6 +187,7 @@ def render(page: str) -> str:
 def keep(source: Path, name: str) -> None:
     """Take a comparison's results, curves as means, and what they were made with."""
     found = json.loads(source.read_text(encoding="utf-8"))
+    methods = {row["method"] for row in found["curves"]}
     kept = {
         "made": datetime.fromtimestamp(source.stat().st_mtime, UTC).date().isoformat(),
         "packages": {package: version(package) for package in ("torch", "transformers", "metarm")},
@@ -174,6 +195,7 @@ def keep(source: Path, name: str) -> None:
         "summaries": found["summaries"],
         "curves": mean_curves(found["curves"]),
         "over_training": over_training(found["curves"], lambda method: "plain"),
+        "over_part": over_training(found["curves"], lambda method: without_last(method, methods)),
     }
     if any(without_choices(row["method"]) != row["method"] for row in found["curves"]):
         kept["against_own"] = against_own(source.parent, found["curves"])

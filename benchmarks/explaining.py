@@ -33,12 +33,12 @@ from scipy import stats
 
 from metarm.data.preferences import load_preferences, save_preferences, split_by_prompt
 from metarm.explaining.attributing import BASELINES, PathSettings, attribute
-from metarm.explaining.head_states import head_states
-from metarm.explaining.linear_head import LinearHead, fit_head, refit_without
+from metarm.explaining.linear_head import LinearHead, learn_head, refit_without
 from metarm.explaining.neighbours import nearest_pairs, similarities
 from metarm.explaining.permuting import holm, slice_tests
 from metarm.explaining.slices import pair_slices, prompt_numbers
 from metarm.metrics import accuracy_estimate, mean_estimate
+from metarm.models.head_states import head_states
 from metarm.models.loading import load_encoder, load_reward_model
 from metarm.models.reward_model import RewardModelScore, load_score_function
 from metarm.schema import PreferencePair
@@ -97,7 +97,7 @@ def completeness(score: RewardModelScore, pairs: list[PreferencePair]) -> dict[s
 
 def influence(labelled: Floats, asked: Floats) -> dict[str, Any]:
     """Both formulas against fits without each label."""
-    head = fit_head(labelled)
+    head = learn_head(labelled)
     now = head.predict(asked)
     exact = np.stack(
         [now - refit_without(head, row).predict(asked) for row in range(len(labelled))], axis=1
@@ -138,7 +138,7 @@ def mistakes(labelled: Floats) -> dict[str, Any]:
     accuracy = []
     for seed in range(NUM_TURNINGS):
         is_turned = np.random.default_rng(seed).uniform(size=len(labelled)) < TURNED_SHARE
-        head = fit_head(np.where(is_turned[:, None], -labelled, labelled))
+        head = learn_head(np.where(is_turned[:, None], -labelled, labelled))
         for name, rank in RANKINGS.items():
             ranks = stats.rankdata(rank(head))
             count = int(is_turned.sum())

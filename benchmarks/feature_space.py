@@ -26,9 +26,9 @@ from metarm.bench.advice_rule import CANDIDATES
 from metarm.bench.foretell import halve_pairs, measure_figures
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe
+from metarm.bench.settings import HeadSettings
 from metarm.bench.stacked_heads import train_stacked
 from metarm.bench.trajectory import Trajectory
-from metarm.config import HeadSettings
 from metarm.storage import append_json_line, read_json_lines
 from metarm.strength import mean_rank_correlation
 

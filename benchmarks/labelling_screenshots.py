@@ -202,12 +202,29 @@ def walk(browser: Browser, folder: Path, links: Links, token: str, others: list[
     page.wait_for_selector("#status[data-state=saved]")
     page.context.close()
 
+    owner = seen.page(1180, 1500)
+    owner.goto(links.owner)
+    owner.wait_for_selector(".numbers")
+    owner.wait_for_load_state("networkidle")
+    seen.shot(owner, "dashboard")
+    owner.context.close()
+
     phone = seen.page(360, 740, device_scale_factor=2, is_mobile=True, has_touch=True)
     phone.goto(f"{links.page}/enter#{others[0]}")
     phone.wait_for_selector("#help[open]")
     phone.click("#help-close")
     phone.wait_for_selector("#item:not([hidden])")
     seen.shot(phone, "phone")
+    while phone.locator("#item").is_visible():
+        phone.wait_for_timeout(400)
+        is_long = phone.locator("#more").is_visible()
+        phone.click("#skip" if is_long else "[data-answer=right]")
+    phone.wait_for_selector("#away-title:has-text('A batch')")
+    phone.wait_for_selector("#status[data-state=saved]")
+    phone.click("#away-button")
+    phone.wait_for_selector("#batch-title")
+    phone.click("details summary >> nth=0")
+    seen.shot(phone, "batch")
     phone.context.close()
 
     dark = seen.page(1180, 760, color_scheme="dark")
@@ -220,14 +237,12 @@ def walk(browser: Browser, folder: Path, links: Links, token: str, others: list[
         dark.wait_for_timeout(400)
         dark.keyboard.press("s")
     seen.shot(dark, "dark")
+    while dark.locator("#item").is_visible():
+        dark.wait_for_timeout(400)
+        dark.keyboard.press("2")
+    dark.wait_for_selector("#status[data-state=saved]")
+    seen.shot(dark, "border")
     dark.context.close()
-
-    owner = seen.page(1180, 1500)
-    owner.goto(links.owner)
-    owner.wait_for_selector(".numbers")
-    owner.wait_for_load_state("networkidle")
-    seen.shot(owner, "dashboard")
-    owner.context.close()
 
 
 def main() -> None:
@@ -239,7 +254,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "answers.db"
         pairs = [*made_up_pairs(92), *(long_pair(n) for n in range(30))]
-        settings = LabelSettings(votes_per_pair=4)
+        settings = LabelSettings(votes_per_pair=4, batch_size=20, gold_feedback="which")
         gold = known_answers(pairs, range(4, 16))
         with LabelStore(path, settings) as store:
             store.add_pairs(pairs, gold=gold)

@@ -21,8 +21,8 @@ import matplotlib as mpl
 
 from metarm.bench.recipes import read_recipe
 from metarm.bench.results import Cell, clustered_difference, clustered_mean
+from metarm.bench.settings import CompareSettings
 from metarm.bench.summary import format_labels, labels_worth
-from metarm.config import CompareSettings
 from metarm.config_file import read_settings
 from metarm.metrics import mean_estimate
 from metarm.schema import Estimate
@@ -164,7 +164,7 @@ def draw(document: dict[str, Any]) -> None:
     import matplotlib.pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "labels"
-    figure, axis = plt.subplots(figsize=(6.2, 3.6))
+    figure, axis = plt.subplots(figsize=(7.6, 3.6))
     styles = {"random": ("-", "o"), "mix": ("--", "s"), "d-optimal": (":", "^")}
     counts = sorted({row["labels"] for row in document["rows"]})
     for has_step, colour in ((False, "tab:gray"), (True, "tab:red")):
@@ -185,7 +185,7 @@ def draw(document: dict[str, Any]) -> None:
     axis.set_xlabel("labelled shifted pairs")
     axis.set_ylabel("accuracy on shifted pairs")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(RESULTS / "labels.svg", metadata={"Date": None})
 

@@ -26,8 +26,9 @@ from typing import Any, Final
 import torch
 from ruamel.yaml import YAML
 
+from metarm.bench.settings import CompareSettings
 from metarm.checkpoints import newest_checkpoint, save_checkpoint
-from metarm.config import CompareSettings, RunSettings
+from metarm.config import RunSettings
 from metarm.config_file import read_settings
 from metarm.data.preferences import load_preferences
 from metarm.errors import MetarmError

@@ -22,8 +22,8 @@ from metarm.bench.advice_rule import CANDIDATES
 from metarm.bench.features import frozen_features
 from metarm.bench.problem import build_problem
 from metarm.bench.readings import train_candidates
+from metarm.bench.settings import HeadSettings, SourceSettings
 from metarm.bench.shifts import SHIFTS
-from metarm.config import HeadSettings, SourceSettings
 from metarm.progress import SilentProgress
 from metarm.schema import PreferencePair
 from metarm.storage import append_json_line, read_json_lines

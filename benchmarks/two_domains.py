@@ -22,8 +22,8 @@ from metarm.bench.methods import train_recipe
 from metarm.bench.problem import build_problem
 from metarm.bench.recipes import read_recipe
 from metarm.bench.results import Tally, clustered_difference, clustered_mean
+from metarm.bench.settings import HeadSettings, SourceSettings
 from metarm.bench.shifts import SHIFTS, Shift, join_shifts
-from metarm.config import HeadSettings, SourceSettings
 from metarm.metrics import mean_estimate
 from metarm.progress import SilentProgress
 from metarm.schema import PreferencePair

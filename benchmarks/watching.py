@@ -32,7 +32,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy import stats
 
-from metarm.config import OptimizeSettings, RewardSettings, RunSettings, SftSettings, WorldSettings
+from metarm.config import (
+    OptimizeSettings,
+    RewardSettings,
+    RunSettings,
+    SftSettings,
+    WorldSettings,
+)
 from metarm.evaluation.scorecard import score_groups
 from metarm.metrics import accuracy_estimate, pair_accuracy, within_group_gaps
 from metarm.models.loading import load_causal_lm

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The labelling page in a thread of the test, with a store of its own, and a client for it."""
 
-import http.client
-import json
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from live_http import Reply, ask, running
 from metarm.labelling.app import LabelPage
 from metarm.labelling.run import Links, PageOptions, open_page
 from metarm.labels.events import Event
@@ -20,7 +18,7 @@ from metarm.labels.store import LabelStore
 from metarm.labels.votes import Choice, LabelPair, Vote
 from metarm.serving.listening import uvicorn_server
 
-__all__ = ["OWNER", "LiveLabels", "Told", "live_labels", "make_store", "plain_pairs"]
+__all__ = ["OWNER", "LiveLabels", "live_labels", "make_store", "plain_pairs"]
 
 OWNER = "owner-0123456789abcdef"
 SECRETS = ("policy-round-7", "weak-model", "d-optimal")
@@ -50,24 +48,6 @@ def make_store(
 
 
 @dataclass(frozen=True)
-class Told:
-    """One answer, as it came."""
-
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def reason(self) -> str:
-        assert set(self.json) == {"error"}, self.body
-        return self.json["error"]["reason"]
-
-
-@dataclass(frozen=True)
 class LiveLabels:
     """A page that is served."""
 
@@ -80,19 +60,9 @@ class LiveLabels:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def request(self, method: str, path: str, body: Any = None, **headers: str) -> Told:
+    def request(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
         """One request on a connection of its own; a body that is no bytes is sent as JSON."""
-        own = {name.replace("_", "-"): value for name, value in headers.items()}
-        if body is not None and not isinstance(body, bytes):
-            body = json.dumps(body).encode()
-            own = {"Content-Type": "application/json", **own}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, body, own)
-            response = connection.getresponse()
-            return Told(response.status, response.headers, response.read())
-        finally:
-            connection.close()
+        return ask(self.port, method, path, body, headers)
 
     def sign_in(self, token: str) -> str:
         """The cookie that a token gives."""
@@ -118,12 +88,5 @@ def live_labels(path: Path, *, port: int = 0, **options: Any) -> Iterator[LiveLa
     own = PageOptions(**{"owner_token": OWNER, **options})
     page, links = open_page(path, own, host="127.0.0.1", listener=listener)
     server = uvicorn_server(page.asgi, max_connections=256, end_seconds=5)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield LiveLabels(page, links, path, listener.getsockname()[1])
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        listener.close()
-        assert not thread.is_alive(), "the server does not end"
+    with running(server, listener) as bound:
+        yield LiveLabels(page, links, path, bound)

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server in a thread of the test, on a port of its own, and a client that hides nothing."""
+"""A reward server in a thread of the test, on a port of its own."""
 
-import http.client
-import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from live_http import Reply, ask, running
 from metarm.serving.app import Server, build_server
 from metarm.serving.counters import Counters
 from metarm.serving.guard import Token
@@ -18,27 +17,7 @@ from metarm.serving.model_slot import ModelSlot
 from metarm.serving.run import web_server
 from metarm.serving.settings import ServeSettings
 
-__all__ = ["Gated", "Live", "Reply", "live_server"]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One answer, as it came."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def reason(self) -> str:
-        """Of a refusal, which holds nothing that could be taken for a score."""
-        assert set(self.json) == {"error"}, self.body
-        assert set(self.json["error"]) == {"reason", "message"}
-        return self.json["error"]["reason"]
+__all__ = ["Gated", "Live", "live_server"]
 
 
 @dataclass(frozen=True)
@@ -54,18 +33,7 @@ class Live:
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
         """One request on a connection of its own; a body that is no bytes is sent as JSON."""
-        own = {name.replace("_", "-"): value for name, value in headers.items()}
-        if body is not None and not isinstance(body, bytes):
-            body = json.dumps(body).encode()
-            own = {"Content-Type": "application/json", **own}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, body, own)
-            response = connection.getresponse()
-            names = {name.lower(): value for name, value in response.getheaders()}
-            return Reply(response.status, names, response.read())
-        finally:
-            connection.close()
+        return ask(self.port, method, path, body, headers)
 
     def score(self, *pairs: tuple[str, str], **more: Any) -> Reply:
         """`POST /v1/score` of these prompts and responses."""
@@ -101,12 +69,5 @@ def live_server(place: Path, *, token: str | None = None, **settings: Any) -> It
         slot, counters, own, token=None if token is None else Token(token), hosts=hosts
     )
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-    web = web_server(server, own)
-    thread = threading.Thread(target=web.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield Live(server, listener.getsockname()[1])
-    finally:
-        web.should_exit = True
-        thread.join(60)
-        assert not thread.is_alive(), "the server does not end"
+    with running(web_server(server, own), listener) as port:
+        yield Live(server, port)

@@ -7,19 +7,27 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 __all__ = [
     "CONTEXT",
+    "ENCODERS",
     "EOS",
     "SPECIAL",
     "WORDS",
     "folder_digest",
     "save_causal_lm",
+    "save_encoder_model",
     "save_fixed_policy",
     "save_reward_model",
     "save_tokenizer",
@@ -85,6 +93,48 @@ def save_reward_model(folder: Path, *, seed: int = 0, words=WORDS) -> Path:
         model = LlamaForSequenceClassification(_config(len(words), num_labels=1))
     model.save_pretrained(folder)
     return save_tokenizer(folder, words)
+
+
+_ENCODER = {
+    "vocab_size": len(SPECIAL) + len(WORDS),
+    "num_labels": 1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": EOS,
+    "initializer_range": 0.3,
+}
+_SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": CONTEXT + 2,
+}
+_DISTIL_SIZES = {
+    "dim": 16,
+    "hidden_dim": 24,
+    "n_layers": 2,
+    "n_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+ENCODERS = {
+    "roberta": (RobertaForSequenceClassification, RobertaConfig(**_ENCODER, **_SIZES)),
+    "bert": (BertForSequenceClassification, BertConfig(**_ENCODER, **_SIZES)),
+    "distilbert": (
+        DistilBertForSequenceClassification,
+        DistilBertConfig(**_ENCODER, **_DISTIL_SIZES),
+    ),
+}
+"""Encoders that score the first token: through two layers, a pooler, a layer and a ReLU."""
+
+
+def save_encoder_model(folder: Path, kind: str = "roberta") -> Path:
+    """An encoder of `ENCODERS` with one score. Returns the folder."""
+    model_class, config = ENCODERS[kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model_class(config).save_pretrained(folder)
+    return save_tokenizer(folder)
 
 
 def save_fixed_policy(folder: Path, logits: torch.Tensor, words=WORDS, **generation) -> Path:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import BaseModel
 
 from metarm.config_base import STRICT, Count
-from metarm.judge_config import JudgeSettings
+from metarm.config_judge import JudgeSettings
 
 if TYPE_CHECKING:
     from metarm.config import ArmSettings

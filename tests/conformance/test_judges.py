@@ -8,8 +8,8 @@ import pytest
 
 from fault_server import Call, Reply, say, serve
 from metarm.config import WorldSettings
+from metarm.config_judge import EndpointSettings, JudgeSettings
 from metarm.endpoint.client import Endpoint
-from metarm.judge_config import EndpointSettings, JudgeSettings
 from metarm.judging.comparisons import Comparison, Judgement
 from metarm.judging.endpoint_judge import EndpointJudge
 from metarm.judging.judge_all import judge_all, load_judge

@@ -19,16 +19,15 @@ from docs.pages import (
     page_id,
     reader_environment,
 )
-from metarm.config import (
+from metarm.bench.settings import (
     AdviseSettings,
-    ArmSettings,
     CompareSettings,
     RangeSettings,
-    RunSettings,
     SourceSettings,
     TuneSettings,
 )
-from metarm.judge_config import JudgeSettings
+from metarm.config import ArmSettings, RunSettings
+from metarm.config_judge import JudgeSettings
 from metarm.yaml_document import parse_yaml
 
 SEPARATORS = {"&&", "||", "|", ";", "&"}

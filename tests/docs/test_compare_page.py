@@ -5,8 +5,8 @@ import re
 
 from docs.pages import REPOSITORY
 from metarm.bench.recipes import COUNTED, METHODS, read_recipe
+from metarm.bench.settings import CompareSettings
 from metarm.bench.shifts import SHIFTS
-from metarm.config import CompareSettings
 from metarm.config_file import read_settings
 
 PAGE = (REPOSITORY / "docs" / "compare.md").read_text(encoding="utf-8")

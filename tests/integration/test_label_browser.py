@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The labelling page as people use it, in headless Chromium: keys, phones, lost networks, tabs."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -596,7 +597,6 @@ def test_the_owner_invites(tmp_path: Path, open_context) -> None:
         owner.fill("#token", f"{live.url}/enter#{OWNER}")
         owner.keyboard.press("Enter")
         owner.wait_for_selector(".numbers")
-        owner.wait_for_load_state()  # before its script is there a form would send itself
         owner.fill("#invite [name=name]", "Robin <b>")
         owner.click("#invite button")
         owner.wait_for_selector("#made:has-text('enter#')")
@@ -612,6 +612,259 @@ def test_the_owner_invites(tmp_path: Path, open_context) -> None:
         assert page.url == f"{live.url}/enter"
 
 
+def finish_batch(page: Page) -> None:
+    """From the screen between batches to the page that tells how it went."""
+    page.click("#away-button:has-text('See how it went')")
+    page.wait_for_url("**/batch/*")
+
+
+def test_a_batch_and_undo_across_its_border(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    pairs = plain_pairs(30)
+    gold = {pair.id: "tie" for pair in pairs[:8]}
+    [token] = make_store(path, pairs, "Robin", gold=gold, gold_fraction=0.4, batch_size=10)
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        delivered: list[str] = [page.content()]
+        page.on(
+            "response",
+            lambda told: delivered.append(told.text()) if "/api/" in told.url else None,
+        )
+        for number in range(10):
+            wait_saved(page)
+            page.wait_for_load_state("networkidle")
+            told = page.locator("#batch-pace").inner_text()
+            assert told == f"· {number} of 10 in this batch"
+            last = next_key(page, "3" if number % 2 else "1")
+        page.wait_for_selector("#away-title:has-text('A batch of 10 is done')")
+        assert page.evaluate("document.activeElement.id") == "away-title"
+        # Undo, by key, brings the last pair of the batch back; answered again, it is over again.
+        page.keyboard.press("u")
+        page.wait_for_selector("#item:not([hidden])")
+        assert page.evaluate(CURRENT) == last
+        page.wait_for_timeout(320)
+        page.keyboard.press("5")
+        page.wait_for_selector("#away-title:has-text('A batch of 10 is done')")
+        wait_saved(page)
+        assert len(live.votes()) == 10
+        known = [vote for vote in live.votes() if vote.pair in gold]
+        right = sum(vote.choice == "tie" for vote in known)
+        # Nothing that was delivered so far tells which, or how many.
+        text = "\n".join(delivered)
+        assert not re.search(
+            r"known|gold|Known", re.sub(r"some have an answer that is known", "", text)
+        )
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == "away-button"
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/batch/1")
+        assert page.evaluate("document.activeElement.id") == "batch-title"
+        tree = page.locator("main").aria_snapshot()
+        assert 'heading "Batch 1 is done" [level=1]' in tree
+        words = page.locator("main").inner_text()
+        assert f"{right} of {len(known)}" in words
+        assert page.locator("details").count() == 0, "the owner did not allow to say which"
+        assert not any(str(pair.prompt) in words for pair in pairs)
+        assert page.evaluate(CONTRAST) == []
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#item:not([hidden])")
+        assert page.locator("#batch-pace").inner_text() == "· 0 of 10 in this batch"
+        # What is behind the border cannot be undone.
+        assert page.is_disabled("#undo")
+        page.keyboard.press("u")
+        page.wait_for_timeout(200)
+        assert len(live.votes()) == 10
+
+
+def test_an_undo_of_a_batch_that_another_tab_closed(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(12), "Robin", batch_size=4)
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        for _ in range(4):
+            next_key(page, "1")
+        wait_saved(page)
+        page.wait_for_selector("#away-title:has-text('A batch of 4')")
+        cookie = live.sign_in(token)
+        told = live.request(
+            "POST", "/api/batch", {"annotator": "Robin", "number": 1}, Cookie=cookie
+        )
+        assert told.json == {"is_closed": True}
+        page.keyboard.press("u")
+        page.wait_for_function(
+            "() => document.querySelector('#announce').textContent.includes('stays as it was')"
+        )
+        wait_saved(page)
+        assert page.is_disabled("#undo")
+        assert len(live.votes()) == len(live.events()) == 4
+        # The next batch has begun.
+        page.wait_for_selector("#item:not([hidden])")
+        assert page.locator("#batch-pace").inner_text() == "· 0 of 4 in this batch"
+
+
+def test_a_batch_that_ends_offline(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(9), "Robin", batch_size=4)
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        next_key(page, "1")
+        wait_saved(page)
+        page.wait_for_load_state("networkidle")
+        page.context.set_offline(True)
+        for key in "234":
+            next_key(page, key)
+        assert live.events()[1:] == []
+        page.wait_for_selector("#away-title:has-text('A batch of 4')")
+        page.click("#away-button")
+        page.wait_for_selector("#away-text:has-text('have to be sent first')")
+        page.context.set_offline(False)
+        wait_saved(page)
+        finish_batch(page)
+        assert len(live.events()) == len(live.votes()) == 4
+        assert page.locator("main").inner_text().startswith("Batch 1 is done")
+
+
+def test_which_known_answers_were_met_where_the_owner_allows_it(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    pairs = plain_pairs(30)
+    gold = {pair.id: "first" for pair in pairs[:8]}
+    [token] = make_store(
+        path, pairs, "Robin", gold=gold, gold_fraction=0.4, batch_size=10, gold_feedback="which"
+    )
+    with live_labels(path) as live:
+        page = page_of(
+            live, token, viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True
+        )
+        shown: dict[str, dict[str, str]] = {}
+        for _ in range(10):
+            texts = sides(page)
+            shown[next_key(page, "1")] = texts
+        finish_batch(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        known = {vote.pair: vote for vote in live.votes() if vote.pair in gold}
+        rows = page.locator("details")
+        assert rows.count() == len(known) > 1
+        by_id = {pair.id: pair for pair in pairs}
+        for row, vote in zip(rows.all(), known.values(), strict=True):
+            row.locator("summary").click()
+            pair = by_id[vote.pair]
+            texts = row.locator(".text").all_inner_texts()
+            assert texts == [pair.prompt, *shown[str(pair.prompt)].values()]
+            # A was answered each time; the known answer is wherever `first` stood.
+            place = "A" if texts[1] == pair.first else "B"
+            expected = "Met: you said A" if place == "A" else "the known answer is B"
+            assert expected in row.locator("summary").inner_text()
+        box = page.locator("a.button").bounding_box()
+        assert box["height"] >= 36
+        page.click("#leave")
+        page.wait_for_url("**/enter")
+
+
+def test_the_owner_closes_the_queue_and_opens_it(tmp_path: Path, page_of, open_context) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(12), "Robin")
+    with live_labels(path) as live:
+        owner = open_context().new_page()
+        owner.goto(f"{live.url}/enter#{OWNER}")
+        owner.wait_for_selector("#queue:enabled")
+        page = page_of(live, token)
+        page.wait_for_load_state("networkidle")
+        owner.click("#queue:has-text('Close the queue')")
+        owner.wait_for_selector("#queue-told:has-text('The queue is closed.')")
+        assert owner.evaluate("document.activeElement.id") == "queue"
+        assert "Closed" in owner.locator("#queue-state").inner_text()
+        # Four pairs are in hand, and are answered; no more come.
+        for _ in range(4):
+            next_key(page, "2")
+        page.wait_for_selector("#away-title:has-text('Nothing to do now')")
+        wait_saved(page)
+        assert len(live.votes()) == 4
+        assert page.locator("#away-more").is_visible(), "the batch so far can be seen"
+        page.reload()
+        page.wait_for_selector("#away-title:has-text('Nothing to do now')")
+        owner.click("#queue:has-text('Open the queue again')")
+        owner.wait_for_selector("#queue-told:has-text('open again')")
+        page.click("#away-button:has-text('Look again')")
+        page.wait_for_selector("#item:not([hidden])")
+        next_key(page, "1")
+        wait_saved(page)
+        assert len(live.votes()) == 5
+
+
+@pytest.mark.parametrize("is_phone", [False, True])
+def test_how_long_each_side_was_in_view(tmp_path: Path, page_of, is_phone: bool) -> None:
+    path = tmp_path / "labels.db"
+    tall = "\n".join(f"line {n}" for n in range(60))
+    pairs = [LabelPair(f"question {n}", f"one {tall}", f"two {tall}") for n in range(3)]
+    [token] = make_store(path, pairs, "Robin")
+    size = {"viewport": {"width": 360, "height": 640}} if is_phone else {}
+    with live_labels(path) as live:
+        page = page_of(live, token, **size)
+        page.wait_for_timeout(600)
+        if is_phone:
+            page.evaluate("window.scrollTo(0, document.querySelector('#title-b').offsetTop + 1e5)")
+            page.wait_for_timeout(400)
+        page.keyboard.press("?")
+        page.wait_for_timeout(700)
+        page.keyboard.press("Escape")
+        next_key(page, "1")
+        next_key(page, "1")
+        wait_saved(page)
+        first, second = (
+            json.loads(line)
+            for line in path.with_name("labels.db.behaviour.jsonl").read_text().splitlines()
+        )
+        spent = [event.lead_ms / 1000 for event in live.events()]
+        left, right = first["left_seconds"], first["right_seconds"]
+        assert left >= 0.5
+        if is_phone:
+            # First A alone, then B alone; both were covered by the help for a while.
+            assert right >= 0.3
+            assert left + right <= spent[0] - 0.6
+            assert second["right_seconds"] == 0
+        else:
+            assert left == right <= spent[0] - 0.6
+            assert second["left_seconds"] == second["right_seconds"] > 0.2
+
+
+@pytest.mark.parametrize("script", ["owner", "enter"])
+def test_a_form_waits_for_its_script(tmp_path: Path, open_context, script: str) -> None:
+    """Neither a click nor Enter in a field sends a form before its script can: names and tokens
+    would stand in the address."""
+    path = tmp_path / "labels.db"
+    make_store(path, plain_pairs(2))
+    held: list[Route] = []
+    field = {"owner": "#invite [name=name]", "enter": "#token"}[script]
+    text = {"owner": "Robin", "enter": OWNER}[script]
+    with live_labels(path) as live:
+        page = open_context().new_page()
+        if script == "owner":
+            page.goto(f"{live.url}/enter#{OWNER}")
+            page.wait_for_selector(".numbers")
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.route(f"**/static/{script}.js", lambda route: held.append(route))
+        page.goto(f"{live.url}/{script}", wait_until="commit")
+        page.wait_for_selector(field)
+        page.wait_for_timeout(200)
+        assert len(held) == 1
+        page.fill(field, text)
+        before = len(asked)
+        page.keyboard.press("Enter")
+        assert page.locator("form button:enabled").count() == 0
+        page.locator("form button").first.click(force=True)
+        page.wait_for_timeout(300)
+        assert len(asked) == before
+        assert page.url == f"{live.url}/{script}"
+        assert page.input_value(field) == text
+        held[0].continue_()
+        page.wait_for_function("() => !document.querySelector('form button:disabled')")
+        page.focus(field)
+        page.keyboard.press("Enter")
+        page.wait_for_selector({"owner": "#made:has-text('enter#')", "enter": ".numbers"}[script])
+
+
 @pytest.mark.slow
 def test_hostile_texts_stay_texts(tmp_path: Path, page_of, open_context) -> None:
     """Each in prompt, response, name, note, source, strategy, role, guide and error."""
@@ -623,7 +876,18 @@ def test_hostile_texts_stay_texts(tmp_path: Path, page_of, open_context) -> None
     ]
     names = [text[:90] for text in HOSTILE if text[:90].strip() and text[:90].isprintable()]
     assert len(names) > 90
-    tokens = make_store(path, pairs, *names, votes_per_pair=2)
+    # Half of the pairs have a known answer, which is shown when the batch is over.
+    gold = {pair.id: "second" for pair in pairs[::2]}
+    tokens = make_store(
+        path,
+        pairs,
+        *names,
+        votes_per_pair=2,
+        gold=gold,
+        gold_fraction=0.6,
+        gold_feedback="which",
+        batch_size=500,
+    )
     shown: set[str] = set()
     with live_labels(path, guide="\n".join(HOSTILE)) as live:
         page = page_of(live, tokens[0])
@@ -644,13 +908,19 @@ def test_hostile_texts_stay_texts(tmp_path: Path, page_of, open_context) -> None
             if len(shown) % 25 == 0:
                 page.keyboard.press("w")
         wait_saved(page)
-        assert len(shown) == len(HOSTILE)
+        # What is left of the known answers is no more to be asked when nothing else is.
+        assert len(shown) >= len(HOSTILE) * 0.8
+        page.click("#away-more:has-text('See how it went')")
+        page.wait_for_url("**/batch/1")
+        page.evaluate("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
+        assert page.locator("details").count() > 30
+        assert_harmless(page)
         # The dashboard shows each pair, for its note.
         owner = open_context().new_page()
         owner.goto(f"{live.url}/enter#{OWNER}")
         owner.wait_for_selector(".numbers")
         assert_harmless(owner)
-        assert owner.locator("details").count() >= len(HOSTILE)
+        assert owner.locator("details").count() >= len(shown)
         owner.evaluate("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
         owner.wait_for_timeout(300)
         assert_harmless(owner)
@@ -680,7 +950,8 @@ def assert_harmless(page: Page) -> None:
     found = page.evaluate(
         """() => [...document.querySelectorAll('*')].filter((element) =>
           (element.tagName === 'SCRIPT' &&
-            !/^(\\/static\\/(label|enter|owner)\\.js)?$/.test(element.getAttribute('src') || '')) ||
+            !/^(\\/static\\/(label|enter|owner|batch)\\.js)?$/
+              .test(element.getAttribute('src') || '')) ||
           ['IFRAME', 'OBJECT', 'EMBED', 'VIDEO', 'AUDIO', 'BASE', 'STYLE', 'MATH', 'TEMPLATE',
             'MARQUEE', 'XMP', 'FRAMESET'].includes(element.tagName) ||
           [...element.attributes].some((one) => /^on/i.test(one.name) || one.name === 'style')

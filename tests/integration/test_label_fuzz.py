@@ -42,7 +42,7 @@ def run_cases(folder: Path, num_cases: int, seed: int) -> dict[int, int]:
         schema.config.generation.update(modes=list(GenerationMode))
         session = requests.Session()
         operations = [result.ok() for result in schema.get_all_operations()]
-        assert len(operations) == 15
+        assert len(operations) == 18
         calls = [one for one in operations if one.path.startswith("/api")]
         share = num_cases // (2 * len(calls) + len(operations) - len(calls))
         for operation in operations:

@@ -8,7 +8,7 @@ import pytest
 
 from integration.made_up_shift import save_shift
 from metarm.labels.votes import LabelPair
-from metarm.storage import read_json, read_json_lines
+from metarm.storage import read_json, read_json_lines, write_json_lines
 from tiny_models import save_reward_model
 
 SELECT = ["select", "--groups", "groups.jsonl", "--reward-model", "reward", "--output"]
@@ -53,6 +53,19 @@ def test_a_strategy_of_ones_own_and_json(folder: Path, metarm) -> None:
     assert document["chosen_by"] == {"mine:last": 3}
     rows = list(read_json_lines(folder / "own/pairs.jsonl"))
     assert {row["chosen_by"] for row in rows} == {"mine:last"}
+
+
+def test_soft_labels_are_learnt_from(folder: Path, metarm) -> None:
+    rows = list(read_json_lines(folder / "pairs.jsonl"))
+    for name, p in (("ones", 1.0), ("ties", 0.5)):
+        write_json_lines(folder / f"{name}.jsonl", [{**row, "p": p} for row in rows])
+    words = ["--strategy", "disagreement", "--count", "5"]
+    found = {}
+    for name in ("pairs", "ones", "ties"):
+        done = metarm(*SELECT, f"by_{name}", *words, "--labelled", f"{name}.jsonl")
+        assert done.code == 0, done.err
+        found[name] = read_json(folder / f"by_{name}/selection.json")["pairs"]
+    assert found["ones"] == found["pairs"] != found["ties"]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ WORDS = (
 def folder(tmp_path: Path) -> Path:
     """A model and its data."""
     save_reward_model(tmp_path / "model")
-    for name, rows in (("pairs", pair_rows(40)), ("groups", group_rows())):
+    pairs = pair_rows(60)
+    for name, rows in (("pairs", pairs[:40]), ("other", pairs[40:]), ("groups", group_rows())):
         lines = (json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     return tmp_path
@@ -48,18 +49,26 @@ def launch(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_two_processes_make_the_folder_that_one_makes(folder: Path, metarm) -> None:
-    two = (*WORDS, "--output", "two", "per_device_train_batch_size=2")
+    words = (*WORDS, "--task", "other=other.jsonl", "--task-repeat", "2")
+    two = (*words, "--output", "two", "per_device_train_batch_size=2")
     done = launch(folder, *two)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)  # one document: the other process prints nothing
-    one = metarm(*WORDS, "--output", "one", "per_device_train_batch_size=4")
+    one = metarm(*words, "--output", "one", "per_device_train_batch_size=4")
     assert one.code == 0, one.err
     assert said["accuracy"] == json.loads(one.out)["accuracy"]
+    assert said["tasks"] == json.loads(one.out)["tasks"]
     names = [sorted(p.name for p in (folder / place).iterdir()) for place in ("one", "two")]
     assert names[0] == names[1]
     weights = [load_file(folder / place / "model.safetensors") for place in ("model", "one", "two")]
     assert distance(weights[1], weights[2]) < 1e-4
     assert distance(weights[0], weights[2]) > 1e-3
+    others = [
+        load_file(folder / place / "tasks" / "other" / "model.safetensors")
+        for place in ("one", "two")
+    ]
+    assert distance(*others) < 1e-4
+    assert distance({"score.weight": others[1]["score.weight"]}, weights[2]) > 1e-4
     assert not list(folder.glob(".*.partial"))
     assert done.stderr.count("pairs.jsonl: ") == 1
 

@@ -14,6 +14,7 @@ from metarm.data.derived import check_apart
 from metarm.data.meta_sets import save_groups
 from metarm.data.preferences import load_preferences, save_preferences
 from metarm.schema import PreferencePair, ResponseGroup
+from metarm.stretching.pseudo_labels import draw_candidates
 from tiny_models import WORDS, save_reward_model
 
 
@@ -110,6 +111,48 @@ def test_rounds_keep_held_out_prompts_out_and_go_on_after_a_kill(
         used = {row.prompt for row in rows}
         assert len(used) <= found["num_labelled"]
     check_apart([], kept, "pairs")
+
+
+def test_sides_are_balanced_where_some_pairs_are_known(
+    data: Path, metarm: Callable[..., Finished]
+) -> None:
+    pairs = load_preferences(data / "pairs.jsonl").pairs
+    groups = [ResponseGroup(p.prompt, (p.chosen, p.rejected, " c d")) for p in pairs]
+    save_groups(data / "known.jsonl", groups)
+    found = document(metarm(
+        "pseudo-label", "--model", "one", "--preferences", "pairs.jsonl", "--unlabelled",
+        "known.jsonl", "--output", "ps", "--json", "num_rounds=1", "confidence=0.5",
+        "alpha=0.01", "most_share=0.7", "reward.learning_rate=0.01",
+        "reward.num_train_epochs=4.0", "reward.max_length=24", "test_fraction=0.3",
+    ))  # fmt: skip
+    assert found["kept"] == 1
+    rows = load_preferences(data / "ps" / "pseudo_labels.jsonl").pairs
+    assert len(rows) == found["rounds"][1]["num_pseudo"] > 4
+    known = {(p.prompt, frozenset((p.chosen, p.rejected))) for p in pairs}
+    assert not known & {(r.prompt, frozenset((r.chosen, r.rejected))) for r in rows}
+    first = {(c.prompt, c.first, c.second) for c in draw_candidates(groups, 3, seed=0)}
+    firsts = sum((row.prompt, row.chosen, row.rejected) in first for row in rows)
+    assert 2 * firsts == len(rows)
+
+
+def test_adapt_leaves_original_pairs_of_few_labels_prompts_out(
+    data: Path, metarm: Callable[..., Finished]
+) -> None:
+    few = load_preferences(data / "few.jsonl").pairs
+    pairs = load_preferences(data / "pairs.jsonl").pairs
+    turned = [PreferencePair(f"{p.prompt} ".upper(), p.rejected, p.chosen) for p in few[:2]]
+    save_preferences(data / "both.jsonl", [*pairs, *few[2:4], *turned])
+    words = ("adapt", "--model", "one", "--preferences", "few.jsonl", "candidates=[head]",
+             "folds=2", "reward.max_length=24")  # fmt: skip
+    done = metarm(*words, "--original", "both.jsonl", "--output", "ad")
+    assert done.code == 0, done.err
+    assert "4 original pairs left out: they are of few labels' prompts" in done.out
+    told = json.loads((data / "ad" / "adapt.json").read_text())
+    assert (told["num_original"], told["num_original_left_out"]) == (len(pairs), 4)
+    # The very pairs, and none else: there is nothing to tell by.
+    refused = metarm(*words, "--original", "few.jsonl", "--output", "other")
+    assert "expected original pairs of prompts that no few label is of" in refused.error
+    assert not (data / "other").exists()
 
 
 def test_adapt_reports_every_way_and_loads(data: Path, metarm: Callable[..., Finished]) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from metarm.bench.settings import SourceSettings
 from metarm.bench.shifts import SHIFTS
-from metarm.config import RunSettings, SourceSettings
+from metarm.config import RunSettings
 from metarm.config_file import read_settings
 from metarm.data.meta_sets import load_groups
 from metarm.data.preferences import load_preferences

@@ -24,11 +24,11 @@ from metarm.bench.networks import read_backbone
 from metarm.bench.problem import Problem, build_problem
 from metarm.bench.recipes import read_recipe
 from metarm.bench.results import Cell
+from metarm.bench.settings import CompareSettings, SourceSettings
 from metarm.bench.shifts import SHIFTS, Shift, thin_shift
 from metarm.bench.stretched import add_made_rows
 from metarm.bench.summary import REFERENCE
 from metarm.bench.trajectory import Cost, Trajectory
-from metarm.config import CompareSettings, SourceSettings
 from metarm.errors import ConfigError, DataError, EmptySetError, nearest_names
 from metarm.objectives import difference_loss
 from metarm.progress import SilentProgress

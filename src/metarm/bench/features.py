@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from metarm.bench.settings import AdviseSettings, CompareSettings, TuneSettings
 from metarm.bench.tokens import read_tokens
-from metarm.config import AdviseSettings, CompareSettings, TuneSettings
 from metarm.errors import FormatError
 from metarm.models.loading import load_backbone
 from metarm.protocols import ProgressReporter, StageProgress

@@ -19,9 +19,9 @@ from metarm.bench.label_choice import choose_labels
 from metarm.bench.networks import FeatureHead, Network, TransformerScore
 from metarm.bench.problem import Problem, SoftPairs
 from metarm.bench.recipes import PLAIN, Recipe
+from metarm.bench.settings import HeadSettings
 from metarm.bench.sides import Critic, density_ratios
 from metarm.bench.trajectory import Cost, Trajectory, accuracies
-from metarm.config import HeadSettings
 from metarm.data.meta_mixture import GroupMixture
 from metarm.errors import ConfigError
 from metarm.meta_step import (

@@ -18,7 +18,7 @@ from torch import Tensor
 from metarm.bench.methods import train_recipe
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe
-from metarm.config import HeadSettings
+from metarm.bench.settings import HeadSettings
 from metarm.errors import EmptySetError
 from metarm.strength import mean_rank_correlation
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from metarm.bench.problem import Problem
 from metarm.choosing.pool import Basis, bootstrap_members, build_pool
-from metarm.choosing.posterior import fit_head
 from metarm.choosing.strategies import RANDOM, choose
+from metarm.models.linear_head import fit_head
 from metarm.streams import draw_seed
 
 __all__ = ["choose_labels"]
@@ -56,13 +56,12 @@ def choose_labels(problem: Problem, strategy: str, count: int, seed: int) -> Ten
     taken: list[int] = []
     while len(taken) < count:
         known = np.concatenate([past, right[taken]])
-        ones = np.ones(len(known))
-        head = fit_head(known, ones)
+        head = fit_head(known)
         left = np.setdiff1d(np.arange(len(labelled)), taken)
         members = None
         if "disagreement" in strategy:
             draw = np.random.default_rng(draw_seed(seed, "label members", len(taken)))
-            members = bootstrap_members(gaps[left], known, ones, generator=draw)
+            members = bootstrap_members(gaps[left], known, generator=draw)
         pool = build_pool(
             gaps[left],
             prompts[left],

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from metarm.bench.fitting import build_network, train_network
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe
+from metarm.bench.settings import HeadSettings
 from metarm.bench.stretched import train_in_rounds, with_made_rows
 from metarm.bench.trajectory import Cost, Trajectory, accuracies
-from metarm.config import HeadSettings
 from metarm.errors import EmptySetError
 
 __all__ = ["train_recipe"]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from metarm.bench.features import mean_over_response
+from metarm.bench.settings import HEAD_LEARNING_RATE
 from metarm.bench.tokens import TokenTable, read_tokens
-from metarm.config import HEAD_LEARNING_RATE
 from metarm.errors import ConfigError
 from metarm.models.loading import default_learning_rate, load_backbone
 from metarm.schema import Prompt

@@ -18,9 +18,9 @@ from metarm.bench.held_out import PairRows
 from metarm.bench.problem import Problem, build_problem
 from metarm.bench.recipes import Recipe
 from metarm.bench.results import Tally
+from metarm.bench.settings import AdviseSettings, HeadSettings
 from metarm.bench.shifts import SHIFTS, Shift, digest_source
 from metarm.bench.stacked_heads import train_stacked
-from metarm.config import AdviseSettings, HeadSettings
 from metarm.errors import ConfigError, nearest_names
 from metarm.protocols import ProgressReporter
 from metarm.run_folder import hold_folder

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from metarm.config import RunSettings, SourceSettings
+from metarm.bench.settings import SourceSettings
+from metarm.config import RunSettings
 from metarm.config_file import read_settings
 from metarm.data.derived import split_labelled, without_kin_of
 from metarm.data.meta_sets import load_groups

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from metarm.bench.recipes import Recipe
-from metarm.config import HEAD_LEARNING_RATE, HeadSettings, RangeSettings
+from metarm.bench.settings import HEAD_LEARNING_RATE, HeadSettings, RangeSettings
 from metarm.errors import ConfigError, nearest_names
 
 __all__ = ["RANGES", "Dimension", "apply_settings", "search_space"]

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe
+from metarm.bench.settings import HEAD_LEARNING_RATE, HeadSettings
 from metarm.bench.trajectory import Cost, Trajectory
-from metarm.config import HEAD_LEARNING_RATE, HeadSettings
 from metarm.errors import ConfigError, ShapeError
 from metarm.meta_step import SIGNS, TINY_NORM
 from metarm.strength import LONGEST_FRACTION, NUM_REFERENCE_PAIRS, PROBE_EVERY, PROBE_FRACTION

@@ -23,6 +23,7 @@ from metarm.bench.methods import train_recipe
 from metarm.bench.problem import Problem, build_problem
 from metarm.bench.recipes import Recipe, read_recipe
 from metarm.bench.results import Cell
+from metarm.bench.settings import TuneSettings
 from metarm.bench.shifts import SHIFTS, Shift, digest_source
 from metarm.bench.space import apply_settings, search_space
 from metarm.bench.study import measure_importances, open_study, read_trials, run_trials
@@ -30,7 +31,6 @@ from metarm.bench.summary import REFERENCE
 from metarm.bench.trajectory import Trajectory
 from metarm.bench.tuning_results import FreshResult, Trial, Tuning, measure_flatness
 from metarm.choosing.strategies import RANDOM
-from metarm.config import TuneSettings
 from metarm.errors import ConfigError, EmptySetError, RunError, nearest_names
 from metarm.progress import SilentProgress
 from metarm.protocols import ProgressReporter

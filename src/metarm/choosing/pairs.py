@@ -98,8 +98,9 @@ def pool_of_model(
         score: The reward model; of an ensemble the first member gives the states, and the mean of
             all the rewards.
         pairs: Candidates.
-        labelled: What the reward model was trained on: its information counts as there already.
-            Without an ensemble, heads of bootstrap draws of them stand in for members.
+        labelled: What the reward model was trained on: its information counts as there already,
+            as much of a soft label as of a hard one. Without an ensemble, heads of bootstrap draws
+            of them stand in for members.
         seed: Draws those.
 
     Raises:
@@ -119,7 +120,7 @@ def pool_of_model(
     )
     prompts, responses = [p for p, _ in numbers], [r for _, r in numbers]
     rewards = np.array([member(prompts, responses) for member in members], np.float64)
-    states = head_states(members[0], prompts, responses)
+    states = head_states(members[0], prompts, responses).states
     gaps = states[rows[:, 0]] - states[rows[:, 1]]
     reward_gaps = rewards[:, rows[:, 0]] - rewards[:, rows[:, 1]]
     own, past = slice(0, len(pairs)), slice(len(pairs), None)
@@ -128,7 +129,8 @@ def pool_of_model(
     spread = reward_gaps[:, own] if len(members) > 1 else None
     if spread is None and fitting:
         draw = np.random.default_rng(draw_seed(seed, "bootstrap heads"))
-        spread = bootstrap_members(candidates, known, np.ones(len(known)), generator=draw)
+        labels = [1.0 if pair.p is None else pair.p for pair in fitting]
+        spread = bootstrap_members(candidates, known, labels, generator=draw)
     keys: dict[object, int] = {}
     return build_pool(
         candidates,

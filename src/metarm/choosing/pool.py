@@ -8,8 +8,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metarm.choosing.posterior import fit_head, gap_variances, head_covariance
+from metarm.choosing.posterior import gap_variances
 from metarm.errors import DataError, ShapeError
+from metarm.models.linear_head import check_labels, fit_head, head_covariance
 
 __all__ = ["PRIOR_GAP", "Basis", "Pool", "bootstrap_members", "build_pool", "member_deviations"]
 
@@ -161,7 +162,7 @@ def member_deviations(members: ArrayLike) -> Floats:
 def bootstrap_members(
     gaps: ArrayLike,
     labelled: ArrayLike,
-    outcomes: ArrayLike,
+    p: ArrayLike | None = None,
     *,
     num_members: int = 8,
     penalty: float = 1.0,
@@ -175,7 +176,7 @@ def bootstrap_members(
     Args:
         gaps: Of the candidates, shape (pairs, size).
         labelled: Gaps of labelled pairs, shape (labelled, size).
-        outcomes: Shape (labelled,), 1 where the first response was preferred.
+        p: Their labels, hard or soft, shape (labelled,), as in `fit_head`.
         num_members: Heads.
         penalty: Precision of the prior.
         generator: Draws pairs and prior means.
@@ -183,8 +184,8 @@ def bootstrap_members(
     Returns:
         Shape (num_members, pairs), in logits.
     """
-    x, past = np.asarray(gaps, np.float64), np.asarray(labelled, np.float64)
-    y = np.asarray(outcomes, np.float64)
+    x = np.asarray(gaps, np.float64)
+    past, y = check_labels(labelled, p)
     found = []
     for _ in range(num_members):
         rows = generator.integers(len(past), size=len(past))

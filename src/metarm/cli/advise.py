@@ -28,7 +28,7 @@ def advise(
     Small heads on frozen features; with labelled shifted pairs these decide, without them a rule
     that was fitted to a made-up feature space. Finished splits are kept.
     """
-    from metarm.config import AdviseSettings
+    from metarm.bench.settings import AdviseSettings
 
     settings = read_section(config, words_with_output(words, output), AdviseSettings)
 

@@ -39,7 +39,7 @@ def bench(
     kept: the same command goes on where a stopped one was, and adds what is asked for newly. Run it
     on an idle machine.
     """
-    from metarm.config import BenchSettings
+    from metarm.speed.settings import BenchSettings
 
     settings = read_section(config, words_with_output(words, output), BenchSettings)
 

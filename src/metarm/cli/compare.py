@@ -29,7 +29,7 @@ def compare(
     Every method sees the same splits. Finished cells are kept: the same command goes on where a
     stopped one was, and further methods, shifts or seeds are added to what is there.
     """
-    from metarm.config import CompareSettings
+    from metarm.bench.settings import CompareSettings
 
     settings = read_section(config, words_with_output(words, output), CompareSettings)
 

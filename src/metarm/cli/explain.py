@@ -10,8 +10,8 @@ from metarm.cli.options import AsJson, Seed, answer, note, print_json, print_tab
 from metarm.cli.progress import choose_progress
 
 if TYPE_CHECKING:
-    from metarm.chunk_log import ChunkLog
     from metarm.explaining.explain import ExplainPlan, Reward
+    from metarm.explaining.kept_work import KeptWork
     from metarm.schema import PreferencePair
 
 __all__ = ["explain"]
@@ -78,7 +78,7 @@ def explain(
 
     Kinds of pairs with multiplicity held, some pairs word by word (integrated gradients, with what
     they leave over), the labelled pairs that they are like, and what single labels did:
-    docs/explaining.md. Attributions that are done are kept; the same command goes on.
+    docs/explaining.md. States and attributions that are done are kept; the same command goes on.
     """
     from metarm.errors import ConfigError
 
@@ -87,19 +87,18 @@ def explain(
     if preferences is None and (after or labelled or rows):
         raise ConfigError("--after, --labelled and --row are of pairs: give --preferences FILE")
 
-    from metarm.chunk_log import ChunkLog
     from metarm.explaining.attributing import PathSettings
-    from metarm.models.ensemble import load_reward, member_folders
+    from metarm.explaining.kept_work import KeptWork
+    from metarm.models.ensemble import load_reward
     from metarm.reports.explain_page import write_explain_page
     from metarm.run_folder import hold_folder
-    from metarm.storage import check_writable, content_digest, write_json
+    from metarm.storage import check_writable, write_json
 
     path = PathSettings(baseline, keeps_prompt, tolerance, max_steps)
     check_writable(output)
     with hold_folder(output):
         score = load_reward(reward_model)
-        log = ChunkLog(output / "attributions.log")
-        digest = " ".join(content_digest(folder) for folder in member_folders(reward_model))
+        kept = KeptWork.in_folder(output, reward_model, after)
         document: dict[str, Any] = {
             "reward_model": reward_model,
             "after": after,
@@ -111,9 +110,7 @@ def explain(
             from metarm.explaining.explain import explain_text
 
             prompt, response = text
-            document["text"] = explain_text(
-                score, prompt, response, path=path, log=log, log_key=digest
-            )
+            document["text"] = explain_text(score, prompt, response, path=path, kept=kept)
         if preferences is not None:
             from metarm.explaining.explain import ExplainPlan
 
@@ -125,7 +122,7 @@ def explain(
                 seed=seed,
             )
             files = preferences, labelled, data_format
-            document |= _explain_pairs(score, after, files, plan, log, digest)
+            document |= _explain_pairs(score, after, files, plan, kept)
         write_json(output / "explain.json", document)
         page = write_explain_page(document, output)
     if as_json:
@@ -148,8 +145,7 @@ def _explain_pairs(
     after: str | None,
     files: tuple[str, str | None, str | None],
     plan: "ExplainPlan",
-    log: "ChunkLog",
-    digest: str,
+    kept: "KeptWork",
 ) -> dict[str, Any]:
     from metarm.data.derived import check_evaluation
     from metarm.explaining.explain import explain_pairs
@@ -170,8 +166,7 @@ def _explain_pairs(
         progress=choose_progress(),
         labelled=taught,
         after=adapted,
-        log=log,
-        log_key=digest,
+        kept=kept,
     )
 
 

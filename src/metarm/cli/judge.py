@@ -1,14 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verbs about who wins: `judge`, `sheet`."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from metarm import __version__
+from metarm.cli.judge_sources import (
+    EndpointModel,
+    EndpointUrl,
+    GoldFunction,
+    JudgeSource,
+    OwnFunction,
+    RewardModel,
+    build_judge,
+    file_name,
+    read_judge_source,
+    say_what_is_missing,
+)
 from metarm.cli.options import (
     AsJson,
     ConfigFile,
@@ -20,19 +31,16 @@ from metarm.cli.options import (
     print_table,
     read_section,
 )
-from metarm.cli.progress import choose_progress
 
 if TYPE_CHECKING:
-    from metarm.judge_config import JudgeSettings
+    from metarm.config_judge import JudgeSettings
     from metarm.judging.comparisons import Arm, Comparison
-    from metarm.protocols import Judge
 
-__all__ = ["build_judge", "judge", "judge_name", "say_what_is_missing", "sheet"]
+__all__ = ["judge", "sheet"]
 
 JudgingFolder = Annotated[
     Path, typer.Option("--output", metavar="DIR", help="Folder of the judging.")
 ]
-WORLD: Final = "world"
 
 
 def judge(
@@ -58,29 +66,11 @@ def judge(
     new_task: Annotated[
         bool, typer.Option("--new-task", help="Of a run with a new task: on its prompts.")
     ] = False,
-    gold: Annotated[
-        str | None,
-        typer.Option(
-            "--gold", metavar="M:F", help="Judge by a score function; `world`: that of --run."
-        ),
-    ] = None,
-    reward_model: Annotated[
-        str | None, typer.Option("--reward-model", metavar="M", help="Judge by a reward model.")
-    ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            "--endpoint",
-            metavar="URL",
-            help="Judge by a model at a server of OpenAI's protocol, http://127.0.0.1:8000/v1 say.",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="Its name at the server.")
-    ] = None,
-    own: Annotated[
-        str | None, typer.Option("--judge", metavar="M:F", help="Judge by a function of yours.")
-    ] = None,
+    gold: GoldFunction = None,
+    reward_model: RewardModel = None,
+    endpoint: EndpointUrl = None,
+    model: EndpointModel = None,
+    own: OwnFunction = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -96,21 +86,10 @@ def judge(
     of a model: the same command goes on where it was stopped, and costs nothing again. Another
     judge is added to those that are there.
     """
-    from metarm.errors import ConfigError
-    from metarm.judge_config import JudgeSettings
+    from metarm.config_judge import JudgeSettings
 
     settings = read_section(config, words, JudgeSettings)
-    chosen = {
-        "--gold": gold,
-        "--reward-model": reward_model,
-        "--endpoint": endpoint,
-        "--judge": own,
-    }
-    given = {flag: value for flag, value in chosen.items() if value}
-    if len(given) > 1:
-        raise ConfigError(f"expected one judge, got {' and '.join(given)}: start once for each")
-    if bool(endpoint) != bool(model):
-        raise ConfigError("--endpoint and --model belong together: the server, and the model there")
+    judge_source = read_judge_source(gold, reward_model, endpoint, model, own)
 
     from metarm.judging.comparisons import JudgementSet, save_judgements
     from metarm.judging.judge_all import judge_all
@@ -122,14 +101,13 @@ def judge(
         comparisons = _comparisons(
             output, settings, responses, run_dir, round_number, is_new_task=new_task
         )
-        if given:
-            ((flag, source),) = given.items()
-            called = judge_name(name or (model if model else "gold" if gold == WORLD else source))
-            facts = _identity(flag, source, model, settings)
+        if judge_source is not None:
+            called = file_name(name or judge_source.name)
+            facts = _identity(judge_source, settings)
             _check_same_judge(output, called, facts, len(comparisons))
-            judge_of_flag = build_judge(flag, source, model, settings, output, called, run_dir)
-            found = judge_all(comparisons, judge_of_flag, both_orders=settings.both_orders)
-            told = {**facts, **getattr(judge_of_flag, "facts", {})}
+            asked = build_judge(judge_source, settings, output, called, run_dir)
+            found = judge_all(comparisons, asked, both_orders=settings.both_orders)
+            told = {**facts, **getattr(asked, "facts", {})}
             save_judgements(output, JudgementSet(called, told, tuple(found)))
             say_what_is_missing(told)
         _write_results(output, settings.num_resamples, seed, as_json=as_json)
@@ -169,7 +147,7 @@ def sheet(
     from metarm.run_folder import hold_folder
     from metarm.storage import check_writable
 
-    called = judge_name(name)
+    called = file_name(name)
     check_writable(output)
     with hold_folder(output):
         comparisons = load_comparisons(output)
@@ -185,15 +163,9 @@ def sheet(
 
 
 def _default_resamples() -> int:
-    from metarm.judge_config import JudgeSettings
+    from metarm.config_judge import JudgeSettings
 
     return JudgeSettings().num_resamples
-
-
-def judge_name(source: str) -> str:
-    """A name that is a file's: the last part of a path, model or function."""
-    last = re.split(r"[/:]", source.rstrip("/"))[-1]
-    return re.sub(r"[^\w.-]+", "-", last).strip(".-") or "judge"
 
 
 def _comparisons(
@@ -259,13 +231,12 @@ def _arms(responses: Sequence[str]) -> "dict[str, Arm]":
     return arms
 
 
-def _identity(
-    flag: str, source: str, model: str | None, settings: "JudgeSettings"
-) -> dict[str, Any]:
+def _identity(judge_source: JudgeSource, settings: "JudgeSettings") -> dict[str, Any]:
     """What makes a judge the same judge: whoever differs in it needs another name."""
     from metarm.judging.templates import load_template
     from metarm.storage import content_digest
 
+    flag, source, model = judge_source
     facts: dict[str, Any] = {"kind": flag.removeprefix("--"), "both_orders": settings.both_orders}
     if flag == "--endpoint":
         return {
@@ -301,68 +272,6 @@ def _check_same_judge(output: Path, name: str, facts: Mapping[str, Any], count: 
             f"{output} has verdicts of another judge called {name} (it differs in "
             f"{', '.join(other) or 'kind'}): give this one a name of its own with --name"
         )
-
-
-def build_judge(
-    flag: str,
-    source: str,
-    model: str | None,
-    settings: "JudgeSettings",
-    output: Path,
-    name: str,
-    run_dir: Path | None,
-) -> "Judge":
-    """The judge that a flag names; of a model behind a URL the answers are kept in `output`."""
-    if flag == "--judge":
-        from metarm.judging.judge_all import load_judge
-
-        return load_judge(source)
-    if flag == "--endpoint":
-        from metarm.endpoint.client import Endpoint
-        from metarm.judging.endpoint_judge import EndpointJudge
-
-        there = Endpoint(source, str(model), settings.endpoint)
-        return EndpointJudge(
-            there, output / "answers" / f"{name}.jsonl", settings, choose_progress()
-        )
-
-    from metarm.judging.score_judge import ScoreJudge
-
-    if flag == "--reward-model":
-        from metarm.models.ensemble import load_reward
-
-        return ScoreJudge(load_reward(source), settings.tie_margin)
-    from metarm.resolve import load_gold
-
-    score = _world_gold(run_dir) if source == WORLD else load_gold(source, what="--gold")
-    return ScoreJudge(score, settings.tie_margin)
-
-
-def _world_gold(run_dir: Path | None) -> Any:
-    """The true reward of the world that a run was made in."""
-    from metarm.config import RunSettings
-    from metarm.config_file import read_settings
-    from metarm.errors import ConfigError
-    from metarm.world.language import GoldReward, build_language
-
-    if run_dir is None:
-        raise ConfigError("--gold world: give the run with --run, too")
-    world = read_settings(run_dir / "config.yaml", [], RunSettings).world
-    if world is None:
-        raise ConfigError(
-            f"--gold world: {run_dir} is no run of a world: give --gold module:function"
-        )
-    return GoldReward(build_language(world))
-
-
-def say_what_is_missing(facts: Mapping[str, Any]) -> None:
-    """A note on what was not asked or not answered."""
-    if stopped := facts.get("stopped"):
-        note(
-            f"stopped: {stopped}. Answers so far are kept: raise it and run the same command again"
-        )
-    for reason, count in (facts.get("failures") or {}).items():
-        note(f"{count} questions got no answer: {reason}. The same command asks them again")
 
 
 def _write_results(output: Path, num_resamples: int, seed: int, *, as_json: bool) -> None:

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from metarm.cli.judge import build_judge, judge_name, say_what_is_missing
+from metarm.cli.judge_sources import (
+    FLAGS,
+    EndpointModel,
+    EndpointUrl,
+    GoldFunction,
+    OwnFunction,
+    RewardModel,
+    build_judge,
+    file_name,
+    read_judge_source,
+    say_what_is_missing,
+)
 from metarm.cli.label import StorePath
 from metarm.cli.options import (
     AsJson,
@@ -37,28 +48,14 @@ def ask_for_labels(
     store: StorePath,
     words: SettingWords = None,
     config: ConfigFile = None,
-    gold: Annotated[
-        str | None,
-        typer.Option("--gold", metavar="M:F", help="Ask a score function; `world`: that of --run."),
-    ] = None,
+    gold: GoldFunction = None,
     run_dir: Annotated[
         Path | None, typer.Option("--run", metavar="RUN_DIR", help="The run of `--gold world`.")
     ] = None,
-    reward_model: Annotated[
-        str | None, typer.Option("--reward-model", metavar="M", help="Ask a reward model.")
-    ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            "--endpoint", metavar="URL", help="Ask a model at a server of OpenAI's protocol."
-        ),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="NAME", help="Its name at the server.")
-    ] = None,
-    own: Annotated[
-        str | None, typer.Option("--judge", metavar="M:F", help="Ask a function of yours.")
-    ] = None,
+    reward_model: RewardModel = None,
+    endpoint: EndpointUrl = None,
+    model: EndpointModel = None,
+    own: OwnFunction = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -75,39 +72,27 @@ def ask_for_labels(
     """
     from dataclasses import asdict
 
+    from metarm.config_judge import JudgeSettings
     from metarm.errors import ConfigError
-    from metarm.judge_config import JudgeSettings
     from metarm.labels.asking import ask_judge
     from metarm.labels.store import LabelStore
 
     settings = read_section(config, words, JudgeSettings)
-    chosen = {
-        "--gold": gold,
-        "--reward-model": reward_model,
-        "--endpoint": endpoint,
-        "--judge": own,
-    }
-    given = {flag: value for flag, value in chosen.items() if value}
-    if len(given) != 1:
-        raise ConfigError(
-            f"expected one of {', '.join(chosen)}, got {' and '.join(given) or 'none'}: start once "
-            "for each"
-        )
-    if bool(endpoint) != bool(model):
-        raise ConfigError("--endpoint and --model belong together: the server, and the model there")
+    judge_source = read_judge_source(gold, reward_model, endpoint, model, own)
+    if judge_source is None:
+        raise ConfigError(f"expected one of {', '.join(FLAGS)}, got none: say who is asked")
     if not store.exists():
         raise ConfigError(f"{store}: no such label store. Make it with `metarm label add`.")
-    ((flag, source),) = given.items()
-    called = name or judge_name(model or ("gold" if gold == "world" else source))
+    called = name or file_name(judge_source.name)
     answers = store.with_name(f"{store.name}.asked")
-    judge = build_judge(flag, source, model, settings, answers, judge_name(called), run_dir)
-    has_sides = flag in ("--endpoint", "--judge")
+    judge = build_judge(judge_source, settings, answers, file_name(called), run_dir)
+    has_sides = judge_source.flag in ("--endpoint", "--judge")
     with LabelStore(store) as opened:
         asked = ask_judge(
             opened,
             judge,
             called,
-            _KINDS[flag],
+            _KINDS[judge_source.flag],
             has_sides=has_sides,
             has_repeats=settings.both_orders,
             progress=choose_progress(),

@@ -99,9 +99,9 @@ def _sample_at(
     seed: int,
 ) -> "list[ResponseGroup]":
     """Groups of a policy behind a URL."""
+    from metarm.config_judge import EndpointSettings
     from metarm.endpoint.client import Endpoint
     from metarm.endpoint.sampling import sample_groups_from
-    from metarm.judge_config import EndpointSettings
 
     there = Endpoint(endpoint, policy, EndpointSettings(num_in_flight=settings.batch_size))
     answers = output.with_name(f"{output.name}.answers.jsonl")

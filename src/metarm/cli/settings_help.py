@@ -17,11 +17,13 @@ SOURCES: Final = (
     "config.py",
     "config_labels.py",
     "config_optimize.py",
-    "judge_config.py",
-    "labels/settings.py",
+    "config_judge.py",
+    "bench/settings.py",
     "choosing/settings.py",
-    "stretch_config.py",
+    "labels/settings.py",
     "serving/settings.py",
+    "speed/settings.py",
+    "stretching/settings.py",
 )
 """Files with classes of settings, below the package."""
 
@@ -48,18 +50,21 @@ def _classes() -> dict[str, ast.ClassDef]:
 
 
 def settings_of(class_name: str) -> list[SettingHelp]:
-    """Every setting of a class of settings, in its order."""
-    body = _classes()[class_name].body
-    found = []
-    for node, following in zip(body, [*body[1:], None], strict=True):
+    """Every setting of a class of settings, in its order, inherited ones first."""
+    own = _classes()[class_name]
+    bases = [base.id for base in own.bases if isinstance(base, ast.Name)]
+    inherited = [s for base in bases if base in _classes() for s in settings_of(base)]
+    found = {setting.name: setting for setting in inherited}
+    for node, following in zip(own.body, [*own.body[1:], None], strict=True):
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
             continue
         section = _section(node.annotation)
         text = _constant_text(following) or (_first_line(section) if section else "")
         default = "" if section else _default(node.value)
         is_by_name = ast.unparse(node.annotation).startswith("dict[")
-        found.append(SettingHelp(node.target.id, default, text, section, is_by_name))
-    return found
+        name = node.target.id
+        found[name] = SettingHelp(name, default, text, section, is_by_name)
+    return list(found.values())
 
 
 def _constant_text(node: ast.stmt | None) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from metarm.schema import PreferencePair
-    from metarm.stretch_config import AugmentSettings
+    from metarm.stretching.settings import AugmentSettings
 
 __all__ = ["adapt", "augment", "average", "pseudo_label"]
 
@@ -63,7 +63,7 @@ def pseudo_label(
     on held-out labels, and trains anew on labels and pseudo-labels. It ends where held-out accuracy
     drops; OUTPUT is the last model before that, its pseudo-labels and all rounds' figures.
     """
-    from metarm.stretch_config import PseudoLabelSettings
+    from metarm.stretching.settings import PseudoLabelSettings
 
     settings = read_section(config, words, PseudoLabelSettings)
 
@@ -71,11 +71,11 @@ def pseudo_label(
         from metarm.data.meta_sets import load_groups
         from metarm.data.preferences import load_preferences
         from metarm.storage import checkpoints_of
-        from metarm.stretching.rounds import train_in_rounds
+        from metarm.stretching.rounds import train_on_pseudo_labels
 
         loaded = load_preferences(preferences, data_format)
         note(f"{preferences}: {loaded.report.summary()}")
-        report = train_in_rounds(
+        report = train_on_pseudo_labels(
             model=model,
             pairs=loaded.pairs,
             groups=load_groups(unlabelled),
@@ -174,7 +174,7 @@ def augment(
     """
     from metarm.errors import ConfigError
     from metarm.run_folder import hold_output
-    from metarm.stretch_config import AugmentSettings
+    from metarm.stretching.settings import AugmentSettings
 
     settings = read_section(config, words, AugmentSettings)
     names = [name.strip() for name in kinds.split(",") if name.strip()]
@@ -389,7 +389,7 @@ def adapt(
     cross-validation on the few labels, and none may lose on original pairs. OUTPUT is the reward
     model that was taken, and every candidate's figures.
     """
-    from metarm.stretch_config import AdaptSettings
+    from metarm.stretching.settings import AdaptSettings
 
     settings = read_section(config, words, AdaptSettings)
 
@@ -429,6 +429,8 @@ def adapt(
             f"{_points(found['gain']['change'])}; original {found['original']['difference']:+.3f} "
             f"({holds})"
         )
+    if num_left_out := document["num_original_left_out"]:
+        answer(f"{num_left_out} original pairs left out: they are of few labels' prompts")
     answer(f"taken: {document['taken']}. {document['reason']}")
     answer("")
     print_table({"output": output})

@@ -25,12 +25,13 @@ from metarm.cli.progress import choose_progress
 from metarm.launched import num_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from metarm.config import RewardSettings
+    from metarm.data.tasks import TaskPairs
     from metarm.schema import PreferencePair
     from metarm.storage import Stage
-    from metarm.training import GuardReport
+    from metarm.training import GuardReport, TaskReport
     from metarm.watching.callbacks import PolicyWatcher
 
 __all__ = ["optimize", "reward", "sft"]
@@ -133,6 +134,20 @@ def reward(
             "the plain model, down to not at all.",
         ),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="NAME=FILE",
+            help="Preferences of another task, which gets its own last layer. Repeatable.",
+        ),
+    ] = None,
+    task_repeat: Annotated[
+        int,
+        typer.Option(
+            "--task-repeat", metavar="N", min=1, help="How often each pair of --task is trained on."
+        ),
+    ] = 1,
     words: SettingWords = None,
     config: ConfigFile = None,
     seed: Seed = 0,
@@ -143,10 +158,16 @@ def reward(
 
     The step needs a meta set: groups of responses of the policy that the model will judge, as
     `metarm sample` writes them. Without one this is plain training. On several GPUs start it with
-    `torchrun` or `accelerate launch` (docs/scale.md).
+    `torchrun` or `accelerate launch` (docs/scale.md). The reward models of other tasks stand in
+    DIR/tasks/NAME (docs/stretching.md).
     """
     from metarm.config import RewardSettings
+    from metarm.data.tasks import read_task_files
+    from metarm.errors import ConfigError
 
+    task_files = read_task_files(task or [])
+    if task_repeat > 1 and not task_files:
+        raise ConfigError("--task-repeat is about the pairs of --task, and there is none")
     settings = _with_meta_set(read_section(config, words, RewardSettings), meta_set)
 
     def build(folder: Path) -> dict[str, Any]:
@@ -154,6 +175,7 @@ def reward(
         from metarm.data.derived import split_labelled, without_kin_of
         from metarm.data.meta_sets import load_groups
         from metarm.data.preferences import load_preferences, without_prompts_of
+        from metarm.data.tasks import hold_out_together
         from metarm.storage import checkpoints_of
         from metarm.training import train_reward_model
 
@@ -171,6 +193,9 @@ def reward(
                     f"{num_shared} training pairs left out: the test file has their prompts, or "
                     "what they were made from"
                 )
+        tasks = _load_tasks(task_files, data_format, task_repeat, test_fraction, seed)
+        if tasks:
+            pairs, tasks = hold_out_together(pairs, test_pairs, tasks)
         groups = [] if meta_set is None else load_groups(meta_set)
         # Several processes would not decide by time together.
         can_keep = checkpoint_steps is not None or num_processes() == 1
@@ -186,6 +211,7 @@ def reward(
             progress=choose_progress(),
             probe=load_preferences(probe, data_format).pairs if probe else (),
             checkpoints=place,
+            tasks=tasks,
         )
         return {
             "load": loaded.report.summary(),
@@ -201,6 +227,7 @@ def reward(
             "num_groups": len(groups),
             "metrics": dict(result.metrics),
             "accuracy": asdict(result.accuracy),
+            **({"tasks": _task_facts(tasks, result.tasks)} if tasks else {}),
         }
 
     inputs = {
@@ -209,8 +236,12 @@ def reward(
         "preferences_test": preferences_test,
         "meta_set": meta_set,
         **({"probe": probe} if probe else {}),
+        **{f"task {name}": file for name, file in task_files.items()},
     }
-    facts = {"seed": seed, "test_fraction": test_fraction, "data_format": data_format}
+    facts = {
+        **{"seed": seed, "test_fraction": test_fraction, "data_format": data_format},
+        **({"task_repeat": task_repeat} if task_files else {}),
+    }
     stage = build_output("reward", output, settings, inputs, facts, build, goes_on=True)
     _print_result(output, stage, as_json=as_json)
 
@@ -218,6 +249,38 @@ def reward(
 def _num_derived(pairs: "Sequence[PreferencePair]") -> int:
     """Pseudo-labels and augmented rows."""
     return sum(bool(pair.parent_id) for pair in pairs)
+
+
+def _load_tasks(
+    files: "Mapping[str, str]", data_format: str | None, repeat: int, fraction: float, seed: int
+) -> "list[TaskPairs]":
+    """Tasks beside the main one, each with a share of its prompts held out."""
+    from metarm.data.derived import split_labelled
+    from metarm.data.preferences import load_preferences
+    from metarm.data.tasks import TaskPairs
+
+    tasks = []
+    for name, file in files.items():
+        loaded = load_preferences(file, data_format)
+        note(f"{file}: {loaded.report.summary()}")
+        tasks.append(TaskPairs(name, *split_labelled(loaded.pairs, fraction, seed), repeat))
+    return tasks
+
+
+def _task_facts(
+    tasks: "Sequence[TaskPairs]", reports: "Mapping[str, TaskReport]"
+) -> dict[str, dict[str, Any]]:
+    return {
+        task.name: {
+            "num_pairs": len(task.pairs),
+            "num_test_pairs": len(task.test_pairs),
+            "num_test_too_long": reports[task.name].num_test_too_long,
+            "encoding": reports[task.name].encoding.summary(),
+            "accuracy": asdict(reports[task.name].accuracy),
+            "accuracy_of_main": asdict(reports[task.name].accuracy_of_main),
+        }
+        for task in tasks
+    }
 
 
 def _guard_facts(guard: "GuardReport | None") -> dict[str, Any]:
@@ -404,6 +467,9 @@ def _print_result(output: Path, stage: "Stage | None", *, as_json: bool) -> None
     accuracy = document.get("accuracy")
     if accuracy:
         table["held-out accuracy"] = _estimate_text(accuracy)
+    for name, facts in document.get("tasks", {}).items():
+        table[f"held-out accuracy, {name}"] = _estimate_text(facts["accuracy"])
+        table[f"the same by the main layer, {name}"] = _estimate_text(facts["accuracy_of_main"])
     table["output"] = output
     print_table(table)
     if accuracy and accuracy["low"] <= 0.5 <= accuracy["high"]:

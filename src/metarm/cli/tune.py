@@ -29,7 +29,7 @@ def tune(
     Finished trials are kept: the same command goes on where a stopped one was, and a larger
     num_trials adds to what is there. The best setting meets the default on fresh splits.
     """
-    from metarm.config import TuneSettings
+    from metarm.bench.settings import TuneSettings
 
     settings = read_section(config, words_with_output(words, output), TuneSettings)
 

@@ -3,8 +3,8 @@
 
 import asyncio
 
+from metarm.config_judge import EndpointSettings
 from metarm.endpoint.answers import AnswerFile, Spent, TokenBound
-from metarm.judge_config import EndpointSettings
 
 __all__ = ["Budget", "cost_of"]
 

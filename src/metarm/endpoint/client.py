@@ -15,10 +15,10 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from metarm.config_judge import EndpointSettings
 from metarm.endpoint.answers import Answer, AnswerFile, TokenBound
 from metarm.endpoint.budget import Budget
 from metarm.errors import ConfigError, EndpointError, RunError
-from metarm.judge_config import EndpointSettings
 from metarm.protocols import StageProgress
 from metarm.storage import fingerprint
 

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from metarm.chunk_log import ChunkLog
 from metarm.errors import ConfigError, ModelError
 from metarm.explaining.attributing import (
     Attribution,
@@ -18,9 +17,9 @@ from metarm.explaining.attributing import (
     attribute,
     check_captum,
 )
-from metarm.explaining.head_states import HeadStates, head_states
+from metarm.explaining.kept_work import KeptWork
 from metarm.explaining.length_bias import measure_length_bias
-from metarm.explaining.linear_head import LinearHead, fit_head, refit_without
+from metarm.explaining.linear_head import LinearHead, learn_head, refit_without
 from metarm.explaining.neighbours import nearest_pairs, similarities
 from metarm.explaining.slices import (
     CONFIDENT_QUANTILE,
@@ -30,10 +29,11 @@ from metarm.explaining.slices import (
 )
 from metarm.explaining.telling import tell_explanation
 from metarm.models.ensemble import EnsembleScore
+from metarm.models.head_states import HeadStates, head_states
+from metarm.models.kept_states import KeptStates
 from metarm.models.reward_model import RewardModelScore
 from metarm.protocols import ProgressReporter
-from metarm.schema import PreferencePair, Prompt, prompt_text, prompt_to_json
-from metarm.storage import fingerprint
+from metarm.schema import PreferencePair, Prompt, prompt_text
 
 __all__ = ["ExplainPlan", "Reward", "explain_pairs", "explain_text"]
 
@@ -83,8 +83,7 @@ def explain_pairs(
     progress: ProgressReporter,
     labelled: Sequence[PreferencePair] = (),
     after: Reward | None = None,
-    log: ChunkLog | None = None,
-    log_key: str = "",
+    kept: KeptWork | None = None,
 ) -> dict[str, Any]:
     """Everything that `metarm explain` tells of labelled pairs, as plain JSON values.
 
@@ -95,8 +94,7 @@ def explain_pairs(
         progress: Gets a bar for scores and one for attributions.
         labelled: Pairs that the model was taught with: nearest pairs and influences are of these.
         after: The reward model after adaptation.
-        log: Keeps each attribution as it is done.
-        log_key: Stands for the model's bytes.
+        kept: Has what is done already, and gets the rest as it is done.
 
     Raises:
         ConfigError: When a row does not exist, or captum is not there.
@@ -105,15 +103,17 @@ def explain_pairs(
     if plan.rows or plan.num_rows:
         check_captum()
     _check_rows(plan.rows, len(pairs))
+    states = None if kept is None else kept.states
     with progress.stage("score pairs", 2 * len(pairs) * _num_models(score, after)) as bar:
         sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
         prompts = [pair.prompt for pair in pairs for _ in range(2)]
-        found = head_states(score, prompts, sides, bar)
+        found = head_states(score, prompts, sides, bar, states)
         differences, gaps = _differences(found)
         gaps_after = None
         if after is not None:
-            _, gaps_after = _differences(head_states(after, prompts, sides, bar))
-    labels = _read_labels(score, labelled, progress)
+            own = None if kept is None else kept.states_after
+            _, gaps_after = _differences(head_states(after, prompts, sides, bar, own))
+    labels = _read_labels(score, labelled, progress, states)
     clusters = prompt_numbers(pairs)
     slices = measure_slices(
         pairs,
@@ -129,8 +129,8 @@ def explain_pairs(
         for row, why in chosen:
             pair = pairs[row]
             attribution = PairAttribution(
-                _kept(score, pair.prompt, pair.chosen, plan.path, log, log_key),
-                _kept(score, pair.prompt, pair.rejected, plan.path, log, log_key),
+                _attribute(score, pair.prompt, pair.chosen, plan.path, kept),
+                _attribute(score, pair.prompt, pair.rejected, plan.path, kept),
             )
             bar.advance(2)
             told.append(
@@ -168,8 +168,7 @@ def explain_text(
     response: str,
     *,
     path: PathSettings,
-    log: ChunkLog | None = None,
-    log_key: str = "",
+    kept: KeptWork | None = None,
 ) -> dict[str, Any]:
     """The reward of one response word by word, as plain JSON values.
 
@@ -179,7 +178,7 @@ def explain_text(
     check_captum()
     # Scoring first: a text that does not fit is an error that names it.
     score([prompt], [response])
-    attribution = _kept(score, prompt, response, path, log, log_key)
+    attribution = _attribute(score, prompt, response, path, kept)
     return {
         "prompt": prompt_text(prompt),
         "response": response,
@@ -187,23 +186,12 @@ def explain_text(
     }
 
 
-def _kept(
-    score: Reward,
-    prompt: Prompt,
-    response: str,
-    path: PathSettings,
-    log: ChunkLog | None,
-    log_key: str,
+def _attribute(
+    score: Reward, prompt: Prompt, response: str, path: PathSettings, kept: KeptWork | None
 ) -> Attribution:
-    """An attribution, done once."""
-    key = fingerprint("attribution", log_key, prompt_to_json(prompt), response, asdict(path))
-    known = None if log is None else log.get(key)
-    if known is not None:
-        return Attribution.from_json(known)
-    found = attribute(score, prompt, response, path)
-    if log is not None:
-        log.put(key, found.to_json())
-    return found
+    if kept is None:
+        return attribute(score, prompt, response, path)
+    return kept.attribute(score, prompt, response, path)
 
 
 def _num_models(score: Reward, after: Reward | None) -> int:
@@ -235,15 +223,19 @@ def _differences(found: HeadStates) -> tuple[Floats, Floats]:
 
 
 def _read_labels(
-    score: Reward, labelled: Sequence[PreferencePair], progress: ProgressReporter
+    score: Reward,
+    labelled: Sequence[PreferencePair],
+    progress: ProgressReporter,
+    states: KeptStates | None,
 ) -> _Labels | None:
     if not labelled:
         return None
     with progress.stage("read labelled pairs", 2 * len(labelled) * _num_models(score, None)) as bar:
         sides = [side for pair in labelled for side in (pair.chosen, pair.rejected)]
         prompts = [pair.prompt for pair in labelled for _ in range(2)]
-        differences, _ = _differences(head_states(score, prompts, sides, bar))
-    head = fit_head(differences) if len(labelled) >= LEAST_LABELS else None
+        differences, _ = _differences(head_states(score, prompts, sides, bar, states))
+    soft = [_probability(pair) for pair in labelled]
+    head = learn_head(differences, soft) if len(labelled) >= LEAST_LABELS else None
     return _Labels(labelled, differences, head)
 
 
@@ -277,13 +269,21 @@ def _sides(pair: PreferencePair) -> dict[str, Any]:
     }
 
 
+def _label(pair: PreferencePair) -> dict[str, Any]:
+    return {**_sides(pair), "p": _probability(pair)}
+
+
+def _probability(pair: PreferencePair) -> float:
+    return 1.0 if pair.p is None else pair.p
+
+
 def _behind(difference: Floats, labels: _Labels | None, plan: ExplainPlan) -> dict[str, Any]:
     """The labels that a pair is like, and those that the head's answer on it comes from."""
     if labels is None:
         return {"neighbours": [], "helpful": [], "harmful": [], "head_gap": None}
     like = similarities(difference[None], labels.differences)[0]
     neighbours = [
-        {"label": near.label, "similarity": near.similarity, **_sides(labels.pairs[near.label])}
+        {"label": near.label, "similarity": near.similarity, **_label(labels.pairs[near.label])}
         for near in nearest_pairs(like, plan.num_neighbours)
     ]
     told: dict[str, Any] = {
@@ -313,7 +313,7 @@ def _influences(
                 "by_refit": now - float(refit_without(head, int(row)).predict(difference))
                 if len(difference) <= MOST_STATES_TO_REFIT
                 else None,
-                **_sides(labels.pairs[row]),
+                **_label(labels.pairs[row]),
             }
             for row in rows[:count]
             if sign * influence[row] > 0
@@ -327,15 +327,18 @@ def _describe_head(
     """The refitted head beside the model's own: how far it speaks for it."""
     if labels is None or labels.head is None:
         return None
-    own = labels.head.predict(differences)
+    head = labels.head
+    own = head.predict(differences)
     varies = own.std() > 0 and gaps.std() > 0
     return {
         "num_labels": len(labels.pairs),
-        "penalty_per_label": labels.head.penalty / len(labels.pairs),
+        "penalty_per_label": head.penalty / len(labels.pairs),
         "correlation": float(np.corrcoef(own, gaps)[0, 1]) if varies else None,
         "same_side_fraction": float((np.sign(own) == np.sign(gaps)).mean()),
         "accuracy": float(((1.0 + np.sign(own)) / 2.0).mean()),
-        "accuracy_left_out": float(((1.0 + np.sign(labels.head.margins_without)) / 2.0).mean()),
+        "accuracy_left_out": float(
+            ((1.0 + (2.0 * head.p - 1.0) * np.sign(head.margins_without)) / 2.0).mean()
+        ),
     }
 
 
@@ -343,15 +346,19 @@ def _suspects(labels: _Labels | None, count: int) -> list[dict[str, Any]]:
     """Labels that all the others speak against, the most suspicious first."""
     if labels is None or labels.head is None:
         return []
-    without, own = labels.head.margins_without, labels.head.self_influences
+    head = labels.head
+    # What the others say of the side that the label takes; a tie takes none.
+    without = np.sign(2.0 * head.p - 1.0) * head.margins_without
+    own = head.self_influences
     return [
         {
             "label": int(row),
-            "margin_without": float(without[row]),
+            "margin_without": float(head.margins_without[row]),
             "chance_mistaken": float(expit(-without[row])),
+            "surprise": float(head.surprises[row]),
             "self_influence": float(own[row]),
-            **_sides(labels.pairs[row]),
+            **_label(labels.pairs[row]),
         }
-        for row in np.argsort(without, kind="stable")[:count]
+        for row in np.argsort(-head.surprises, kind="stable")
         if without[row] < 0
-    ]
+    ][:count]

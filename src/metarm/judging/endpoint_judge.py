@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from metarm.config_judge import JudgeSettings
 from metarm.endpoint.answers import Answer, AnswerFile
 from metarm.endpoint.budget import cost_of
 from metarm.endpoint.client import Endpoint, Question
-from metarm.judge_config import JudgeSettings
 from metarm.judging.templates import fill_template, load_template, read_verdict
 from metarm.protocols import ProgressReporter
 from metarm.schema import Prompt, Verdict

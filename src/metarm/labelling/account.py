@@ -83,6 +83,11 @@ class AnnotatorRow:
     num_pastes: int
     away_fraction: float | None
     """Of the time from shown to answered, that without the page's focus."""
+    left_seconds: float | None
+    """Median time that the left response was in view; None where no page told."""
+    right_seconds: float | None
+    num_unseen: int
+    """Decided votes before one of the two responses was ever in view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +274,14 @@ def _row(
     first = {event.pair: event.choice for event in plain if event.annotator == own.name}
     seen = [behaviour[event.key] for event in events if event.key in behaviour]
     timed = [event for event in events if event.key in behaviour and event.lead_ms]
+    viewed = [
+        (row.left_seconds, row.right_seconds)
+        for event in events
+        if event.choice != "skip"
+        and (row := behaviour.get(event.key))
+        and row.left_seconds is not None
+        and row.right_seconds is not None
+    ]
     total = sum((event.lead_ms or 0) / 1000 for event in timed)
     away = sum(behaviour[event.key].away_seconds for event in timed)
     return AnnotatorRow(
@@ -287,6 +300,9 @@ def _row(
         num_changes=sum(row.changes for row in seen),
         num_pastes=sum(row.pastes for row in seen),
         away_fraction=min(1.0, away / total) if total else None,
+        left_seconds=statistics.median(left for left, _ in viewed) if viewed else None,
+        right_seconds=statistics.median(right for _, right in viewed) if viewed else None,
+        num_unseen=sum(0 in both for both in viewed),
     )
 
 

@@ -8,9 +8,10 @@ added later; what begins with `/owner` asks for the owner.
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from fastapi import Depends, FastAPI, Request
+from fastapi import Path as PathField
 from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 
@@ -21,14 +22,18 @@ from metarm.labelling.errors import add_errors
 from metarm.labelling.gate import PageGate
 from metarm.labelling.pages import read_static, render
 from metarm.labelling.refusals import refusal
-from metarm.labelling.texts import parts_of
+from metarm.labelling.texts import duration, parts_of, prompt_turns
 from metarm.labelling.wire import (
+    BatchAnswer,
+    BatchRequest,
     EnterAnswer,
     EnterRequest,
     InviteAnswer,
     InviteRequest,
     NextAnswer,
     NextRequest,
+    QueueAnswer,
+    QueueRequest,
     RevokeAnswer,
     RevokeRequest,
     UndoAnswer,
@@ -45,6 +50,7 @@ __all__ = ["OPEN_ROUTES", "LabelPage", "build_page"]
 
 OPEN_ROUTES: Final = frozenset({"/api/enter", "/enter", "/health", "/static/{name}"})
 """The only routes that ask nobody who they are."""
+BatchNumber = Annotated[int, PathField(ge=1, le=10**9)]
 FIRST_ITEMS: Final = 1
 """Items that come with the page; it asks for more at once."""
 
@@ -136,13 +142,25 @@ def _add_pages(app: FastAPI, keeper: Keeper, guide: str) -> None:
     async def label_page(request: Request) -> HTMLResponse:
         """One decision per screen."""
         annotator = request.state.annotator
-        items, progress = await keeper.desk.next_items(annotator, [], FIRST_ITEMS)
+        items, progress, wait = await keeper.desk.next_items(annotator, [], FIRST_ITEMS)
         start = {
             "annotator": annotator,
             "items": [item_answer(item).model_dump() for item in items],
             "progress": progress_answer(progress).model_dump(),
+            "wait": wait,
         }
         return HTMLResponse(render("label.html.j2", start=start, annotator=annotator, guide=guide))
+
+    @app.get("/batch/{number}", response_class=HTMLResponse)
+    async def batch_page(request: Request, number: BatchNumber) -> HTMLResponse:
+        """How a batch of the annotator's went, once it is closed."""
+        told = await keeper.desk.batch(request.state.annotator, number)
+        if told is None:
+            raise HTTPException(404)
+        page = render(
+            "batch.html.j2", batch=told.batch, told=told, duration=duration, turns=prompt_turns
+        )
+        return HTMLResponse(page)
 
 
 def _add_calls(app: FastAPI, keeper: Keeper) -> None:
@@ -172,9 +190,11 @@ def _add_calls(app: FastAPI, keeper: Keeper) -> None:
     async def next_items(request: Request, body: NextRequest) -> NextAnswer:
         """Items to answer."""
         check_self(request, body.annotator)
-        items, progress = await desk.next_items(body.annotator, body.besides, body.count)
+        items, progress, wait = await desk.next_items(body.annotator, body.besides, body.count)
         return NextAnswer(
-            items=[item_answer(item) for item in items], progress=progress_answer(progress)
+            items=[item_answer(item) for item in items],
+            progress=progress_answer(progress),
+            wait=wait,
         )
 
     @app.post("/api/vote")
@@ -188,7 +208,14 @@ def _add_calls(app: FastAPI, keeper: Keeper) -> None:
     async def undo(request: Request, body: UndoRequest) -> UndoAnswer:
         """Take an answer back; nothing is removed, an event takes its place."""
         check_self(request, body.annotator)
-        return UndoAnswer(progress=progress_answer(await desk.undo(body.annotator, body.key)))
+        is_undone, progress = await desk.undo(body.annotator, body.key)
+        return UndoAnswer(is_undone=is_undone, progress=progress_answer(progress))
+
+    @app.post("/api/batch")
+    async def close_batch(request: Request, body: BatchRequest) -> BatchAnswer:
+        """Close a batch that is over; `/batch/NUMBER` then tells how it went."""
+        check_self(request, body.annotator)
+        return BatchAnswer(is_closed=await desk.close_batch(body.annotator, body.number))
 
     @app.post("/api/why")
     async def why(request: Request, body: WhyRequest) -> WhyAnswer:
@@ -224,6 +251,12 @@ def _add_owner(app: FastAPI, keeper: Keeper, dashboard: Dashboard, address: str)
         """End the invitations of somebody."""
         await desk.revoke(body.name)
         return RevokeAnswer(name=parts_of(body.name))
+
+    @app.post("/api/owner/queue")
+    async def queue(body: QueueRequest) -> QueueAnswer:
+        """Hand out no new pairs, or hand them out again."""
+        await desk.set_open(body.is_open)
+        return QueueAnswer(is_open=body.is_open)
 
     @app.post("/api/owner/leave")
     async def owner_leave(response: Response) -> dict[str, bool]:

@@ -15,6 +15,7 @@ from metarm.labelling.desk import behaviour_path, read_behaviour
 from metarm.labelling.pages import render
 from metarm.labelling.texts import prompt_turns
 from metarm.labels.reading import LabelReader
+from metarm.labels.settings import LabelSettings
 from metarm.schema import Estimate
 
 __all__ = ["Dashboard"]
@@ -42,12 +43,13 @@ class Dashboard:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _of: tuple[int, int, int] | None = None
     _account: Account | None = None
+    _settings: LabelSettings = field(default_factory=LabelSettings)
     _drawn: dict[tuple[str, bool], bytes | None] = field(default_factory=dict)
 
     async def page(self) -> str:
         """The dashboard as HTML."""
         account = await self._fresh()
-        return await asyncio.to_thread(self._render, account)
+        return await asyncio.to_thread(self._render, account, self._settings)
 
     async def figure(self, name: str, *, is_dark: bool) -> bytes | None:
         """A figure as SVG; None where there is none of that name, or nothing to draw."""
@@ -71,6 +73,7 @@ class Dashboard:
     def _read(self) -> Account:
         with LabelReader(self.path) as reader:
             counts = reader.counts()
+            self._settings = reader.settings
             state = (counts.num_events, counts.num_pairs, counts.num_annotators)
             if self._account is None or state != self._of:
                 self._account = account_of(
@@ -80,10 +83,11 @@ class Dashboard:
                 self._drawn.clear()
             return self._account
 
-    def _render(self, account: Account) -> str:
+    def _render(self, account: Account, settings: LabelSettings) -> str:
         return render(
             "owner.html.j2",
             name=self.path.name,
+            settings=settings,
             account=account,
             figures={
                 "agreement": len(account.moments) > 1,

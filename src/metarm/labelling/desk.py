@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from metarm.errors import ConfigError, DataError, RunError
+from metarm.labelling.batches import BatchTold, tell_batch
 from metarm.labelling.refusals import refusal
-from metarm.labelling.wire import VoteRequest, event_of
+from metarm.labelling.wire import VoteRequest, Wait, event_of
 from metarm.labels.events import Item, Progress, Recorded
 from metarm.labels.settings import LabelSettings
 from metarm.labels.store import LabelStore
+from metarm.streams import draw_seed
 
 __all__ = ["Behaviour", "LabelDesk", "behaviour_path", "read_behaviour"]
 
@@ -46,6 +48,9 @@ class Behaviour:
     blurs: int
     away_seconds: float
     pastes: int
+    left_seconds: float | None = None
+    """That the left response was in view; None where the page did not tell."""
+    right_seconds: float | None = None
 
 
 def behaviour_path(store: Path) -> Path:
@@ -120,18 +125,26 @@ class LabelDesk:
 
     async def next_items(
         self, annotator: str, besides: list[str], count: int
-    ) -> tuple[list[Item], Progress]:
-        """Up to `count` items besides those, and how far the annotator is."""
+    ) -> tuple[list[Item], Progress, Wait | None]:
+        """Up to `count` items besides those, how far the annotator is, and why there are fewer."""
 
-        def find(store: LabelStore) -> tuple[list[Item], Progress]:
+        def find(store: LabelStore) -> tuple[list[Item], Progress, Wait | None]:
+            progress = store.progress(annotator)
+            wait: Wait | None = None
+            room = count
+            if progress.batch_size:
+                given = progress.num_in_batch + store.num_unanswered(annotator, besides)
+                room = max(0, progress.batch_size - given)
+                wait = "batch" if room < count else None
             items: list[Item] = []
-            while len(items) < count:
+            while len(items) < min(room, count):
                 held = [*besides, *(item.id for item in items)]
                 item = store.next_item(annotator, besides=held)
                 if item is None:
+                    wait = "none" if store.settings.is_open else "closed"
                     break
                 items.append(item)
-            return items, store.progress(annotator)
+            return items, store.progress(annotator), wait
 
         return await self.ask(find)
 
@@ -155,24 +168,36 @@ class LabelDesk:
 
     def _remember(self, vote: VoteRequest) -> None:
         assert self._descriptor is not None, "it is open while votes are taken"
-        row = Behaviour(vote.key, vote.changes, vote.blurs, vote.away_seconds, vote.pastes)
+        row = Behaviour(
+            vote.key,
+            vote.changes,
+            vote.blurs,
+            vote.away_seconds,
+            vote.pastes,
+            vote.left_seconds,
+            vote.right_seconds,
+        )
         os.write(self._descriptor, f"{json.dumps(asdict(row))}\n".encode())
 
-    async def undo(self, annotator: str, key: str) -> Progress:
-        """Take a vote back.
+    async def undo(self, annotator: str, key: str) -> tuple[bool, Progress]:
+        """Take a vote back, and say whether it could be: not after its batch was closed.
 
         Raises:
             RefusedError: When there is no such vote.
         """
 
-        def take(store: LabelStore) -> Progress:
+        def take(store: LabelStore) -> tuple[bool, Progress]:
+            is_closed = store.is_in_closed_batch(annotator, key)
             store.undo(annotator, key)
-            return store.progress(annotator)
+            return not is_closed, store.progress(annotator)
 
         return await self._judged(take)
 
     async def why(self, annotator: str, key: str) -> str:
         """Why the pair of a vote had been chosen.
+
+        Of a pair with a known answer that was chosen as no other is, a reason of the others is
+        told: its own would say what it is before the batch is over.
 
         Raises:
             RefusedError: When there is no such vote: before it nothing is told.
@@ -183,10 +208,27 @@ class LabelDesk:
             event = next(events, None)
             if event is None:
                 raise refusal("no_such_item", "expected the key of an answer of yours")
-            strategy = next(p.chosen_by for p in store.pairs() if p.id == event.pair)
+            gold, chosen = store.gold(), {pair.id: pair.chosen_by for pair in store.pairs()}
+            strategy = chosen[event.pair]
+            others = sorted({by for pair, by in chosen.items() if pair not in gold})
+            if event.pair in gold and others and strategy not in others:
+                drawn = draw_seed(store.seed, f"why {event.pair}")
+                strategy = others[drawn % len(others)]
             return STRATEGIES.get(strategy, f"It was chosen by the strategy {strategy!r}.")
 
         return await self.ask(find)
+
+    async def close_batch(self, annotator: str, number: int) -> bool:
+        """Close a batch, where it is over; whether it is closed now."""
+        return await self._judged(lambda store: store.close_batch(annotator, number))
+
+    async def batch(self, annotator: str, number: int) -> BatchTold | None:
+        """What may be told of a closed batch; None where there is none."""
+        return await self.ask(lambda store: tell_batch(store, annotator, number))
+
+    async def set_open(self, is_open: bool) -> None:
+        """Open the queue, or close it."""
+        await self.ask(lambda store: store.set_open(is_open))
 
     async def invite(self, name: str, days: float) -> str:
         """A new invitation's token.

@@ -10,7 +10,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from metarm.labelling.refusals import refusal
-from metarm.serving.exchange import App, Exchange, Receive, Scope, Send, host_name
+from metarm.serving.bodies import HeldBodies, is_declared_larger, is_json
+from metarm.serving.exchange import App, Receive, Scope, Send, host_name, pass_through
 from metarm.serving.refusals import RefusedError
 
 __all__ = ["CONTENT_POLICY", "MAX_BODY_BYTES", "PageGate"]
@@ -55,16 +56,11 @@ class PageGate:
             hosts: Names that the `Host` header may have, in lower case; None: any.
         """
         self._app, self._hosts = app, hosts
-        self._num_bytes = 0
+        self._bodies = HeldBodies(MOST_BODIES * MAX_BODY_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection, as ASGI has it."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            await Exchange(self, scope, receive, send).run()
-        else:
-            await send({"type": "websocket.close", "code": 1008})
+        await pass_through(self, scope, receive, send)
 
     def check(self, scope: Scope, headers: Mapping[str, str]) -> None:
         """Refuse what its headers say should not get in.
@@ -78,11 +74,9 @@ class PageGate:
         _check_origin(scope["method"], host, headers)
         if scope["method"] in SAFE_METHODS:
             return
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
+        if not is_json(headers):
             raise refusal("wrong_content_type", "expected Content-Type: application/json")
-        length = headers.get("content-length", "")
-        if length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
+        if is_declared_larger(headers, MAX_BODY_BYTES):
             raise self.too_large()
 
     def too_large(self) -> RefusedError:
@@ -95,9 +89,8 @@ class PageGate:
         Raises:
             RefusedError: When bodies of all requests together would take too much.
         """
-        if num_bytes > 0 and self._num_bytes + num_bytes > MOST_BODIES * MAX_BODY_BYTES:
+        if not self._bodies.hold(num_bytes):
             raise refusal("overloaded", "too many requests are being read", retry_seconds=1)
-        self._num_bytes += num_bytes
 
     @property
     def app(self) -> App:

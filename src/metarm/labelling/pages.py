@@ -14,6 +14,7 @@ from metarm.labelling.texts import parts_of, visible
 __all__ = ["STATIC_FILES", "StaticFile", "read_static", "render"]
 
 STATIC_FILES: Final[Mapping[str, str]] = {
+    "batch.js": "text/javascript; charset=utf-8",
     "diff.js": "text/javascript; charset=utf-8",
     "enter.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
@@ -21,8 +22,12 @@ STATIC_FILES: Final[Mapping[str, str]] = {
     "label.js": "text/javascript; charset=utf-8",
     "outbox.js": "text/javascript; charset=utf-8",
     "owner.js": "text/javascript; charset=utf-8",
+    "pauses.js": "text/javascript; charset=utf-8",
     "screen.js": "text/javascript; charset=utf-8",
     "server.js": "text/javascript; charset=utf-8",
+    "sight.js": "text/javascript; charset=utf-8",
+    "status.js": "text/javascript; charset=utf-8",
+    "together.js": "text/javascript; charset=utf-8",
 }
 """Name -> content type; nothing else is served as a file."""
 

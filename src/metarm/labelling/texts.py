@@ -7,7 +7,7 @@ from typing import Final
 
 from metarm.schema import Prompt
 
-__all__ = ["parts_of", "prompt_turns", "visible"]
+__all__ = ["duration", "parts_of", "prompt_turns", "visible"]
 
 UNSEEN: Final = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180e\u2800\u3164\uffa0"
@@ -63,6 +63,16 @@ def visible(text: str) -> str:
         'a[U+202E]b'
     """
     return "".join(f"[{part}]" if place % 2 else part for place, part in enumerate(parts_of(text)))
+
+
+def duration(seconds: float) -> str:
+    """A short time for people.
+
+    Example:
+        >>> duration(8.4), duration(100.0), duration(750.0), duration(4000.0)
+        ('8 s', '100 s', '12 min', '67 min')
+    """
+    return f"{max(1, round(seconds))} s" if seconds < 120 else f"{round(seconds / 60)} min"
 
 
 def prompt_turns(prompt: Prompt) -> Sequence[tuple[str, str]]:

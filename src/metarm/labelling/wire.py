@@ -13,6 +13,8 @@ from metarm.labels.votes import Choice
 
 __all__ = [
     "ANSWERS",
+    "BatchAnswer",
+    "BatchRequest",
     "EnterAnswer",
     "EnterRequest",
     "InviteAnswer",
@@ -21,6 +23,8 @@ __all__ = [
     "NextAnswer",
     "NextRequest",
     "ProgressAnswer",
+    "QueueAnswer",
+    "QueueRequest",
     "RevokeAnswer",
     "RevokeRequest",
     "TurnAnswer",
@@ -28,6 +32,7 @@ __all__ = [
     "UndoRequest",
     "VoteAnswer",
     "VoteRequest",
+    "Wait",
     "WhyAnswer",
     "WhyRequest",
     "event_of",
@@ -56,6 +61,9 @@ ANSWERS: Final[Mapping[Answer, tuple[Choice, int]]] = {
     "skip": ("skip", 1),
 }
 """Answer -> choice and strength, where the sides are not turned."""
+
+Wait = Literal["batch", "closed", "none"]
+"""Why no pair is handed out: the batch is over, the queue is closed, or nothing is left."""
 
 LEFT_STEP: Final = 10
 
@@ -114,6 +122,12 @@ class ProgressAnswer(BaseModel):
     num_left: int
     """Rounded up to `LEFT_STEP`: an exact one would stay as it is after a known answer."""
     median_seconds: float | None
+    batch: int
+    """Number of the batch that is open."""
+    num_in_batch: int
+    """Answers in it, of all kinds."""
+    batch_size: int
+    """0: there are no batches."""
 
 
 class NextAnswer(BaseModel):
@@ -121,6 +135,8 @@ class NextAnswer(BaseModel):
 
     items: list[ItemAnswer]
     progress: ProgressAnswer
+    wait: Wait | None
+    """Why there are fewer than were wished for."""
 
 
 class VoteRequest(BaseModel):
@@ -144,6 +160,9 @@ class VoteRequest(BaseModel):
     """Of `seconds`, those without the focus."""
     pastes: Count = 0
     """Pastes into the note."""
+    left_seconds: Seconds | None = None
+    """Of `seconds`, those in which the left response was in view."""
+    right_seconds: Seconds | None = None
 
 
 class VoteAnswer(BaseModel):
@@ -162,9 +181,24 @@ class UndoRequest(BaseModel):
 
 
 class UndoAnswer(BaseModel):
-    """It is taken back."""
+    """It is taken back, or stays since its batch is closed."""
 
+    is_undone: bool
     progress: ProgressAnswer
+
+
+class BatchRequest(BaseModel):
+    """The wish to see how a batch went, after which its answers are no longer undone."""
+
+    model_config = STRICT
+    annotator: Name
+    number: Annotated[int, Field(ge=1, le=10**9)]
+
+
+class BatchAnswer(BaseModel):
+    """Whether it is closed: a page tells the rest; there may be more to answer."""
+
+    is_closed: bool
 
 
 class WhyRequest(BaseModel):
@@ -216,6 +250,19 @@ class RevokeAnswer(BaseModel):
     name: Parts
 
 
+class QueueRequest(BaseModel):
+    """The owner closes the queue, or opens it again."""
+
+    model_config = STRICT
+    is_open: bool
+
+
+class QueueAnswer(BaseModel):
+    """As it is now."""
+
+    is_open: bool
+
+
 def item_answer(item: Item) -> ItemAnswer:
     """What may be told of an item."""
     left, right = item.pair.first, item.pair.second
@@ -239,6 +286,9 @@ def progress_answer(progress: Progress) -> ProgressAnswer:
         num_votes=progress.num_votes,
         num_left=math.ceil(progress.num_left / LEFT_STEP) * LEFT_STEP,
         median_seconds=progress.median_seconds,
+        batch=progress.batch,
+        num_in_batch=progress.num_in_batch,
+        batch_size=progress.batch_size,
     )
 
 

@@ -13,6 +13,7 @@ from metarm.errors import ConfigError, DataError, FormatError
 from metarm.labels import queue, reading
 from metarm.labels.changes import Change
 from metarm.labels.events import LabelContent, Recorded
+from metarm.labels.settings import LabelSettings
 from metarm.labels.votes import ANNOTATOR_KINDS, Choice, LabelPair
 from metarm.labels.voting import check_annotator, take_vote
 from metarm.schema import prompt_to_json
@@ -22,6 +23,7 @@ __all__ = [
     "add_content",
     "add_invitation",
     "add_pairs",
+    "add_settings",
     "check_name",
     "find_invited",
     "revoke_invitations",
@@ -127,6 +129,14 @@ def add_annotator(change: Change, name: str, kind: str) -> None:
         raise ConfigError(
             f"{name} is an annotator of the kind {before['kind']}, not {kind}: give another name"
         )
+
+
+def add_settings(change: Change, settings: LabelSettings) -> None:
+    """Put settings in force; the same once more add nothing."""
+    if settings != change.settings:
+        last = change.find("SELECT store FROM setting ORDER BY number DESC LIMIT 1")
+        assert last is not None, "opening a store adds its first settings"
+        change.add_numbered("setting", store=last["store"], value=settings.model_dump())
 
 
 def add_invitation(change: Change, name: str, days: float) -> str:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a label store remembers for good, as entries: JSON objects for its journal, rows for SQLite.
 
-Settings, pairs, known answers, votes that single pairs want, annotators, invitations, revocations
-and events are entries; items served and leases are not, since both are worked out anew.
+Settings, pairs, known answers, votes that single pairs want, annotators, invitations, revocations,
+events and closed batches are entries; items served and leases are not, since both are worked out
+anew.
 """
 
 import json
@@ -87,6 +88,7 @@ KINDS: Final[Mapping[str, _Kind]] = MappingProxyType(
             ("key",),
             flags=frozenset({"is_turned", "is_outdated", "flag"}),
         ),
+        "batch": _Kind(("number", "annotator", "last_event", "at"), ("number",)),
     }
 )
 """Kind of entry, also its table's name -> its columns; a later kind may need an earlier."""

@@ -131,7 +131,8 @@ class Event:
     corrects: str | None
     """`VoteEvent.supersedes`, as it was sent."""
     is_outdated: bool
-    """Whether it arrived after its own correction, so that it never counted."""
+    """Whether it arrived after its own correction, or after its known answer could be told, so
+    that it never counted."""
     note: str
     flag: bool
 
@@ -161,3 +162,9 @@ class Progress:
     """Pairs that still want a vote, and could get it from this annotator."""
     median_seconds: float | None
     """Of the votes whose time was measured."""
+    batch: int = 1
+    """Number of the annotator's open batch."""
+    num_in_batch: int = 0
+    """Answers in it, of all kinds."""
+    batch_size: int = 0
+    """Answers that make a batch; 0: there are no batches."""

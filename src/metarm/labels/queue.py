@@ -127,7 +127,7 @@ def choose_showing(
     now: float,
     besides: Collection[str] = (),
 ) -> Showing | None:
-    """What an annotator is to be shown next; None where the queue has nothing for them.
+    """What an annotator is to be shown next; None: the queue is closed, or has nothing for them.
 
     Args:
         connection: To the store.
@@ -137,6 +137,8 @@ def choose_showing(
         now: Leases up to this time are over.
         besides: Items of theirs whose answers are on the way.
     """
+    if not settings.is_open:
+        return None
     values = _values(settings, annotator, now, besides)
     wanted = connection.execute(
         f"{_WANTED} ORDER BY taken, p.place, p.number LIMIT 1", values
@@ -156,7 +158,9 @@ def choose_showing(
 def count_left(
     connection: sqlite3.Connection, settings: LabelSettings, annotator: str, now: float
 ) -> int:
-    """Pairs that still want a vote, and could get it from this annotator."""
+    """Pairs that still want a vote, and could get it from this annotator; 0: it is closed."""
+    if not settings.is_open:
+        return 0
     values = _values(settings, annotator, now, ())
     (number,) = connection.execute(f"SELECT count(*) FROM ({_WANTED})", values).fetchone()
     return int(number)

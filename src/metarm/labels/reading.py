@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from metarm.labels import queue
+from metarm.labels.batches import find_batch
 from metarm.labels.events import Annotator, Event, Item, LabelContent, Progress, VoteEvent
 from metarm.labels.settings import LabelSettings
 from metarm.labels.tables import open_reader
@@ -219,12 +220,16 @@ def read_progress(connection: sqlite3.Connection, annotator: str, now: float) ->
         "SELECT choice, lead_ms, at FROM vote WHERE annotator = ?", (annotator,)
     ).fetchall()
     times = [row["lead_ms"] / 1000 for row in rows if row["lead_ms"] is not None]
+    settings, batch = read_settings(connection), find_batch(connection, annotator)
     return Progress(
         num_votes=len(rows),
         num_skipped=sum(row["choice"] == "skip" for row in rows),
         num_today=sum(row["at"] // DAY_SECONDS == now // DAY_SECONDS for row in rows),
-        num_left=queue.count_left(connection, read_settings(connection), annotator, now),
+        num_left=queue.count_left(connection, settings, annotator, now),
         median_seconds=statistics.median(times) if times else None,
+        batch=batch.number,
+        num_in_batch=batch.num_answers,
+        batch_size=settings.batch_size,
     )
 
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The knobs of a label store, one description per field; they are kept in the store itself."""
 
-from pydantic import BaseModel
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
 
 from metarm.config_base import STRICT, Count, Fraction, Positive, Seed
 
@@ -22,6 +24,12 @@ class LabelSettings(BaseModel):
     """Share of items shown again to the same annotator with the sides swapped; 0: none."""
     lease_minutes: Positive = 15.0
     """Time for an answer before the pair is offered to others; a late answer is taken, too."""
+    batch_size: Annotated[int, Field(ge=0)] = 50
+    """Answers after which an annotator is told how the batch went; 0: no batches."""
+    gold_feedback: Literal["none", "count", "which"] = "count"
+    """What is told of known answers when a batch is over; `which` also shows the pairs."""
+    is_open: bool = True
+    """Whether new pairs are handed out to people; what was handed out can be answered."""
     seed: Seed | None = None
     """Of sides, order, gold items and repeats, where they are to be drawn alike in another store,
     and by anybody who knows it; null: drawn by the store's own secret. It cannot be changed."""

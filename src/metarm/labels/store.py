@@ -12,12 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from metarm.labels import reading
+from metarm.labels import batches, reading
 from metarm.labels.adding import (
     add_annotator,
     add_content,
     add_invitation,
     add_pairs,
+    add_settings,
     find_invited,
     revoke_invitations,
 )
@@ -161,6 +162,16 @@ class LabelStore:
         with self._changing() as change:
             revoke_invitations(change, name)
 
+    def set_open(self, is_open: bool) -> None:
+        """Open the queue, or close it: then no new pair is handed out, to anybody.
+
+        What was handed out before stays with its annotator, and is answered as ever.
+        """
+        settings = self.settings.model_copy(update={"is_open": is_open})
+        with self._changing() as change:
+            add_settings(change, settings)
+        self.settings = settings
+
     def next_item(self, annotator: str, *, besides: Collection[str] = ()) -> Item | None:
         """What an annotator is to answer; an item that is open for them is served again.
 
@@ -215,8 +226,8 @@ class LabelStore:
     def undo(self, annotator: str, key: str) -> Item:
         """Take a vote back; its item is open again, and is the next one served.
 
-        Nothing is removed: an event takes the vote's place. Once more, or after the vote was
-        replaced, it changes nothing.
+        Nothing is removed: an event takes the vote's place. Once more, after the vote was replaced
+        or its batch was closed, it changes nothing.
 
         Raises:
             DataError: When the annotator has no such vote.
@@ -226,6 +237,36 @@ class LabelStore:
         found = self.item(annotator, item)
         assert found is not None, "it was kept just now"
         return found
+
+    def close_batch(self, annotator: str, number: int) -> bool:
+        """End an annotator's batch: its answers are no longer undone, and how it went can be told.
+
+        Args:
+            annotator: Whose.
+            number: Of the batch, as `Progress.batch` has it.
+
+        Returns:
+            Whether it is closed now; not where there are no batches, or the open one has fewer
+            answers than make a batch and there is more to answer.
+
+        Raises:
+            ConfigError: When there is no such annotator.
+        """
+        with self._changing() as change:
+            check_annotator(change, annotator)
+            return batches.close_batch(change, annotator, number)
+
+    def batch(self, annotator: str, number: int) -> batches.Batch | None:
+        """What a closed batch came to; None where it is not closed."""
+        return batches.read_batch(self._connection, annotator, number)
+
+    def is_in_closed_batch(self, annotator: str, key: str) -> bool:
+        """Whether a vote is one that can no longer be undone."""
+        return batches.is_closed(self._connection, annotator, key)
+
+    def num_unanswered(self, annotator: str, items: Collection[str]) -> int:
+        """How many of these items, served to the annotator, have no vote that counts."""
+        return batches.num_unanswered(self._connection, annotator, items)
 
     def progress(self, annotator: str) -> Progress:
         """How far an annotator is.

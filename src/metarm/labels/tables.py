@@ -98,6 +98,13 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             at REAL NOT NULL, PRIMARY KEY (pair, votes)
         ) STRICT""",
     ),
+    (
+        """CREATE TABLE batch (
+            number INTEGER PRIMARY KEY, annotator TEXT NOT NULL REFERENCES annotator (name),
+            last_event INTEGER NOT NULL, at REAL NOT NULL
+        ) STRICT""",
+        "CREATE INDEX batch_by_annotator ON batch (annotator, last_event)",
+    ),
 )
 """Statements that bring a store from each schema version to the next; an empty file is version 0.
 
@@ -105,7 +112,12 @@ A statement that was released is never edited: a change is a new entry.
 """
 
 STAND_INS: Final[Mapping[int, tuple[str, ...]]] = MappingProxyType(
-    {2: ("CREATE TEMP TABLE want (pair TEXT, votes INTEGER, at REAL)",)}
+    {
+        2: ("CREATE TEMP TABLE want (pair TEXT, votes INTEGER, at REAL)",),
+        3: (
+            "CREATE TEMP TABLE batch (number INTEGER, annotator TEXT, last_event INTEGER, at REAL)",
+        ),
+    }
 )
 """Schema version -> what a reader of an earlier store has, empty, in place of what it adds."""
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from metarm.errors import ConfigError, DataError, FormatError
 from metarm.labels import queue
+from metarm.labels.batches import is_closed, is_told
 from metarm.labels.changes import Change
 from metarm.labels.events import Recorded, VoteEvent
 
@@ -77,7 +78,8 @@ def take_vote(change: Change, vote: VoteEvent) -> Recorded:
     """Add a vote, or find that it is there; as `LabelStore.record`.
 
     The event in force of the same showing is superseded, whoever of two tabs sent it; but a vote
-    whose correction came first is outdated as it arrives.
+    whose correction came first is outdated as it arrives, and so is one on a pair whose known
+    answer the annotator may have been told.
     """
     check_annotator(change, vote.annotator)
     before = change.find("SELECT annotator, revision FROM event WHERE key = ?", vote.key)
@@ -87,7 +89,9 @@ def take_vote(change: Change, vote: VoteEvent) -> Recorded:
         return Recorded(is_new=False, revision=before["revision"])
     shown, is_turned = _find_shown(change, vote)
     head = _head(change, shown)
-    is_outdated = head is not None and _is_corrected(change, vote.key, shown)
+    is_outdated = head is not None and (
+        _is_corrected(change, vote.key, shown) or is_told(change, head)
+    )
     revision = _add_event(
         change,
         shown,
@@ -123,7 +127,7 @@ def take_back(change: Change, annotator: str, key: str) -> str:
     shown = _Shown(vote["pair"], annotator, vote["showing"])
     item = _keep_item(change, *shown)
     head = _head(change, shown)
-    if head is not None and head["key"] == key:
+    if head is not None and head["key"] == key and not is_closed(change.connection, annotator, key):
         _add_event(
             change,
             shown,

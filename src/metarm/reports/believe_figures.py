@@ -13,7 +13,7 @@ from metarm.annotators.beliefs import AnnotatorBelief, Belief
 from metarm.annotators.crowd_agreement import CrowdAgreement
 from metarm.annotators.kinds import KindComparison
 from metarm.labels.votes import AnnotatorKind
-from metarm.reports.drawing import GREY, INK, STYLE, WIDTH, name_in_figure
+from metarm.reports.drawing import GREY, INK, STYLE, WIDTH, drawable, name_in_figure
 
 __all__ = [
     "draw_annotators",
@@ -28,6 +28,7 @@ BLUE, ORANGE, PALE = "#0072B2", "#D55E00", "#dddddd"
 MARKS: Final[Mapping[AnnotatorKind, str]] = {"person": "o", "model": "s", "gold": "*", "rule": "^"}
 MOST_ROWS: Final = 40
 """More annotators than these are in the table alone: the least reliable are drawn."""
+MOST_IN_NAME: Final = 46
 CERTAIN: Final = 0.9
 LEAST_SHARE: Final = 0.07
 
@@ -170,7 +171,8 @@ def draw_kinds(comparison: KindComparison) -> Figure:
         for place, (_, share) in enumerate(rows):
             axes.plot([share.low, share.high], [place, place], color=INK, linewidth=1.6)
             axes.plot([share.value], [place], "o", color=BLUE if place else ORANGE, markersize=7)
-        axes.set_yticks(range(len(rows)), [f"{name} ({share.count})" for name, share in rows])
+        names = [f"{drawable(name, most=MOST_IN_NAME)} ({share.count})" for name, share in rows]
+        axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, 1)
         axes.grid(visible=False, axis="y")

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all figures share: style, colours, legends, axes, and one measure drawn by round."""
 
+import functools
 import itertools
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 
 from metarm.reports.comparisons import Summary, by_round, summary_of
@@ -22,6 +25,7 @@ __all__ = [
     "arm_legend",
     "draw_interval",
     "draw_rounds",
+    "drawable",
     "name_in_figure",
     "round_axis",
     "style_of",
@@ -75,8 +79,36 @@ def arm_colours(run: Run) -> dict[str, str]:
 
 def name_in_figure(arm: str) -> str:
     """An arm's name for a figure: short, and never hidden by a leading underscore."""
-    short = arm if len(arm) <= 20 else f"{arm[:19]}…"
+    short = drawable(arm, most=20)
     return f" {short}" if short.startswith("_") else short
+
+
+def drawable(text: str, *, most: int) -> str:
+    r"""The text on one line, with a replacement mark for what the figures' font has no glyph of.
+
+    Args:
+        text: What is written along an axis: a long one leaves the axes no room.
+        most: Characters, the last of which says that some are left out.
+
+    Example:
+        >>> drawable("tea\n\u8336", most=9) == "tea \ufffd", drawable("long name", most=6)
+        (True, 'long …')
+    """
+    font = _font()
+    short = text if len(text) <= most else f"{text[: most - 1]}…"
+    return "".join(
+        " "
+        if character.isspace()
+        else character
+        if font.get_char_index(ord(character))
+        else "\ufffd"
+        for character in short
+    )
+
+
+@functools.cache
+def _font() -> FT2Font:
+    return get_font(findfont(STYLE["font.family"]))
 
 
 def style_of(run: Run, arm: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from metarm.reports.drawing import GREY, INK, STYLE, WIDTH
+from metarm.reports.drawing import GREY, INK, STYLE, WIDTH, drawable
 from metarm.reports.rendering import visible_text
 
 __all__ = ["draw_slices"]
@@ -28,7 +28,7 @@ def draw_slices(slices: Sequence[Row]) -> Figure:
     for kind in dict.fromkeys(row["kind"] for row in shown):
         lines.append((kind.upper(), None))
         own = [row for row in shown if row["kind"] == kind]
-        lines += [(_short(row["name"]), row) for row in own]
+        lines += [(drawable(visible_text(row["name"]), most=MOST_IN_NAME), row) for row in own]
     has_after = everything["confident_wrong_after"] is not None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.0 + 0.25 * max(len(lines), 4)))
@@ -66,8 +66,3 @@ def _draw_slice(axes: Axes, place: int, row: Row, *, has_after: bool) -> None:
         one = row[name]
         axes.plot([one["low"], one["high"]], [place + shift] * 2, color=colour, linewidth=1.3)
         axes.plot([one["value"]], [place + shift], marker, color=colour, markersize=4.5)
-
-
-def _short(name: str) -> str:
-    shown = visible_text(name)
-    return shown if len(shown) <= MOST_IN_NAME else f"{shown[: MOST_IN_NAME - 1]}…"

@@ -177,7 +177,7 @@ def _pair(row: Row) -> dict[str, Any]:
                 {
                     "label": one["label"],
                     "figure": _influence(one),
-                    **_cut_sides(one),
+                    **_label(one),
                 }
                 for one in row[name]
             ]
@@ -276,16 +276,22 @@ def _neighbour(near: Row) -> dict[str, Any]:
     return {
         "label": near["label"],
         "figure": f"{like:+.2f}",
-        "says": "speaks for the better answer" if like > 0 else "speaks for the worse answer",
-        **_cut_sides(near),
+        "says": _says(like * (2.0 * near["p"] - 1.0)),
+        **_label(near),
     }
+
+
+def _says(value: float) -> str:
+    if value == 0:
+        return "speaks for neither answer"
+    return f"speaks for the {'better' if value > 0 else 'worse'} answer"
 
 
 def _suspect(row: Row) -> dict[str, Any]:
     return {
         "label": row["label"],
         "figure": f"{row['chance_mistaken']:.0%}",
-        **_cut_sides(row),
+        **_label(row),
     }
 
 
@@ -314,8 +320,14 @@ def _facts(document: Row) -> list[tuple[str, str]]:
     ]
 
 
-def _cut_sides(row: Row) -> dict[str, str]:
-    return {name: _cut(row[name]) for name in ("prompt", "chosen", "rejected")}
+def _label(row: Row) -> dict[str, Any]:
+    """The texts of a label, and what it says of either side."""
+    p = row["p"]
+    names = ("labelled better", "labelled worse")
+    if p < 1:
+        names = (f"better with probability {p:.2f}", f"better with probability {1 - p:.2f}")
+    texts = [_cut(row[name]) for name in ("chosen", "rejected")]
+    return {"prompt": _cut(row["prompt"]), "answers": list(zip(names, texts, strict=True))}
 
 
 def _cut(text: str) -> str:

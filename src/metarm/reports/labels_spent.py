@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each label bought: gold, gold at equal KL and accuracy against labels spent, by arm."""
 
+import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from metarm.config import ARM_PRESETS, ArmSettings
 from metarm.reports.comparisons import Summary, summarise, summary_of
-from metarm.reports.drawing import WIDTH, arm_legend, draw_interval, style_of
+from metarm.reports.drawing import WIDTH, draw_interval, name_in_figure, style_of
 from metarm.reports.equal_kl import final_trajectory, gold_at, gold_at_kl_difference, kl_reached
 from metarm.reports.read_run import Cell, Run
 from metarm.schema import Estimate
@@ -181,46 +183,78 @@ def draw_labels_spent(run: Run) -> Figure | None:
         panels[f"gold at {kl:g} nats"] = lambda arm: gold_at(run, arm, kl)
     figure = Figure(figsize=(WIDTH, 3.7))
     spent = {arm: statistics.fmean(labels_spent(run, bought, arm).values() or [0]) for arm in arms}
+    families = _families(run, arms, spent)
+    styles = _styles(run, families)
     for axes, (title, value_of) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
-        values = {arm: found for arm in arms if (found := value_of(arm)) is not None}
-        _draw_panel(axes, run, values, spent)
+        _draw_panel(axes, families, styles, {arm: value_of(arm) for arm in arms}, spent)
         axes.set_title(title)
         axes.set_xlabel("labels spent")
-    arm_legend(figure, run)
+    handles = [
+        Line2D([], [], label=_family_name(family), **style)
+        for family, style in zip(families, styles, strict=True)
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(5, len(handles)))
     return figure
 
 
-def _draw_panel(
-    axes: Axes, run: Run, values: Mapping[str, Summary], spent: Mapping[str, float]
-) -> None:
-    """A mark for each arm; arms that differ in how many labels alone are joined."""
-    families: dict[Any, list[str]] = {}
-    for arm in values:
+def _families(run: Run, arms: Sequence[str], spent: Mapping[str, float]) -> list[list[str]]:
+    """Arms that differ in how many labels alone, together, the fewest labels first."""
+    found: dict[str, list[str]] = {}
+    for arm in arms:
         settings = _settings_of(run, arm)
-        name = settings and settings.model_copy(update=dict.fromkeys(_COUNTS, 0))
-        families.setdefault(str(name) if settings and spent[arm] else arm, []).append(arm)
-    for family in families.values():
-        line = sorted(family, key=lambda arm: spent[arm])
-        if len({spent[arm] for arm in line}) < 2:
-            continue
-        style = style_of(run, line[0])
-        axes.plot(
-            [spent[arm] for arm in line],
-            [values[arm].value for arm in line],
-            color=style["color"],
-            alpha=0.5,
-            linewidth=1.2,
-        )
+        alike = settings and settings.model_copy(update=dict.fromkeys(_COUNTS, 0))
+        found.setdefault(str(alike) if settings and spent[arm] else arm, []).append(arm)
+    return [sorted(family, key=lambda arm: spent[arm]) for family in found.values()]
+
+
+def _styles(run: Run, families: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Of each family the look of one of its arms, in a colour that no family before has."""
+    found: list[dict[str, Any]] = []
+    for family in families:
+        used = {style["color"] for style in found}
+        own = [style_of(run, arm) for arm in family]
+        found.append(next((style for style in own if style["color"] not in used), own[0]))
+    return found
+
+
+def _family_name(family: Sequence[str]) -> str:
+    """`random-25, 50, 100`: what the names have in common is said once."""
+    letters = zip(*family, strict=False)
+    alike = itertools.takewhile(lambda column: len(set(column)) == 1, letters)
+    shared = sum(1 for _ in alike) if len(family) > 1 else 0
+    return ", ".join([name_in_figure(family[0]), *(arm[shared:] or arm for arm in family[1:])])
+
+
+def _draw_panel(
+    axes: Axes,
+    families: Sequence[Sequence[str]],
+    styles: Sequence[Mapping[str, Any]],
+    values: Mapping[str, Summary | None],
+    spent: Mapping[str, float],
+) -> None:
+    """A mark for each arm; a family's have one look and are joined."""
     width = max([*spent.values(), 1.0])
     axes.set_xlim(-0.06 * width, 1.12 * width)
-    for place, (arm, summary) in enumerate(values.items()):
+    for place, (family, style) in enumerate(zip(families, styles, strict=True)):
         # Dodged sideways, so that arms of one budget stay readable.
-        x = spent[arm] + 0.012 * width * (place - (len(values) - 1) / 2) * (spent[arm] > 0)
-        style = style_of(run, arm)
-        draw_interval(axes, x, summary, style["color"])
-        axes.plot([x], [summary.value], linestyle="", zorder=3, **style)
+        aside = 0.018 * width * (place - (len(families) - 1) / 2)
+        points = [
+            (spent[arm] + aside * (spent[arm] > 0), summary)
+            for arm in family
+            if (summary := values[arm]) is not None
+        ]
+        axes.plot(
+            [x for x, _ in points],
+            [summary.value for _, summary in points],
+            alpha=0.5,
+            linewidth=1.2,
+            color=style["color"],
+        )
+        for x, summary in points:
+            draw_interval(axes, x, summary, style["color"])
+            axes.plot([x], [summary.value], linestyle="", zorder=3, **style)
 
 
 _COUNTS = ("labels_per_round", "num_gold_labels")

@@ -242,7 +242,7 @@ def _features(pairs: Sequence[LabelPair], reward: Stage) -> dict[str, Any]:
     model = score.members[0] if isinstance(score, EnsembleScore) else score
     prompts = [pair.prompt for pair in pairs]
     first, second = (
-        head_states(model, prompts, [getattr(pair, side) for pair in pairs])
+        head_states(model, prompts, [getattr(pair, side) for pair in pairs]).states
         for side in ("first", "second")
     )
     return {pair.id: gap for pair, gap in zip(pairs, first - second, strict=True)}

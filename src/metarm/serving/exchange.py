@@ -10,7 +10,18 @@ from typing import Any, Final, Protocol
 
 from metarm.serving.refusals import RefusedError
 
-__all__ = ["REASON", "App", "Exchange", "Gate", "Message", "Receive", "Scope", "Send", "host_name"]
+__all__ = [
+    "REASON",
+    "App",
+    "Exchange",
+    "Gate",
+    "Message",
+    "Receive",
+    "Scope",
+    "Send",
+    "host_name",
+    "pass_through",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +157,16 @@ class Exchange:
             {"type": "http.response.start", "status": refusal.status, "headers": pairs}
         )
         await self._pass_on({"type": "http.response.body", "body": body})
+
+
+async def pass_through(gate: Gate, scope: Scope, receive: Receive, send: Send) -> None:
+    """One connection at a gate: requests are exchanges, web sockets are closed."""
+    if scope["type"] == "lifespan":
+        await gate.app(scope, receive, send)
+    elif scope["type"] == "http":
+        await Exchange(gate, scope, receive, send).run()
+    else:
+        await send({"type": "websocket.close", "code": 1008})
 
 
 def host_name(header: str) -> str:

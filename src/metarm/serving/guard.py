@@ -12,8 +12,9 @@ import hmac
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
+from metarm.serving.bodies import HeldBodies, is_declared_larger, is_json
 from metarm.serving.counters import Counters
-from metarm.serving.exchange import REASON, App, Exchange, Receive, Scope, Send, host_name
+from metarm.serving.exchange import REASON, App, Receive, Scope, Send, host_name, pass_through
 from metarm.serving.refusals import RefusedError
 from metarm.serving.settings import ServeSettings
 from metarm.serving.wire import ModelFacts
@@ -79,17 +80,12 @@ class Guard:
         """
         self._app, self._settings, self._token, self._hosts = app, settings, token, hosts
         self._counters, self._check_room, self._model = counters, check_room, model
-        self._num_bytes = 0
-        counters.read_with("metarm_body_bytes", lambda: {(): self._num_bytes})
+        self._bodies = HeldBodies(MOST_BODIES * settings.max_body_bytes)
+        counters.read_with("metarm_body_bytes", lambda: {(): self._bodies.num_bytes})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection, as ASGI has it."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            await Exchange(self, scope, receive, send).run()
-        else:
-            await send({"type": "websocket.close", "code": 1008})
+        await pass_through(self, scope, receive, send)
 
     def check(self, scope: Scope, headers: Mapping[str, str]) -> None:
         """Refuse what its headers say should not get in.
@@ -112,15 +108,9 @@ class Guard:
                 raise RefusedError("no_token", "expected this server's token, got another")
         if scope["method"] != "POST" or path not in SCORING_ROUTES:
             return
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
+        if not is_json(headers):
             raise RefusedError("wrong_content_type", "expected Content-Type: application/json")
-        length = headers.get("content-length", "")
-        if (
-            length.isascii()
-            and length.isdigit()
-            and int(length[:20]) > self._settings.max_body_bytes
-        ):
+        if is_declared_larger(headers, self._settings.max_body_bytes):
             raise self.too_large()
         self._check_room()
 
@@ -137,10 +127,8 @@ class Guard:
         Raises:
             RefusedError: When bodies of all requests together would take too much.
         """
-        most = MOST_BODIES * self._settings.max_body_bytes
-        if num_bytes > 0 and self._num_bytes + num_bytes > most:
+        if not self._bodies.hold(num_bytes):
             raise RefusedError("overloaded", "too many requests are being read", retry_seconds=1)
-        self._num_bytes += num_bytes
 
     @property
     def app(self) -> App:

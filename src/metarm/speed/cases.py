@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from metarm.config import BenchSettings
 from metarm.errors import ConfigError, nearest_names
 from metarm.speed.methods import METHODS
 from metarm.speed.results import Case
+from metarm.speed.settings import BenchSettings
 from metarm.speed.shapes import SHAPES
 from metarm.speed.workload import Workload, read_workload
 

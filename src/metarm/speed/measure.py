@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import torch
 
-from metarm.config import BenchSettings
 from metarm.errors import ConfigError, MetarmError, nearest_names
 from metarm.meta_step import place_ahead
 from metarm.placement import standing_at
@@ -26,6 +25,7 @@ from metarm.speed.methods import METHODS
 from metarm.speed.peers import STEP_SIZE
 from metarm.speed.problem import Problem
 from metarm.speed.results import Case, Measurement
+from metarm.speed.settings import BenchSettings
 from metarm.speed.shapes import SHAPES
 from metarm.storage import check_writable, fingerprint, read_json, write_json
 

@@ -5,7 +5,6 @@ Each way is judged by cross-validation on the few labels, by prompt, and must no
 pairs by more than a margin. A way is taken over a simpler one only if it is shown to be better.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,29 +25,30 @@ from metarm.evaluation.champion import NonInferiority, non_inferiority
 from metarm.metrics import accuracy_estimate, pair_accuracy
 from metarm.models.loading import load_encoder, load_reward_model
 from metarm.models.reward_model import RewardModelScore, load_score_function
-from metarm.models.saving import save_reward_model
+from metarm.models.saving import copy_model_folder, save_reward_model
 from metarm.protocols import ProgressReporter
 from metarm.schema import Estimate, PreferencePair, prompt_text
-from metarm.storage import STAGE_FILE, build_stage, fingerprint, write_json
-from metarm.stretch_config import AdaptSettings
+from metarm.storage import build_stage, fingerprint, write_json
 from metarm.stretching.pseudo_labels import PairedChange, gaps_of, paired_change
+from metarm.stretching.settings import AdaptSettings
 from metarm.training import train_reward_model
 
 __all__ = [
+    "ADAPTATIONS",
     "ADAPT_FILE",
-    "CANDIDATES",
     "AdaptReport",
-    "Candidate",
+    "Adaptation",
     "adapt_reward_model",
-    "choose_candidate",
+    "choose_adaptation",
     "split_into_folds",
+    "without_prompts_of_few",
 ]
 
 ADAPT_FILE: Final = "adapt.json"
 NONE: Final = "none"
-"""Keeping the model as it is: always a candidate, and the simplest one."""
+"""Keeping the model as it is: always tried, and the simplest way."""
 
-CANDIDATES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+ADAPTATIONS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "head": {"train_head_only": True},
         "lora": {"use_peft": True},
@@ -61,7 +61,7 @@ Right = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class Adaptation:
     """One way, and its figures."""
 
     name: str
@@ -81,9 +81,11 @@ class AdaptReport:
 
     taken: str
     reason: str
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[Adaptation, ...]
     num_few: int
     num_original: int
+    num_original_left_out: int
+    """Of prompts that few labels are of: every way would have been trained on them."""
     folds: int
 
     def to_json(self) -> dict[str, Any]:
@@ -107,8 +109,9 @@ def adapt_reward_model(
     Args:
         model: Folder or hub id of a reward model.
         few: Labelled pairs of what it will judge.
-        original: Labelled pairs of what it has judged so far, which it was not trained on.
-        settings: See `stretch_config.AdaptSettings`.
+        original: Labelled pairs of what it has judged so far, which it was not trained on; those
+            of a few label's prompt are left out, and counted.
+        settings: See `settings.AdaptSettings`.
         output_dir: Where the model goes.
         place: Where finished trainings are kept until all is done.
         seed: Trainings; folds are by the prompts' hashes.
@@ -116,16 +119,20 @@ def adapt_reward_model(
 
     Raises:
         ConfigError: When a candidate is unknown.
-        EmptySetError: When the few labels are of fewer than two prompts.
+        EmptySetError: When the few labels are of fewer than two prompts, or all original pairs are
+            of their prompts.
         DataError: When an original pair is derived, or a few-label row was made from one.
 
     Writes:
         `output_dir`: a reward model and `adapt.json`.
     """
     for name in settings.candidates:
-        if name not in CANDIDATES:
-            raise ConfigError(f"unknown candidate {name!r}: {nearest_names(name, CANDIDATES)}")
+        if name not in ADAPTATIONS:
+            raise ConfigError(f"unknown candidate {name!r}: {nearest_names(name, ADAPTATIONS)}")
+    num_given = len(original)
+    original = without_prompts_of_few(original, few)
     check_apart(few, original, "original pairs")
+    num_left_out = num_given - len(original)
     score = load_score_function(model)
     few, original = score.fitting_pairs(few), score.fitting_pairs(original)
     folds = split_into_folds(few, settings.folds)
@@ -136,8 +143,8 @@ def adapt_reward_model(
     found = [_judge(NONE, before[labelled], before[labelled], before_original, before_original,
                     clusters, original, settings)]  # fmt: skip
     scores_of = {NONE: before[labelled]}
-    for name in (name for name in CANDIDATES if name in settings.candidates):
-        own = settings.reward.model_copy(update=dict(CANDIDATES[name]))
+    for name in (name for name in ADAPTATIONS if name in settings.candidates):
+        own = settings.reward.model_copy(update=dict(ADAPTATIONS[name]))
         right = np.zeros(len(few))
         for number, held_out in enumerate(folds):
             key = f"{name} {number}"
@@ -150,14 +157,37 @@ def adapt_reward_model(
         scores_of[name] = right[labelled]
         found.append(_judge(name, right[labelled], before[labelled], after, before_original,
                             clusters, original, settings))  # fmt: skip
-    taken, reason = choose_candidate(found, scores_of, clusters, settings.gain_alpha)
+    taken, reason = choose_adaptation(found, scores_of, clusters, settings.gain_alpha)
     if taken == NONE:
         _copy_model(model, output_dir)
     else:
-        _copy_folder(place / taken, output_dir)
-    report = AdaptReport(taken, reason, tuple(found), len(labelled), len(original), len(folds))
+        copy_model_folder(place / taken, output_dir)
+    report = AdaptReport(
+        taken, reason, tuple(found), len(labelled), len(original), num_left_out, len(folds)
+    )
     write_json(output_dir / ADAPT_FILE, report.to_json())
     return report
+
+
+def without_prompts_of_few(
+    original: Sequence[PreferencePair], few: Sequence[PreferencePair]
+) -> list[PreferencePair]:
+    """The original pairs whose prompt no few label has; case and spacing do not count.
+
+    Few labels are dear, original pairs are many: it is these that give way.
+
+    Raises:
+        EmptySetError: When none is left.
+    """
+    adapted_to = {prompt_key(pair.prompt) for pair in few}
+    kept = [pair for pair in original if prompt_key(pair.prompt) not in adapted_to]
+    if original and not kept:
+        raise EmptySetError(
+            f"expected original pairs of prompts that no few label is of, got none: all "
+            f"{len(original)} share theirs with the few labels that every way is trained on. Give "
+            "original pairs of other prompts, or take some of these prompts out of the few labels"
+        )
+    return kept
 
 
 def split_into_folds(pairs: Sequence[PreferencePair], count: int) -> list[list[int]]:
@@ -184,8 +214,8 @@ def split_into_folds(pairs: Sequence[PreferencePair], count: int) -> list[list[i
     return [sorted(part) for part in parts]
 
 
-def choose_candidate(
-    candidates: Sequence[Candidate],
+def choose_adaptation(
+    candidates: Sequence[Adaptation],
     right: Mapping[str, Right],
     clusters: Sequence[str],
     alpha: float,
@@ -206,7 +236,7 @@ def choose_candidate(
             continue
         # A gain is a drop the other way round.
         change = paired_change(right[taken], right[candidate.name], clusters)
-        gain = -change.change.value
+        gain = 0.0 - change.change.value
         if change.is_drop(alpha):
             told.append(f"{candidate.name} gains {gain:+.3f} over {taken} (p {change.p_value:.3f})")
             taken = candidate.name
@@ -227,9 +257,9 @@ def _judge(
     clusters: Sequence[str],
     original: Sequence[PreferencePair],
     settings: AdaptSettings,
-) -> Candidate:
+) -> Adaptation:
     prompts = [prompt_text(pair.prompt) for pair in original]
-    return Candidate(
+    return Adaptation(
         name,
         accuracy_estimate(right, list(clusters)),
         paired_change(right, before, clusters),
@@ -258,8 +288,8 @@ def _cross_validate(
     others = [pair for pair in few if prompt_key(pair.prompt) not in prompts]
     others = without_kin_of(others, [pair for pair in tested if not pair.parent_id])
     with TemporaryDirectory() as folder:
-        labelled = [pair for pair in tested if not pair.parent_id] or tested[:1]
-        _fit(model, others, labelled, settings, Path(folder), seed, progress)
+        labelled = [pair for pair in tested if not pair.parent_id] or tested
+        _fit(model, others, labelled[:1], settings, Path(folder), seed, progress)
         return list(_right(load_score_function(folder), tested).tolist())
 
 
@@ -275,7 +305,7 @@ def _train_whole(
     """The model adapted to all few labels, as a folder that is made once."""
 
     def build(partial: Path) -> None:
-        _fit(model, few, original, settings, partial, seed, progress)
+        _fit(model, few, original[:1], settings, partial, seed, progress)
 
     build_stage(folder, {"candidate": folder.name}, [], build)
 
@@ -289,6 +319,7 @@ def _fit(
     seed: int,
     progress: ProgressReporter,
 ) -> None:
+    """A training; `test_pairs` are one, since what it is good for is measured here, once."""
     train_reward_model(
         model=model,
         pairs=pairs,
@@ -310,9 +341,3 @@ def _copy_model(model: str, output_dir: Path) -> None:
     encoder = load_encoder(model)
     loaded = load_reward_model(model, encoder, seed=None, device=torch.device("cpu"))
     save_reward_model(loaded, encoder, RewardSettings(meta_mode="off"), output_dir)
-
-
-def _copy_folder(source: Path, output_dir: Path) -> None:
-    for file in source.iterdir():
-        if file.name != STAGE_FILE and file.is_file():
-            shutil.copy2(file, output_dir / file.name)

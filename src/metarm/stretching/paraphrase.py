@@ -13,7 +13,7 @@ from metarm.endpoint.client import Endpoint, Question
 from metarm.protocols import ProgressReporter
 from metarm.schema import PreferencePair, Prompt, prompt_to_json
 from metarm.storage import fingerprint
-from metarm.stretch_config import AugmentSettings
+from metarm.stretching.settings import AugmentSettings
 
 __all__ = ["PARAPHRASE", "Paraphrased", "paraphrase_pairs", "paraphrase_question"]
 

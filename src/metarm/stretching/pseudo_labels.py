@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from metarm.data.derived import group_id
+from metarm.data.preferences import prompt_key
 from metarm.errors import ConfigError
 from metarm.metrics import mean_estimate
 from metarm.protocols import ScoreFunction
@@ -31,6 +32,7 @@ __all__ = [
     "paired_change",
     "pseudo_label",
     "take_confident",
+    "without_known",
 ]
 
 PSEUDO_LABEL: Final = "pseudo-label"
@@ -81,6 +83,27 @@ def draw_candidates(
             first, second = draw.sample(pair, 2)
             found.append(Candidate(group.prompt, first, second, parent))
     return found
+
+
+def without_known(
+    candidates: Iterable[Candidate], known: Iterable[PreferencePair]
+) -> list[Candidate]:
+    """The candidates that are no known pair in either order, each once.
+
+    Before sides are balanced: what is left out afterwards would leave one side with more.
+
+    Args:
+        candidates: Of several groups of a prompt, perhaps.
+        known: Rows that are trained on anyway.
+    """
+    seen = {(prompt_key(row.prompt), frozenset((row.chosen, row.rejected))) for row in known}
+    kept = []
+    for candidate in candidates:
+        key = (prompt_key(candidate.prompt), frozenset((candidate.first, candidate.second)))
+        if key not in seen:
+            seen.add(key)
+            kept.append(candidate)
+    return kept
 
 
 def most_pseudo_labels(num_labelled: int, share: float) -> int:

@@ -6,7 +6,6 @@ stop. No pseudo-label is of a prompt of either.
 """
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,11 +19,11 @@ from metarm.data.preferences import prompt_key, save_preferences, split_by_promp
 from metarm.errors import EmptySetError
 from metarm.metrics import accuracy_estimate, pair_accuracy
 from metarm.models.reward_model import load_score_function
+from metarm.models.saving import copy_model_folder
 from metarm.protocols import ProgressReporter
 from metarm.schema import Estimate, PreferencePair, ResponseGroup, prompt_text
-from metarm.storage import STAGE_FILE, build_stage, write_json
+from metarm.storage import build_stage, write_json
 from metarm.streams import draw_seed
-from metarm.stretch_config import PseudoLabelSettings
 from metarm.stretching.calibration import Calibration, fit_temperature
 from metarm.stretching.pseudo_labels import (
     PairedChange,
@@ -34,10 +33,12 @@ from metarm.stretching.pseudo_labels import (
     paired_change,
     pseudo_label,
     take_confident,
+    without_known,
 )
+from metarm.stretching.settings import PseudoLabelSettings
 from metarm.training import train_reward_model
 
-__all__ = ["PSEUDO_FILE", "ROUNDS_FILE", "Round", "RoundsReport", "train_in_rounds"]
+__all__ = ["PSEUDO_FILE", "ROUNDS_FILE", "Round", "RoundsReport", "train_on_pseudo_labels"]
 
 PSEUDO_FILE: Final = "pseudo_labels.jsonl"
 ROUNDS_FILE: Final = "rounds.json"
@@ -87,7 +88,7 @@ class _Sets:
     groups: list[ResponseGroup]
 
 
-def train_in_rounds(
+def train_on_pseudo_labels(
     *,
     model: str,
     pairs: Sequence[PreferencePair],
@@ -104,7 +105,7 @@ def train_in_rounds(
         model: Folder or hub id that every round begins from.
         pairs: Labelled ones; derived rows among them are trained on alone.
         groups: Unlabelled responses: what is pseudo-labelled.
-        settings: See `stretch_config.PseudoLabelSettings`.
+        settings: See `settings.PseudoLabelSettings`.
         output_dir: Where the kept reward model goes.
         place: Where finished rounds are kept until all is done.
         seed: Splits, draws, trainings.
@@ -139,10 +140,7 @@ def train_in_rounds(
             reason = f"held-out accuracy dropped in round {number}: {change.change}"
             break
         kept, right, calibration = number, own, calibration_now
-    source = place / f"round_{kept}"
-    for file in source.iterdir():
-        if file.name != STAGE_FILE:
-            shutil.copy2(file, output_dir / file.name)
+    copy_model_folder(place / f"round_{kept}", output_dir)
     report = RoundsReport(
         tuple(rounds), kept, reason, len(sets.train), len(sets.calibration), len(sets.stop),
         len(groups) - len(sets.groups),
@@ -173,7 +171,9 @@ def _pseudo_labels(
     teacher: Path, sets: _Sets, calibration: Calibration, settings: PseudoLabelSettings, seed: int
 ) -> list[PreferencePair]:
     """What a calibrated teacher is sure of among the groups."""
-    candidates = draw_candidates(sets.groups, settings.pairs_per_group, seed)
+    candidates = without_known(
+        draw_candidates(sets.groups, settings.pairs_per_group, seed), sets.train
+    )
     score = load_score_function(teacher)
     as_pairs = [PreferencePair(c.prompt, c.first, c.second) for c in candidates]
     if not as_pairs:
@@ -189,9 +189,7 @@ def _pseudo_labels(
         most=most_pseudo_labels(num_labelled, settings.most_share),
         seed=draw_seed(seed, "pseudo-labels"),
     )
-    rows = pseudo_label(candidates, chances, taken.tolist())
-    known = {(p.prompt, *sorted((p.chosen, p.rejected))) for p in sets.train}
-    return [r for r in rows if (r.prompt, *sorted((r.chosen, r.rejected))) not in known]
+    return pseudo_label(candidates, chances, taken.tolist())
 
 
 def _train(

@@ -3,6 +3,7 @@
 
 from metarm.training.run import GuardReport, RewardTrainingResult, train_reward_model
 from metarm.training.settings import META_METRICS, MetaRewardConfig
+from metarm.training.tasks import TaskReport
 from metarm.training.trainer import MetaRewardTrainer
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "MetaRewardConfig",
     "MetaRewardTrainer",
     "RewardTrainingResult",
+    "TaskReport",
     "train_reward_model",
 ]

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel, TrainerCallback
 from metarm.errors import ConfigError
 from metarm.objectives import batch_sum_penalty
 from metarm.streams import generator
-from metarm.training.soft_labels import SoftLabelTrainer
+from metarm.training.task_trainer import TaskTrainer
 
 __all__ = ["RegularisedTrainer", "StartDecay", "text_loss"]
 
 
-class RegularisedTrainer(SoftLabelTrainer):
-    """`SoftLabelTrainer` with the regularisers of a `MetaRewardConfig`.
+class RegularisedTrainer(TaskTrainer):
+    """`TaskTrainer` with the regularisers of a `MetaRewardConfig`.
 
     Overrides, and why:
         `compute_loss`: the parent's, with some of the last state left out, and the terms

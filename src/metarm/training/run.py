@@ -2,8 +2,8 @@
 """Training a reward model from pairs and groups to a saved folder, with its plain twin as guard."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,8 @@ from transformers.trainer_callback import PrinterCallback
 from metarm.checkpoints import CheckpointPlace
 from metarm.config import RewardSettings
 from metarm.data.derived import check_apart
-from metarm.data.encoding import EncodedPair, Encoder, EncodingReport, encode_pairs
+from metarm.data.encoding import Encoder, EncodingReport, encode_pairs
+from metarm.data.tasks import TaskPairs, check_tasks
 from metarm.errors import ConfigError, DataError
 from metarm.launched import is_sharded_launch, num_processes
 from metarm.meta_step import SIGNS
@@ -31,11 +32,11 @@ from metarm.models.loading import (
     pick_device,
     read_context_length,
 )
-from metarm.models.pair_evaluation import evaluate_preferences
 from metarm.models.reporting import StepReporter, count_steps, last_metrics
 from metarm.models.reward_model import RewardModelScore
 from metarm.models.safe_checkpoints import NEWEST
 from metarm.models.saving import merge_adapter, save_reward_model
+from metarm.models.task_heads import alone, give_task_heads
 from metarm.protocols import ProgressReporter
 from metarm.schema import Estimate, PreferencePair, ResponseGroup
 from metarm.storage import write_json_lines, write_text
@@ -44,6 +45,13 @@ from metarm.training.plain_training import copy_weights, put_weights
 from metarm.training.regularised_trainer import StartDecay
 from metarm.training.settings import MetaRewardConfig
 from metarm.training.sharding import whole_model
+from metarm.training.tasks import (
+    TaskReport,
+    encode_tasks,
+    finish_tasks,
+    measure_pairs,
+    to_rows,
+)
 from metarm.training.trainer import MetaRewardTrainer
 
 __all__ = ["GuardReport", "RewardTrainingResult", "train_reward_model"]
@@ -100,6 +108,8 @@ class RewardTrainingResult:
     """Held-out pairs left out of the accuracy: longer than the model's context."""
     guard: GuardReport | None = None
     """With `meta_strength="auto"` and its guard."""
+    tasks: Mapping[str, TaskReport] = field(default_factory=dict)
+    """By name, the tasks beside the main one."""
 
 
 def train_reward_model(
@@ -114,6 +124,7 @@ def train_reward_model(
     progress: ProgressReporter,
     probe: Sequence[PreferencePair] = (),
     checkpoints: CheckpointPlace | None = None,
+    tasks: Sequence[TaskPairs] = (),
 ) -> RewardTrainingResult:
     """Train a reward model on pairs (and groups), save it, measure it on held-out pairs.
 
@@ -134,21 +145,27 @@ def train_reward_model(
             plain model to the adapted one, down to not at all; `meta_strength="auto"` only.
         checkpoints: Where both passes keep what they go on from, and find what an earlier try has
             kept; the result is the same, bit for bit on a CPU.
+        tasks: Others that train the same trunk, each with a last layer of its own; the meta step,
+            its guard and a probe are about the main one's. Empty: as without them, bit for bit.
 
     Raises:
         DataError: When nothing is left to train or test on; when a derived row is held out, or one
-            that is trained on was made from what is held out.
+            that is trained on was made from what is held out; when a task's training pair has a
+            prompt that any task holds out.
         ConfigError: When a probe is given and nothing is there that it could choose.
         ModelError: When the model cannot be loaded or training diverged.
 
     Writes:
         `output_dir` in Hugging Face format, loadable with `AutoModelForSequenceClassification`;
         `metarm.json` with the settings and the encoding rule; `train_log.jsonl`; where a
-        step was not finite, what led to it: `not_finite_STEP.json`.
+        step was not finite, what led to it: `not_finite_STEP.json`; `tasks/NAME`, the same
+        trunk with the last layer of another task.
     """
     if not test_pairs:
         raise DataError("no held-out pairs: give a test file or a larger test_fraction")
-    check_apart(pairs, [*test_pairs, *probe], "held-out pairs")
+    trained_on = [*pairs, *(pair for task in tasks for pair in task.pairs)]
+    check_apart(trained_on, [*test_pairs, *probe], "held-out pairs")
+    check_tasks(pairs, test_pairs, tasks)
     is_guarded = _is_guarded(settings)
     if probe and not is_guarded:
         raise ConfigError(
@@ -162,10 +179,11 @@ def train_reward_model(
     settings = settings.model_copy(update={"max_length": limit})
     with progress.stage("encode the pairs", len(pairs)) as bar:
         encoded, report = encode_pairs(encoder, pairs, limit, bar)
+    others, task_reports = encode_tasks(encoder, tasks, limit)
     trainer = _train(
         model,
         encoder,
-        _to_rows(encoded),
+        to_rows(encoded, others),
         groups,
         settings,
         output_dir,
@@ -173,28 +191,35 @@ def train_reward_model(
         progress,
         keep_plain=bool(probe),
         checkpoints=checkpoints,
+        num_tasks=1 + len(tasks),
     )
     settings = settings.model_copy(update={"learning_rate": trainer.args.learning_rate})
     guard = _guard_report(trainer, probe, encoder) if is_guarded else None
     if guard is not None:
         logger.info("%s", guard.summary())
     trained, saved = _trained(trainer, partial(_make_model, model, encoder, settings, seed))
-    if saved is not None and trainer.is_world_process_zero():
-        save_reward_model(saved, encoder, settings, output_dir)
+    writes = trainer.is_world_process_zero()
+    by_task = finish_tasks(
+        trained, encoder, tasks, task_reports, settings, output_dir if writes else None, progress
+    )
+    if saved is not None and writes:
+        with alone(saved, 0):
+            save_reward_model(saved, encoder, settings, output_dir)
         write_json_lines(output_dir / "train_log.jsonl", trainer.state.log_history)
         for bundle in Path(trainer.args.output_dir).glob("not_finite_*.json"):
             write_text(output_dir / bundle.name, bundle.read_text(encoding="utf-8"))
-    score = RewardModelScore(trained.eval(), encoder)
-    fitting = score.fitting_pairs(test_pairs)
-    with progress.stage("score held-out pairs", 2 * len(fitting)) as bar:
-        accuracy = evaluate_preferences(score.reporting_to(bar), fitting).accuracy
+    with alone(trained, 0):
+        accuracy, num_too_long = measure_pairs(
+            trained, encoder, test_pairs, progress, "score held-out pairs"
+        )
     return RewardTrainingResult(
         last_metrics(trainer.state.log_history),
         accuracy,
         report,
         trainer.meta_report,
-        len(test_pairs) - len(fitting),
+        num_too_long,
         guard,
+        by_task,
     )
 
 
@@ -229,19 +254,6 @@ def _is_guarded(settings: RewardSettings) -> bool:
     return is_auto and settings.meta_guard and settings.meta_mode != "off"
 
 
-def _to_rows(encoded: Sequence[EncodedPair]) -> datasets.Dataset:
-    has_margin = any(pair.margin is not None for pair in encoded)
-    has_label = any(pair.p is not None for pair in encoded)
-    return datasets.Dataset.from_list(
-        [
-            {"chosen_ids": pair.chosen_ids, "rejected_ids": pair.rejected_ids}
-            | ({"margin": pair.margin or 0.0} if has_margin else {})
-            | ({"p": 1.0 if pair.p is None else pair.p} if has_label else {})
-            for pair in encoded
-        ]
-    )
-
-
 def _train(
     name: str,
     encoder: Encoder,
@@ -254,6 +266,7 @@ def _train(
     *,
     keep_plain: bool,
     checkpoints: CheckpointPlace | None,
+    num_tasks: int,
 ) -> MetaRewardTrainer:
     """A trainer that has trained, with a bar for each pass."""
     is_exact = settings.meta_order == "exact" and settings.meta_mode in SIGNS
@@ -265,6 +278,8 @@ def _train(
         # Whole, it need not fit one device.
         device=torch.device("cpu") if is_sharded_launch() else None,
     )
+    if num_tasks > 1:
+        give_task_heads(model, num_tasks)
     if settings.train_head_only:
         model.base_model.requires_grad_(False)
     language_head = None

@@ -16,17 +16,28 @@ LABEL: Final = "p"
 
 
 class LabelCollator:
-    """Another collator, whose batch gains the examples' `p` where they have it, shape (pairs,)."""
+    """Another collator, whose batch gains a column where the examples have it, shape (pairs,).
 
-    def __init__(self, collate: Callable[[Any], dict[str, Any]]) -> None:
-        self._collate = collate
+    Args:
+        collate: The other.
+        name: The column.
+        dtype: Of its numbers.
+    """
+
+    def __init__(
+        self,
+        collate: Callable[[Any], dict[str, Any]],
+        name: str = LABEL,
+        dtype: torch.dtype = torch.float,
+    ) -> None:
+        self._collate, self._name, self._dtype = collate, name, dtype
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The other's batch, and `p`."""
+        """The other's batch, and the column."""
         batch = self._collate(examples)
-        if LABEL in examples[0]:
-            labels = [float(example[LABEL]) for example in examples]
-            batch[LABEL] = torch.tensor(labels, dtype=torch.float)
+        if self._name in examples[0]:
+            labels = [example[self._name] for example in examples]
+            batch[self._name] = torch.tensor(labels, dtype=self._dtype)
         return batch
 
 

@@ -54,6 +54,7 @@ from metarm.training.regularised_trainer import StartDecay
 from metarm.training.settings import MetaRewardConfig
 from metarm.training.sharding import check_optimizer, gather_in_full_precision
 from metarm.training.support import refuse_unsupported
+from metarm.training.task_trainer import main_rows, main_sides
 
 __all__ = ["MetaRewardTrainer"]
 
@@ -153,7 +154,10 @@ class MetaRewardTrainer(GuardedTrainer):
         self._control = StrengthControl(
             args,
             score=self._measure_scores,
-            reference=read_reference_pairs(self.train_dataset, self._encoder.pad_token_id)
+            reference=read_reference_pairs(
+                main_rows(self.train_dataset) if self.has_tasks else self.train_dataset,
+                self._encoder.pad_token_id,
+            )
             if in_units
             else None,
             watched=watched,
@@ -240,11 +244,15 @@ class MetaRewardTrainer(GuardedTrainer):
         for name, value in (measured | self._strength.watch(step, num_steps)).items():
             self._metrics["train"][name].append(value)
 
-    def compute_loss(self, *arguments: Any, return_outputs: bool = False, **options: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, *arguments: Any, return_outputs: bool = False, **options: Any
+    ) -> Any:
         """The parent's, whose scores are looked at on the way where they are those of theta."""
-        loss, outputs = super().compute_loss(*arguments, return_outputs=True, **options)
+        loss, outputs = super().compute_loss(
+            model, inputs, *arguments, return_outputs=True, **options
+        )
         if self._now is not None and self.model.training and not self._is_ahead:
-            self._mixture.see_pairs(*outputs.logits.squeeze(-1).chunk(2))
+            self._mixture.see_pairs(*main_sides(outputs.logits.squeeze(-1), inputs))
         return (loss, outputs) if return_outputs else loss
 
     def _over_processes(self, local: Direction) -> Direction:
@@ -387,7 +395,7 @@ class MetaRewardTrainer(GuardedTrainer):
         if self._mixture.is_mixed:
             # The groups' gaps are those of theta, not of theta'.
             with noise_put_back(self.accelerator.device):
-                self._mixture.see_pairs(*self._score_pairs(inputs).chunk(2))
+                self._mixture.see_pairs(*main_sides(self._score_pairs(inputs), inputs))
         moved = self._moved()
         now.places, move = place_ahead(moved, now.direction.gradients, now.step, spend=self._spends)
         with standing_at(moved, now.places):

@@ -82,8 +82,8 @@ def measure_once(
 
 
 def last_states(score: RewardModelScore, groups: Sequence[ResponseGroup]) -> Floats:
-    """`head_states` of groups of one size, shape (groups, k, size)."""
+    """States of `head_states` of groups of one size, shape (groups, k, size)."""
     prompts = [group.prompt for group in groups for _ in group.responses]
     responses = [text for group in groups for text in group.responses]
-    states = head_states(score, prompts, responses)
+    states = head_states(score, prompts, responses).states
     return states.reshape(len(groups), -1, states.shape[1])

@@ -27,7 +27,7 @@ from metarm.bench.foretell import Figures
 from metarm.bench.problem import Problem
 from metarm.bench.readings import Outcome, Reading, train_candidates
 from metarm.bench.results import Tally
-from metarm.config import HeadSettings
+from metarm.bench.settings import HeadSettings
 from metarm.metrics import mean_estimate
 from metarm.schema import Estimate
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from metarm.bench.methods import train_recipe
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe, read_recipe
-from metarm.config import HeadSettings
+from metarm.bench.settings import HeadSettings
 from metarm.objectives import bradley_terry_loss, difference_loss
 
 SETTINGS = HeadSettings(

@@ -12,7 +12,7 @@ from metarm.bench.foretell import foretell, halve_pairs, main_axis, measure_figu
 from metarm.bench.methods import train_recipe
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import Recipe
-from metarm.config import HeadSettings
+from metarm.bench.settings import HeadSettings
 from metarm.errors import EmptySetError
 
 

@@ -9,8 +9,8 @@ import torch
 
 from metarm.bench.methods import train_recipe
 from metarm.bench.recipes import METHODS, Recipe, read_recipe
+from metarm.bench.settings import HeadSettings
 from metarm.bench.trajectory import Cost, Trajectory
-from metarm.config import HeadSettings
 from metarm.errors import EmptySetError
 from metarm.objectives import difference_loss
 

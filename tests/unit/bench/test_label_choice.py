@@ -9,7 +9,7 @@ import torch
 from metarm.bench.fitting import train_network
 from metarm.bench.label_choice import choose_labels
 from metarm.bench.recipes import read_recipe
-from metarm.config import HeadSettings
+from metarm.bench.settings import HeadSettings
 
 STRATEGIES = ["mix", "d-optimal", "information-gain", "disagreement", "near-tie"]
 

@@ -13,7 +13,7 @@ from metarm.bench.methods import train_recipe
 from metarm.bench.networks import TransformerScore, read_backbone
 from metarm.bench.problem import Problem
 from metarm.bench.recipes import METHODS, Recipe, read_recipe
-from metarm.config import HeadSettings
+from metarm.bench.settings import HeadSettings
 from metarm.errors import ConfigError
 from metarm.progress import SilentProgress
 from tiny_models import WORDS, save_causal_lm

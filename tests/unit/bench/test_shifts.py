@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from metarm.bench.problem import build_problem
+from metarm.bench.settings import SourceSettings
 from metarm.bench.shifts import SHIFTS, Shift, digest_source, join_shifts
-from metarm.config import SourceSettings
 from metarm.data.meta_sets import save_groups
 from metarm.data.preferences import save_preferences
 from metarm.errors import ConfigError, DataError, EmptySetError, FormatError

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from metarm.bench.recipes import Recipe, read_recipe
+from metarm.bench.settings import HeadSettings, RangeSettings
 from metarm.bench.space import apply_settings, search_space
-from metarm.config import HeadSettings, RangeSettings
 from metarm.errors import ConfigError
 
 HEAD = HeadSettings()

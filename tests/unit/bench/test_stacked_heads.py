@@ -8,8 +8,8 @@ import torch
 
 from metarm.bench.methods import train_recipe
 from metarm.bench.recipes import Recipe, read_recipe
+from metarm.bench.settings import HeadSettings
 from metarm.bench.stacked_heads import train_stacked
-from metarm.config import HeadSettings
 from metarm.errors import ConfigError, ShapeError
 
 RECIPES = {

@@ -11,8 +11,8 @@ from metarm.bench.methods import train_recipe
 from metarm.bench.networks import FeatureHead
 from metarm.bench.problem import SoftPairs
 from metarm.bench.recipes import Recipe, read_recipe
+from metarm.bench.settings import HeadSettings
 from metarm.bench.stretched import with_made_rows
-from metarm.config import HeadSettings
 from metarm.data.derived import check_apart
 from metarm.errors import EmptySetError
 

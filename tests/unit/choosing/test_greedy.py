@@ -16,9 +16,10 @@ from metarm.choosing.pool import (
     build_pool,
     member_deviations,
 )
-from metarm.choosing.posterior import head_covariance, information_gain
+from metarm.choosing.posterior import information_gain
 from metarm.choosing.strategies import choose
 from metarm.errors import DataError, ShapeError
+from metarm.models.linear_head import head_covariance
 
 
 def make_pool(seed=0, num_pairs=30, size=4, num_past=6):

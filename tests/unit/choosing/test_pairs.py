@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pairs of a policy's responses as a reward model sees them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,35 @@ def test_labelled_pairs_leave_less_unknown(reward: Path) -> None:
     pool = pool_of_model(score, pairs, LABELLED)
     assert pool.members is not None
     assert pool.variances.sum() < pool_of_model(score, pairs).variances.sum()
+
+
+def test_soft_labels_are_no_hard_ones(reward: Path) -> None:
+    """Heads of bootstrap draws learn what labels say: nothing of a tie, the other side below .5."""
+    score = load_score_function(reward / "member_0")
+    pairs = list_candidates(GROUPS).pairs
+    labelled = [PreferencePair("d", " a b", " f"), PreferencePair("d", " c", " e e")] * 30
+
+    def spread(p: float | None) -> np.ndarray:
+        pool = pool_of_model(score, pairs, [replace(pair, p=p) for pair in labelled])
+        assert pool.members is not None
+        return pool.members
+
+    def turned() -> np.ndarray:
+        swapped = [replace(pair, chosen=pair.rejected, rejected=pair.chosen) for pair in labelled]
+        return pool_of_model(score, pairs, swapped).members
+
+    hard = spread(None)
+    np.testing.assert_array_equal(spread(1.0), hard)
+    np.testing.assert_allclose(spread(0.0), turned(), atol=1e-5)
+    soft, tie = spread(0.8), spread(0.5)
+    assert np.abs(tie - hard).max() > 0.5
+    assert np.abs(soft.mean(axis=0) - hard.mean(axis=0)).max() > 0.1
+    # What is known does not depend on what was said.
+    one, other = (
+        pool_of_model(score, pairs, [replace(pair, p=p) for pair in labelled]).covariance
+        for p in (1.0, 0.5)
+    )
+    np.testing.assert_array_equal(one, other)
 
 
 def test_members_of_an_ensemble_are_its_own(reward: Path) -> None:

@@ -8,13 +8,11 @@ from scipy.special import expit
 
 from metarm.choosing.posterior import (
     add_label,
-    fit_head,
     gap_variances,
-    head_covariance,
     information_gain,
     laplace_posterior,
 )
-from metarm.errors import DataError, ShapeError
+from metarm.models.linear_head import head_covariance
 
 SIZE, NUM_PAIRS, PENALTY = 5, 40, 0.7
 
@@ -33,16 +31,6 @@ def _loss(theta, gaps, outcomes, start):
     return own + PENALTY / 2 * ((theta - start) ** 2).sum()
 
 
-def test_the_mean_is_where_the_gradient_vanishes(labelled) -> None:
-    gaps, outcomes, start = labelled
-    theta = fit_head(gaps, outcomes, penalty=PENALTY, prior_mean=start)
-    for axis in np.eye(SIZE) * 1e-5:
-        slope = _loss(theta + axis, gaps, outcomes, start) - _loss(
-            theta - axis, gaps, outcomes, start
-        )
-        assert abs(slope / 2e-5) < 1e-7
-
-
 def test_the_covariance_is_the_inverse_curvature(labelled) -> None:
     gaps, outcomes, _ = labelled
     theta, covariance = laplace_posterior(gaps, outcomes, penalty=PENALTY)
@@ -58,27 +46,6 @@ def test_the_covariance_is_the_inverse_curvature(labelled) -> None:
     np.testing.assert_allclose(covariance @ curvature, np.eye(SIZE), atol=1e-5)
     variances = gap_variances(gaps, covariance)
     np.testing.assert_allclose(variances, np.diag(gaps @ covariance @ gaps.T), rtol=1e-12)
-
-
-def test_turning_pairs_round_changes_nothing(labelled) -> None:
-    gaps, outcomes, _ = labelled
-    turned = np.where(np.arange(NUM_PAIRS) % 2, 1.0, -1.0)
-    other = np.where(turned > 0, outcomes, 1 - outcomes)
-    np.testing.assert_allclose(
-        fit_head(gaps * turned[:, None], other), fit_head(gaps, outcomes), atol=1e-9
-    )
-
-
-def test_a_separable_set_has_a_finite_fit() -> None:
-    theta = fit_head([[100.0], [200.0]], [1.0, 1.0], penalty=1e-6)
-    assert np.isfinite(theta).all()
-    assert theta[0] > 0
-
-
-def test_without_labels_there_is_the_prior() -> None:
-    empty = np.zeros((0, 3))
-    np.testing.assert_array_equal(fit_head(empty, [], prior_mean=[1.0, 2.0, 3.0]), [1, 2, 3])
-    np.testing.assert_allclose(head_covariance(empty, [], penalty=4.0), np.eye(3) / 4)
 
 
 def test_one_more_label_is_a_recomputed_inverse(labelled) -> None:
@@ -120,16 +87,3 @@ def test_the_information_is_that_of_adaptive_quadrature(mean, deviation) -> None
 def test_what_is_known_tells_nothing() -> None:
     np.testing.assert_allclose(information_gain([0.0, 3.0], [0.0, 0.0]), 0.0, atol=1e-15)
     assert float(information_gain(0.0, 1e6)) == pytest.approx(np.log(2), abs=0.01)
-
-
-def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(ShapeError, match="a number for each"):
-        fit_head([[1.0, 2.0]], [1.0, 0.0])
-    with pytest.raises(DataError, match=r"outcomes in \[0, 1\]"):
-        fit_head([[1.0]], [2.0])
-    with pytest.raises(DataError, match="got nan or inf"):
-        head_covariance([[np.nan]], [0.0])
-    with pytest.raises(DataError, match="penalty above 0"):
-        fit_head([[1.0]], [1.0], penalty=0.0)
-    with pytest.raises(ShapeError, match="prior mean"):
-        fit_head([[1.0]], [1.0], prior_mean=[1.0, 2.0])

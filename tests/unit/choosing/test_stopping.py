@@ -6,10 +6,10 @@ import pytest
 from scipy.special import expit
 
 from metarm.choosing.pool import Basis, build_pool
-from metarm.choosing.posterior import fit_head
 from metarm.choosing.stopping import StopRule, forecast_gain, random_accuracy, update_gaps
 from metarm.choosing.strategies import choose
 from metarm.errors import ConfigError, EmptySetError
+from metarm.models.linear_head import fit_head
 
 
 def make_gaps(draw, num_pairs=300, size=12):

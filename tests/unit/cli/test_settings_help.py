@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings in help are the settings of `metarm.config`, word for word."""
+"""The settings in help are the settings of the classes, word for word."""
 
 import inspect
+from importlib import import_module
 
 import pytest
 from pydantic import BaseModel
 
-from metarm import config, judge_config
-from metarm.cli.settings_help import settings_of
-from metarm.labels import settings as label_settings
+from metarm.cli.settings_help import SOURCES, settings_of
 from metarm.yaml_document import parse_yaml
 
+MODULES = [import_module(f"metarm.{place[:-3].replace('/', '.')}") for place in SOURCES]
 CLASSES = [
     (name, cls)
-    for module in (config, judge_config, label_settings)
+    for module in MODULES
     for name, cls in inspect.getmembers(module, inspect.isclass)
-    if issubclass(cls, BaseModel) and name.endswith("Settings") and not name.startswith("_")
+    if issubclass(cls, BaseModel) and cls.__module__ == module.__name__ and name[0] != "_"
 ]
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from fault_server import Call, FaultServer, Reply, say, serve
 from metarm.config import SamplingSettings
+from metarm.config_judge import EndpointSettings
 from metarm.endpoint.client import Endpoint
 from metarm.endpoint.sampling import sample_groups_from
 from metarm.errors import EndpointError
-from metarm.judge_config import EndpointSettings
 from metarm.progress import SilentProgress
 from metarm.schema import Message, Prompt, ResponseGroup
 

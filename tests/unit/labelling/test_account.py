@@ -154,6 +154,28 @@ def test_a_score_that_is_no_number_is_named(tmp_path: Path, scores: list[object]
         read_gaps(path)
 
 
+def test_time_in_view(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    pairs = plain_pairs(5)
+    make_store(path, pairs, "Ada")
+    in_view = [(4.0, 1.0), (2.0, 0.0), (9.0, 3.0), (None, None), (0.0, 0.0)]
+    with LabelStore(path) as store:
+        for number, pair in enumerate(pairs):
+            choice = "skip" if number == 4 else "first"
+            store.record(VoteEvent(f"key {number}", "Ada", choice, pair=pair.id))
+    behaviour = {
+        f"key {number}": Behaviour(f"key {number}", 0, 0, 0.0, 0, left, right)
+        for number, (left, right) in enumerate(in_view)
+    }
+    with LabelReader(path) as reader:
+        votes = read_votes_of(reader)
+    # The skip is no decision, and of the fourth nothing was told.
+    [row] = account_of(votes, behaviour).rows
+    assert (row.left_seconds, row.right_seconds, row.num_unseen) == (4.0, 1.0, 1)
+    [row] = account_of(votes, {}).rows
+    assert (row.left_seconds, row.right_seconds, row.num_unseen) == (None, None, 0)
+
+
 def test_behaviour_outlives_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "seen.jsonl"
     path.write_bytes(

@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -348,3 +349,132 @@ def test_votes_of_others_are_not_touched(tmp_path: Path) -> None:
         assert live.request("POST", "/api/why", body, Cookie=ada).status == 404
         [vote] = live.votes()
         assert (vote.annotator, vote.choice) == ("Bo", "tie")
+
+
+def answer_batch(live: LiveLabels, cookie: str, count: int, start: int = 0) -> list[str]:
+    """Answer so many items, or as many as there are; why there were no more, each time."""
+    waits = []
+    for number in range(start, start + count):
+        told = live.request("POST", "/api/next", _next("Ada"), Cookie=cookie).json
+        waits.append(told["wait"])
+        if not told["items"]:
+            break
+        body = _vote(told["items"][0]["id"], key=f"batch-{number:04}", seconds=3.0)
+        assert live.request("POST", "/api/vote", body, Cookie=cookie).status == 200
+    return waits
+
+
+def test_a_batch_is_handed_out_whole_and_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    tokens = make_store(path, plain_pairs(30), "Ada", "Bo", batch_size=6)
+    with live_labels(path) as live:
+        cookie = live.sign_in(tokens[0])
+
+        def ask(count: int, *besides: str) -> tuple[list[str], str | None]:
+            body = {"annotator": "Ada", "besides": list(besides), "count": count}
+            told = live.request("POST", "/api/next", body, Cookie=cookie).json
+            return [item["id"] for item in told["items"]], told["wait"]
+
+        def close(number: int) -> bool:
+            body = {"annotator": "Ada", "number": number}
+            told = live.request("POST", "/api/batch", body, Cookie=cookie)
+            return told.json["is_closed"]
+
+        held, wait = ask(4)
+        assert (len(held), wait) == (4, None)
+        more, wait = ask(4, *held)
+        assert (len(more), wait) == (2, "batch")
+        assert ask(4, *held, *more) == ([], "batch")
+        assert not close(1)
+        assert live.request("GET", "/batch/1", Cookie=cookie).status == 404
+        for number, item in enumerate([*held, *more]):
+            body = _vote(item, key=f"key-{number:05}")
+            told = live.request("POST", "/api/vote", body, Cookie=cookie).json
+            assert told["progress"]["num_in_batch"] == number + 1
+        assert ask(1) == ([], "batch")
+        # An answer that is on its way counts once, also when it has come meanwhile.
+        assert ask(1, *held) == ([], "batch")
+        undo = {"annotator": "Ada", "key": "key-00005"}
+        assert live.request("POST", "/api/undo", undo, Cookie=cookie).json["is_undone"]
+        assert ask(2) == ([more[1]], "batch")
+        body = _vote(more[1], key="key-00006")
+        assert live.request("POST", "/api/vote", body, Cookie=cookie).status == 200
+        assert close(1)
+        assert close(1)
+        undo["key"] = "key-00006"
+        told = live.request("POST", "/api/undo", undo, Cookie=cookie).json
+        assert (told["is_undone"], told["progress"]["num_in_batch"]) == (False, 0)
+        assert len(ask(4)[0]) == 4
+        # It is Ada's, and nobody else's.
+        assert live.request("GET", "/batch/1", Cookie=cookie).status == 200
+        other = live.sign_in(tokens[1])
+        assert live.request("GET", "/batch/1", Cookie=other).status == 404
+        body = {"annotator": "Ada", "number": 1}
+        assert live.request("POST", "/api/batch", body, Cookie=other).reason == "other_annotator"
+
+
+@pytest.mark.parametrize("feedback", ["none", "count", "which"])
+def test_a_batch_tells_what_the_owner_allows(tmp_path: Path, feedback: str) -> None:
+    path = tmp_path / "labels.db"
+    pairs = plain_pairs(40)
+    gold = {pair.id: "tie" for pair in pairs[:10]}
+    own = {"gold_fraction": 0.4, "gold_feedback": feedback, "batch_size": 10}
+    [token] = make_store(path, pairs, "Ada", gold=gold, **own)
+    with live_labels(path) as live:
+        cookie = live.sign_in(token)
+        answer_batch(live, cookie, 10)
+        known = [vote.pair for vote in live.votes() if vote.pair in gold]
+        body = {"annotator": "Ada", "number": 1}
+        assert live.request("POST", "/api/batch", body, Cookie=cookie).json["is_closed"]
+        page = live.request("GET", "/batch/1", Cookie=cookie).body.decode()
+        assert "30 s" in page
+        assert (f"0 of {len(known)}" in page) == (feedback != "none")
+        assert ("nown answer" in page) == (feedback != "none")
+        shown = {pair.prompt for pair in pairs if f">{pair.prompt}</p>" in page}
+        expected = {pair.prompt for pair in pairs if pair.id in known}
+        assert shown == (expected if feedback == "which" else set())
+        for secret in SECRETS:
+            assert secret not in page
+
+
+def test_a_short_batch_does_not_tell_which_pair_was_known(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    pairs = plain_pairs(30)
+    gold = {pair.id: "tie" for pair in pairs[:8]}
+    own = {"gold_fraction": 1.0, "gold_feedback": "which", "batch_size": 50}
+    [token] = make_store(path, pairs, "Ada", gold=gold, **own)
+    with live_labels(path) as live:
+        cookie, owner = live.sign_in(token), live.sign_in(OWNER)
+        answer_batch(live, cookie, 9)  # two of the first ten have a known answer
+        told = live.request("POST", "/api/owner/queue", {"is_open": False}, Cookie=owner)
+        assert told.json == {"is_open": False}
+        assert answer_batch(live, cookie, 1, 9) == ["closed"]
+        assert any(vote.pair in gold for vote in live.votes())
+        body = {"annotator": "Ada", "number": 1}
+        assert live.request("POST", "/api/batch", body, Cookie=cookie).json["is_closed"]
+        page = live.request("GET", "/batch/1", Cookie=cookie).body.decode()
+        assert "too short to say" in page
+        assert "answers met" not in page
+        assert not any(f">{pair.prompt}</p>" in page for pair in pairs)
+        live.request("POST", "/api/owner/queue", {"is_open": True}, Cookie=owner)
+        assert answer_batch(live, cookie, 1, 9) == [None]
+
+
+def test_why_does_not_tell_a_known_answer(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    known = [replace(pair, chosen_by="known to us") for pair in plain_pairs(8)]
+    pairs = [*known, *plain_pairs(30)[8:]]
+    gold = {pair.id: "tie" for pair in known}
+    [token] = make_store(path, pairs, "Ada", gold=gold, gold_fraction=0.4)
+    with live_labels(path) as live:
+        cookie = live.sign_in(token)
+        answer_batch(live, cookie, 10)
+        assert any(vote.pair in gold for vote in live.votes())
+        told = {
+            live.request(
+                "POST", "/api/why", {"annotator": "Ada", "key": event.key}, Cookie=cookie
+            ).json["why"][0]
+            for event in live.events()
+        }
+        assert len(told) == 1
+        assert "features" in told.pop()

@@ -9,7 +9,11 @@ import pytest
 
 import metarm.labelling
 from hostile_texts import HOSTILE
+from metarm.labelling.batches import BatchTold, ShownAnswer
 from metarm.labelling.pages import STATIC_FILES, read_static, render
+from metarm.labelling.texts import duration, prompt_turns
+from metarm.labels.batches import Batch, KnownAnswer
+from metarm.schema import Message
 
 PACKAGE = Path(metarm.labelling.__file__).parent
 TEMPLATES = sorted((PACKAGE / "templates").glob("*.j2"))
@@ -85,6 +89,41 @@ def test_hostile_texts_add_no_tag() -> None:
             tag for tag in plain.tags if tag != "span"
         ], text
         assert len(chips) >= len(expected)
+
+
+def _batch_page(text: str) -> str:
+    batch = Batch(2, 10, 1, 90.0, (KnownAnswer("id", "first", "tie"),))
+    shown = ShownAnswer((Message(text, text),), text, text, "A", "B", is_right=False)
+    told = BatchTold(batch, is_told=True, is_too_short=False, shown=(shown,))
+    return render("batch.html.j2", batch=batch, told=told, duration=duration, turns=prompt_turns)
+
+
+def test_hostile_texts_add_no_tag_to_a_batch() -> None:
+    plain = _Tags()
+    plain.feed(_batch_page("plain"))
+    for text in HOSTILE:
+        if not text:
+            continue
+        tags = _Tags()
+        tags.feed(_batch_page(text))
+        assert [tag for tag in tags.tags if tag != "span"] == plain.tags, text
+
+
+@pytest.mark.parametrize(
+    ("is_told", "is_too_short", "words"),
+    [
+        (True, False, "0 of 1"),
+        (False, True, "too short to say"),
+        (False, False, "Everything is saved"),
+    ],
+)
+def test_a_batch_tells_what_it_may(is_told: bool, is_too_short: bool, words: str) -> None:
+    batch = Batch(2, 10, 0, None, (KnownAnswer("id", "first", "tie"),))
+    told = BatchTold(batch, is_told, is_too_short, ())
+    page = render("batch.html.j2", batch=batch, told=told, duration=duration, turns=prompt_turns)
+    assert words in page
+    assert ("0 of 1" in page) == is_told
+    assert "Time" not in page
 
 
 def test_an_error_page_shows_its_words_as_text() -> None:

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from metarm.config import BenchSettings
 from metarm.errors import ConfigError
 from metarm.progress import SilentProgress
 from metarm.speed import measure, trainers
 from metarm.speed.machine import Rates
 from metarm.speed.measure import measure_speed
+from metarm.speed.settings import BenchSettings
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from metarm.config import BenchSettings
 from metarm.errors import ConfigError
 from metarm.speed.cases import plan_cases
 from metarm.speed.results import PARTS, Block, Case, Measurement, Spread
+from metarm.speed.settings import BenchSettings
 from metarm.speed.summary import stacked_parts, summarise_case
 from metarm.speed.workload import Workload
 

@@ -9,13 +9,14 @@ from scipy import stats
 
 from metarm.data.derived import group_id
 from metarm.errors import ConfigError
-from metarm.schema import ResponseGroup
+from metarm.schema import PreferencePair, ResponseGroup
 from metarm.stretching.pseudo_labels import (
     draw_candidates,
     most_pseudo_labels,
     paired_change,
     pseudo_label,
     take_confident,
+    without_known,
 )
 
 GROUPS = [ResponseGroup(f"p{n}", (" a", " b", " c", " c", f" {n}")) for n in range(30)]
@@ -34,6 +35,24 @@ def test_candidates_are_pairs_of_one_group_in_an_order_that_says_nothing() -> No
         assert candidate.parent_id == group_id(group)
     assert 40 < sum(candidate.first < candidate.second for candidate in found) < 80
     assert len(draw_candidates(GROUPS[:1], 99, 0)) == 6, "equal responses count once"
+
+
+def test_known_pairs_are_no_candidates_in_either_order_and_others_are_once() -> None:
+    twice = [*GROUPS, ResponseGroup("P0", (" b", " a"))]
+    found = draw_candidates(twice, 6, 0)
+    known = [PreferencePair("p1 ", " b", " a"), PreferencePair("p2", " a", " 2")]
+    kept = without_known(found, known)
+
+    def sides(candidates, prompt) -> list[list[str]]:
+        own = [c for c in candidates if c.prompt.casefold() == prompt]
+        return sorted(sorted((c.first, c.second)) for c in own)
+
+    assert len(sides(found, "p0")) == 7
+    assert len(sides(kept, "p0")) == 6
+    assert sides(kept, "p1") == [pair for pair in sides(found, "p1") if pair != [" a", " b"]]
+    assert sides(kept, "p2") == [pair for pair in sides(found, "p2") if pair != [" 2", " a"]]
+    assert len(kept) == len(found) - 3
+    assert without_known(kept, known) == kept
 
 
 @given(

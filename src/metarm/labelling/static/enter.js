@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Signs in with the token of a link: it stands after the #, which no browser sends or logs.
 
-import { post, reasonOf } from "/static/server.js";
+import { enableButtons, post, reasonOf } from "/static/server.js";
 
 const status = document.getElementById("enter-status");
 const input = document.getElementById("token");
@@ -35,5 +35,6 @@ function fromLink() {
   enter(token);
 }
 
+enableButtons();
 window.addEventListener("hashchange", fromLink);
 fromLink();

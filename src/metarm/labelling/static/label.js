@@ -2,8 +2,12 @@
 // One decision per screen: shows items, takes answers, hands them to the outbox, fetches ahead.
 
 import { Outbox } from "/static/outbox.js";
-import { announce, byId, clockTime, fitPrompt, openPrompt, showAway, showItem, showParts, showResponses } from "/static/screen.js";
+import { endBatch, showPause } from "/static/pauses.js";
+import { announce, byId, fitPrompt, openPrompt, showAway, showItem, showParts, showResponses } from "/static/screen.js";
 import { newKey, post, reasonOf } from "/static/server.js";
+import { Sight } from "/static/sight.js";
+import { noteSaved, showProgress, showState } from "/static/status.js";
+import { listenToScrolls, toggleTogether } from "/static/together.js";
 
 const AHEAD = 3; // items held besides the one that is shown
 const DEAD_MS = 300; // after a new item: the second half of a double click answers nothing
@@ -27,16 +31,19 @@ let isFetching = false;
 let isExhausted = false;
 let fetchTimer = null;
 let lastState = { state: "saved", waiting: 0, refused: 0, why: "" };
-let savedAt = "";
+let progress = start.progress;
+let wait = start.wait; // why the server had no more pairs
+let undone = null; // the answer that was taken back last
 let view = { marked: null, flag: false, shownAt: 0, changes: 0, blurs: 0, awayMs: 0, leftAt: null, pastes: 0 };
 let withDifferences = localStorage.getItem("metarm.differences") === "on";
-let isTogether = localStorage.getItem("metarm.together") === "on";
+const sight = new Sight(new Map(["left", "right"].map((side) => [side, document.querySelector(`.panel.${side}`)])));
 
 const outbox = new Outbox(annotator, {
-  onState: showState,
+  onState: tellState,
   onSent: (entry, told) => {
-    savedAt = clockTime();
-    if (told && told.progress) showProgress(told.progress);
+    noteSaved();
+    if (told && told.progress) tellProgress(told.progress);
+    if (entry.path === "/api/undo" && told && told.is_undone === false) keepUndone(entry.body.key);
   },
   onElsewhere: (entry) => {
     if (entry.path !== "/api/vote") return;
@@ -49,33 +56,15 @@ const outbox = new Outbox(annotator, {
   },
 });
 
-function showState(state) {
+function tellState(state) {
   lastState = state;
-  const status = byId("status");
-  const more = state.refused ? `, ${state.refused} not taken` : "";
-  const texts = {
-    saved: savedAt ? `Saved ${savedAt}` : "Nothing to save yet",
-    saving: state.waiting === 1 ? "Saving …" : `Saving ${state.waiting} …`,
-    offline: `Offline (${state.waiting})`,
-    blocked: `Signed out (${state.waiting} kept)`,
-  };
-  status.textContent = texts[state.state] + more;
-  status.dataset.state = state.refused ? "refused" : state.state;
-  status.title = {
-    saved: "Every answer is on the server's disk.",
-    saving: "An answer is on its way.",
-    offline: "Answers wait in this browser and are sent when the server can be reached.",
-    blocked: state.why,
-  }[state.state];
+  showState(state);
   if (state.state === "blocked") showSignedOut(state.why);
 }
 
-function showProgress(progress) {
-  const pace = progress.median_seconds ? ` · ${Math.max(1, Math.round(progress.median_seconds))} s a pair` : "";
-  byId("pace").textContent = `${progress.num_today} today${pace} · ${progress.num_left ? `up to ${progress.num_left}` : "none"} left`;
-  const bar = byId("progress");
-  bar.max = Math.max(1, progress.num_votes + progress.num_left);
-  bar.value = progress.num_votes;
+function tellProgress(told) {
+  progress = told;
+  showProgress(told);
 }
 
 function showSignedOut(why) {
@@ -84,7 +73,7 @@ function showSignedOut(why) {
   const text = kept
     ? `${kept} of your answers wait in this browser; they are sent once you have signed in again.`
     : "";
-  showAway("You are signed out", `${why}. ${text}`, "Sign in", () => location.assign("/enter"));
+  showAway("You are signed out", `${why}. ${text}`, ["Sign in", () => location.assign("/enter")]);
 }
 
 // ---- items -------------------------------------------------------------------------------
@@ -113,11 +102,12 @@ async function fetchAhead() {
     if (answer.ok) {
       take(answer.told.items);
       isExhausted = answer.told.items.length === 0;
-      if (!outbox.entries().length) showProgress(answer.told.progress);
+      wait = answer.told.wait;
+      if (!outbox.entries().length) tellProgress(answer.told.progress);
     } else if (answer.status === 401 || answer.status === 409) {
       outbox.isBlocked = true;
       outbox.why = reasonOf(answer);
-      showState({ ...lastState, state: "blocked", why: outbox.why });
+      tellState({ ...lastState, state: "blocked", why: outbox.why });
     } else {
       waitMs = Math.max(answer.waitMs, 3000);
     }
@@ -136,23 +126,38 @@ function advance() {
   if (current) {
     show(current, {});
   } else if (isExhausted) {
-    showAway(
-      "Nothing left to answer",
-      "Thank you. There may be more later, when others skip a pair or the owner adds some.",
-      "Look again",
-      () => fetchAhead(),
-    );
-    byId("note-row").hidden = true;
+    showPause(wait, progress, { lookAgain: fetchAhead, endBatch: leaveBatch });
   } else {
-    showAway("The next pair is on its way", "It comes as soon as the server can be reached. Your answers are kept.", "Try now", () => {
+    showAway("The next pair is on its way", "It comes as soon as the server can be reached. Your answers are kept.", ["Try now", () => {
       outbox.sendNow();
       fetchAhead();
-    });
+    }]);
   }
   if (current || !isExhausted) fetchAhead();
 }
 
+/** Close the batch: its answers can no longer be undone, here or in another tab. */
+function leaveBatch() {
+  endBatch({ annotator, number: progress.batch }, outbox, {
+    onClosed: () => { past = []; keepPast(); },
+    onMore: fetchAhead,
+  });
+}
+
+/** An undo came after its batch was closed, in another tab: the answer stays. */
+function keepUndone(key) {
+  past = [];
+  keepPast();
+  if (undone && undone.key === key) {
+    answered.add(undone.item.id);
+    isExhausted = false; // the next batch has begun
+    if (current && current.id === undone.item.id) advance();
+  }
+  announce("That batch is closed: the answer stays as it was.");
+}
+
 function show(item, before) {
+  sight.begin();
   view = { marked: null, flag: false, shownAt: performance.now(), changes: 0, blurs: 0, awayMs: 0, leftAt: document.hasFocus() ? null : performance.now(), pastes: 0 };
   byId("answer").classList.remove("idle");
   byId("note").value = before.note || "";
@@ -186,6 +191,7 @@ function vote(answer) {
   if (!current || performance.now() - view.shownAt < DEAD_MS) return;
   if (CHOICES.includes(answer)) mark(answer, true);
   const item = current;
+  const seen = sight.seconds();
   const now = performance.now();
   const awayMs = view.awayMs + (view.leftAt === null ? 0 : now - view.leftAt);
   const body = {
@@ -200,6 +206,8 @@ function vote(answer) {
     blurs: view.blurs,
     away_seconds: Math.round(awayMs) / 1000,
     pastes: view.pastes,
+    left_seconds: seen.left,
+    right_seconds: seen.right,
   };
   current = null;
   answered.add(item.id);
@@ -227,6 +235,7 @@ function undo() {
   const last = past.pop();
   if (!last || outbox.isBlocked) return;
   keepPast();
+  undone = last;
   outbox.add("/api/undo", { annotator, key: last.key });
   answered.delete(last.item.id);
   ahead = ahead.filter((item) => item.id !== last.item.id);
@@ -267,25 +276,6 @@ function setDifferences(isOn) {
   announce(isOn ? `${count} words differ; they are marked.` : "Differences are no longer marked.");
 }
 
-function setTogether(isOn) {
-  isTogether = isOn;
-  localStorage.setItem("metarm.together", isOn ? "on" : "off");
-  byId("together").setAttribute("aria-pressed", String(isOn));
-}
-
-function scrollTogether(from, to) {
-  if (!isTogether || from.dataset.isLed === "true") {
-    from.dataset.isLed = "false";
-    return;
-  }
-  const range = from.scrollHeight - from.clientHeight;
-  const top = range > 0 ? (from.scrollTop / range) * (to.scrollHeight - to.clientHeight) : 0;
-  if (Math.abs(to.scrollTop - top) > 1) {
-    to.dataset.isLed = "true";
-    to.scrollTop = top;
-  }
-}
-
 function moveMark(step) {
   const place = CHOICES.indexOf(view.marked);
   const next = place < 0 ? (step > 0 ? 3 : 1) : Math.min(4, Math.max(0, place + step));
@@ -294,6 +284,7 @@ function moveMark(step) {
 }
 
 function openHelp() {
+  sight.setAway(true);
   byId("help").showModal();
 }
 
@@ -308,7 +299,7 @@ const KEYS = {
   n: () => toggleNote(true),
   u: undo,
   d: () => setDifferences(!withDifferences),
-  c: () => setTogether(!isTogether),
+  c: toggleTogether,
   p: () => byId("more").hidden || openPrompt(!byId("prompt").classList.contains("open")),
   w: tellWhy,
   "?": openHelp,
@@ -360,37 +351,37 @@ function listen() {
   byId("undo").addEventListener("click", (event) => event.detail < 2 && undo());
   byId("why").addEventListener("click", tellWhy);
   byId("diff").addEventListener("click", () => setDifferences(!withDifferences));
-  byId("together").addEventListener("click", () => setTogether(!isTogether));
+  byId("together").addEventListener("click", toggleTogether);
   byId("more").addEventListener("click", () => openPrompt(!byId("prompt").classList.contains("open")));
   byId("help-button").addEventListener("click", openHelp);
+  byId("help").addEventListener("close", () => sight.setAway(!document.hasFocus()));
   byId("help-close").addEventListener("click", () => byId("help").close());
   byId("leave").addEventListener("click", async () => {
     await post("/api/leave", {}).catch(() => null);
     location.assign("/enter");
   });
   byId("note").addEventListener("paste", () => { view.pastes += 1; });
-  const [left, right] = [byId("left"), byId("right")];
-  left.addEventListener("scroll", () => scrollTogether(left, right), { passive: true });
-  right.addEventListener("scroll", () => scrollTogether(right, left), { passive: true });
+  listenToScrolls();
   window.addEventListener("blur", () => {
     view.blurs += 1;
     view.leftAt ??= performance.now();
+    sight.setAway(true);
   });
   window.addEventListener("focus", () => {
     if (view.leftAt !== null) view.awayMs += performance.now() - view.leftAt;
     view.leftAt = null;
+    sight.setAway(byId("help").open);
   });
   window.addEventListener("online", () => fetchAhead());
-  window.addEventListener("offline", () => showState({ ...lastState, state: lastState.waiting ? "offline" : lastState.state }));
+  window.addEventListener("offline", () => tellState({ ...lastState, state: lastState.waiting ? "offline" : lastState.state }));
   window.addEventListener("resize", () => current && !byId("prompt").classList.contains("open") && fitPrompt());
   window.addEventListener("pageshow", (event) => event.persisted && location.reload());
 }
 
 listen();
 keepPast();
-showProgress(start.progress);
+tellProgress(progress);
 byId("diff").setAttribute("aria-pressed", String(withDifferences));
-byId("together").setAttribute("aria-pressed", String(isTogether));
 // Answers that wait count as given: their items are not shown again.
 answered = new Set([...outbox.items(), ...past.map((one) => one.item.id)]);
 take(start.items);

@@ -2,7 +2,7 @@
 // The owner invites people and ends invitations; a link is shown once and kept nowhere.
 
 import { showParts } from "/static/screen.js";
-import { post, reasonOf } from "/static/server.js";
+import { enableButtons, post, reasonOf } from "/static/server.js";
 
 const made = document.getElementById("made");
 
@@ -40,7 +40,38 @@ document.getElementById("revoke").addEventListener("submit", (event) => {
   send("/api/owner/revoke", { name }, (told) => say("Ended: the invitations of ", told.name, ""));
 });
 
+const queue = document.getElementById("queue");
+const TOLD = "metarm.queue"; // what the page says once it was loaded anew
+
+queue.addEventListener("click", async () => {
+  const told = document.getElementById("queue-told");
+  const isOpen = queue.dataset.isOpen !== "true";
+  queue.disabled = true;
+  try {
+    const answer = await post("/api/owner/queue", { is_open: isOpen });
+    if (answer.ok) {
+      sessionStorage.setItem(TOLD, isOpen ? "The queue is open again." : "The queue is closed.");
+      location.reload();
+      return;
+    }
+    told.textContent = reasonOf(answer);
+  } catch {
+    told.textContent = "The server cannot be reached. Try again.";
+  }
+  queue.disabled = false;
+});
+
+const kept = sessionStorage.getItem(TOLD);
+if (kept) {
+  sessionStorage.removeItem(TOLD);
+  document.getElementById("queue-told").textContent = kept;
+  queue.disabled = false;
+  queue.focus();
+}
+
 document.getElementById("leave").addEventListener("click", async () => {
   await post("/api/owner/leave", {}).catch(() => null);
   location.assign("/enter");
 });
+
+enableButtons();

@@ -114,16 +114,19 @@ export function openPrompt(isOpen) {
   more.textContent = isOpen ? "Show less of the prompt" : `Show all ${more.dataset.lines} lines of the prompt`;
 }
 
-/** A screen without an item. */
-export function showAway(title, text, button, onClick) {
+/** A screen without an item; `main` and `more` are a button's words and what it does, or null. */
+export function showAway(title, text, main, more = null) {
   byId("item").hidden = true;
   byId("answer").hidden = !byId("undo").disabled ? false : true;
   byId("answer").classList.toggle("idle", true);
   byId("away").hidden = false;
   byId("away-title").textContent = title;
   byId("away-text").textContent = text;
-  byId("away-button").textContent = button;
-  byId("away-button").onclick = onClick;
+  for (const [id, told] of [["away-button", main], ["away-more", more]]) {
+    byId(id).hidden = !told;
+    byId(id).textContent = told ? told[0] : "";
+    byId(id).onclick = told ? told[1] : null;
+  }
   byId("away-title").focus();
 }
 

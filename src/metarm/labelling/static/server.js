@@ -41,3 +41,11 @@ export function newKey() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
+
+/**
+ * Let buttons be used. Until its script is there a form would send itself, with a token or a name
+ * in the address; with its submit button disabled neither a click nor Enter in a field sends it.
+ */
+export function enableButtons() {
+  for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
+}

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from metarm.config import RewardSettings
 from metarm.config_base import STRICT, Count, NonNegative, Positive
-from metarm.judge_config import EndpointSettings
+from metarm.config_judge import EndpointSettings
 
 __all__ = [
     "AdaptSettings",
