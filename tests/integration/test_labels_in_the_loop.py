@@ -100,12 +100,17 @@ def test_half_of_a_mix_is_random_and_old_pairs_are_of_sft(begun: Path, metarm, s
 
 
 def test_people_are_waited_for_and_the_same_command_goes_on(begun: Path, metarm, smoke) -> None:
-    """Other arms come first; nothing is held; two rounds, two waits, then the end."""
+    """Other arms come first; nothing is held; two rounds, two waits, then the end.
+
+    Votes a pair are raised before the second round, whose pairs alone want two.
+    """
     words = [*smoke, begun, "arms=[people, plain]", "--json"]
     words += arm("people", labels_per_round=6, labels_from="people", labels_choice="mix")
+    words.append("labels.votes_per_pair=1")
     shutil.rmtree(begun / "seed_0/arms/plain/round_02")
     store, place = begun / "labels.sqlite", begun / "seed_0/arms/people"
     for number in (1, 2):
+        words[-1] = f"labels.votes_per_pair={number}"
         waits = metarm(*words)
         assert waits.code == 75, waits.err
         assert "waiting for 6 labels (people): metarm label serve" in waits.err
@@ -120,24 +125,27 @@ def test_people_are_waited_for_and_the_same_command_goes_on(begun: Path, metarm,
         assert metarm(*words).code == 75
         assert inodes(begun) == before, "to ask again changes nothing"
         assert answer(store, "ann", skips=1) == 6
+    assert json.loads(metarm(*words).out)["waiting"] == [asked]
+    # Of the first round's pairs the one that was skipped, and none for a second vote.
+    assert answer(store, "bob") == 7
     done = metarm(*words)
     assert done.code == 0, done.err
     assert json.loads(done.out)["waiting"] == []
     for number in (1, 2):
         stage = place / f"round_0{number}/labels"
         told = read_json(stage / "stage.json")["metrics"]
-        assert (told["num_asked"], told["num_labels"], told["num_skips"]) == (6, 5, 1)
-        assert told["votes_by"] == {"ann": 5}
-        assert told["annotator_seconds"] == 12.0
+        assert (told["num_asked"], told["num_labels"], told["num_skips"]) == (6, 4 + number, 1)
+        assert told["votes_by"] == ({"ann": 5} if number == 1 else {"ann": 5, "bob": 6})
+        assert told["annotator_seconds"] == 12.0 * number
         for pair in labels_of(stage):
             assert len(pair.chosen) >= len(pair.rejected)
     encoded = read_json(place / "round_02/reward/stage.json")["metrics"]["encoding"]
     num_original = len(load_preferences(begun / "seed_0/world/preferences.jsonl").pairs)
-    assert encoded.startswith(f"{num_original + 2 * 10} of ")
+    assert encoded.startswith(f"{num_original + 2 * 11} of ")
     # What people say later does not undo what was trained on.
     with LabelStore(store) as opened:
-        opened.add_annotator("bob")
-        opened.record(VoteEvent("late", "bob", "tie", pair=opened_pair(place)))
+        opened.add_annotator("cid")
+        opened.record(VoteEvent("late", "cid", "tie", pair=opened_pair(place)))
     before = inodes(begun)
     assert metarm(*words).code == 0
     assert inodes(begun) == before

@@ -25,6 +25,8 @@ RECORDS_FILE: Final = "records.json"
 SETTINGS_FILE: Final = "settings.json"
 USERS_FILE: Final = "users.json"
 ANSWERS: Final = ("first", "second", "tie")
+SKIP: Final[Choice] = "skip"
+"""Of a discarded response, too: files that Argilla writes leave out that it was discarded."""
 STATUSES: Final = ("submitted", "discarded", "draft")
 NAMESPACE: Final = uuid.UUID("b3a5f4a2-5f0e-5b8e-9d55-0d2404050438")
 """Of the user ids that are made of annotators' names."""
@@ -57,7 +59,14 @@ SETTINGS: Final[Mapping[str, Any]] = {
         _question(
             "preference",
             "Which one is better?",
-            _labels({"first": "The first", "second": "The second", "tie": "Neither"}),
+            _labels(
+                {
+                    "first": "The first",
+                    "second": "The second",
+                    "tie": "Neither",
+                    SKIP: "I cannot say",
+                }
+            ),
         ),
         _question(
             "strength", "By how much?", {"type": "rating", "options": [{"value": 1}, {"value": 2}]}
@@ -129,7 +138,7 @@ def _record(pair: LabelPair, content: LabelContent, votes: Sequence[VoteEvent]) 
 
 def _answers(vote: VoteEvent) -> Iterator[tuple[str, str | int]]:
     """Question and value of each answer; Argilla wants a value even where it was discarded."""
-    yield "preference", "tie" if vote.choice == "skip" else vote.choice
+    yield "preference", vote.choice
     if vote.strength == 2:
         yield "strength", 2
     if vote.flag:
@@ -234,8 +243,8 @@ def _read_vote(
         status = read_word(row, STATUSES, *path, "status")
     if status == "draft":
         return None
-    answer: Choice = read_word(row, ANSWERS, *path, "value")
-    choice: Choice = "skip" if status == "discarded" else answer
+    answer: Choice = read_word(row, (*ANSWERS, SKIP), *path, "value")
+    choice: Choice = SKIP if status == "discarded" else answer
 
     def where(question: str) -> tuple[str | int, ...]:
         return ("responses", question, places[question], "value")

@@ -30,8 +30,6 @@ __all__ = ["CONFIGURATION", "TASKS_FILE", "read_label_studio", "write_label_stud
 
 TASKS_FILE: Final = "tasks.json"
 CONFIGURATION_FILE: Final = "config.xml"
-GOLD_NAME: Final = "known answer"
-"""Who the annotations that are ground truth are said to be by."""
 
 CONFIGURATION: Final = """<View>
   <Text name="prompt" value="$prompt"/>
@@ -103,9 +101,9 @@ def _annotation(vote: VoteEvent, user: int) -> dict[str, Any]:
 
 
 def _known(answer: Choice) -> dict[str, Any]:
+    # By nobody: Label Studio takes whoever imports it, and refuses a name that it does not know.
     return {
         "id": 0,
-        "completed_by": {"id": 0, "email": GOLD_NAME},
         "result": list(_choice_results(answer)),
         "was_cancelled": False,
         "ground_truth": True,
@@ -124,7 +122,8 @@ def _results(vote: VoteEvent) -> Iterator[dict[str, Any]]:
 
 def _choice_results(choice: Choice) -> Iterator[dict[str, Any]]:
     if choice in _SIDES:
-        yield _result("preference", "pairwise", {"selected": _SIDES[choice]}, "first,second")
+        # Label Studio's own results of this tag are to the tag itself.
+        yield _result("preference", "pairwise", {"selected": _SIDES[choice]}, "preference")
     elif choice == "tie":
         yield _result("tie", "choices", {"choices": ["tie"]})
 
