@@ -1,39 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of tasks on docs/stretching.md is that of the kept results."""
+"""The page on stretching: what adaptation gave is what was measured, in the words of the code."""
 
+import re
 import runpy
-
-import pytest
 
 from docs.pages import REPOSITORY
 from metarm.storage import read_json
+from metarm.stretching.adapting import ADAPTATIONS
+from metarm.stretching.settings import AdaptSettings
 
-PAGE = REPOSITORY / "docs" / "stretching.md"
-KEPT = REPOSITORY / "benchmarks" / "results" / "task_heads.json"
+PAGE = (REPOSITORY / "docs" / "stretching.md").read_text(encoding="utf-8")
+SCRIPT = runpy.run_path(str(REPOSITORY / "benchmarks" / "adapting.py"))
+RESULTS = SCRIPT["RESULTS"]
+BLOCK = re.compile(r"<!-- adapting: table -->\n(.*?)<!-- end -->", re.DOTALL)
+CHANGE = {"value": 0.02, "low": 0.01, "high": 0.03}
+ROWS = [
+    {
+        "labels": 30,
+        "way": way,
+        "seeds": [0, 1],
+        "shifted": CHANGE,
+        "original": CHANGE,
+        "shifted_change": CHANGE,
+        "original_change": {**CHANGE, "low": -0.01},
+        "shifted_by_split": [0.05, -0.01],
+        **({"holds": [True, False], "seconds": 12.4} if way in ADAPTATIONS else {}),
+    }
+    for way in SCRIPT["WAYS"]
+]
 
 
-@pytest.fixture(scope="module")
-def script() -> dict:
-    return runpy.run_path(str(REPOSITORY / "benchmarks" / "task_heads.py"))
+def test_the_table_is_that_of_the_results() -> None:
+    """Where nothing is kept yet there is none."""
+    if RESULTS.exists():
+        assert SCRIPT["render"](PAGE, read_json(RESULTS)) == PAGE
+    else:
+        assert [match[1] for match in BLOCK.finditer(PAGE)] == [""]
 
 
-def test_the_table_is_that_of_the_results(script: dict) -> None:
-    page, kept = PAGE.read_text(encoding="utf-8"), read_json(KEPT)
-    assert script["render"](page, kept) == page
-    figures = script["table"](kept)
-    assert f"{len(kept['seeds'])} seeds" in page
-    assert script["render"](page.replace(figures.splitlines()[-1], "changed"), kept) == page
-    kept["accuracies"]["apart 50"]["first"][0] += 0.1
-    assert script["render"](page, kept) != page
+def test_a_row_has_what_a_way_changes() -> None:
+    (body,) = (match[1] for match in BLOCK.finditer(SCRIPT["render"](PAGE, {"rows": ROWS})))
+    none, head, *_ = body.splitlines()[2:]
+    assert none == "| 30 | `none` | 2 | 0.020 | 0.020 |  |  |  |"
+    changes = "**+2.0 [+1.0, +3.0]** | +2.0 [-1.0, +3.0] | -1.0"
+    assert head == f"| 30 | `head` | 2 | {changes} | 1 of 2 | 12 |"
 
 
-def test_readers_disagree_on_quiet_words_alone(script: dict) -> None:
-    first, second = script["readers"]()
-    text = "thanks . the rose stands because the pond works ."
-    prompt = "describe the rose and the pond in the garden ."
-    assert first.score(prompt, text) == second.score(prompt, text)
-    word = next(iter(first.language.quiet_weights))
-    assert first.score(prompt, f"{text} {word}") != second.score(prompt, f"{text} {word}")
-    train, test = script["draw_prompts"]()
-    assert not set(train) & set(test)
-    assert len(train) > 700
+def test_numbers_are_those_of_the_code() -> None:
+    part = " ".join(PAGE.split("## A few labels, measured\n")[1].split("\n## ")[0].split())
+    settings = SCRIPT["ADAPT"]
+    for text in (
+        f"cut to {SCRIPT['MAX_TOKENS']} tokens",
+        f"fitted on {SCRIPT['NUM_FITTED']} weak pairs",
+        f"{SCRIPT['NUM_TEST_SHIFTED']} strong and {SCRIPT['NUM_TEST_ORIGINAL']} weak test pairs",
+        f"{settings.folds} folds instead of {AdaptSettings().folds}",
+        f"{settings.reward.num_train_epochs:g} passes instead of "
+        f"{AdaptSettings().reward.num_train_epochs:g}",
+        f"margin of {settings.margin:g} instead of {AdaptSettings().margin:g}",
+    ):
+        assert text in part, text
