@@ -29,7 +29,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from metarm.explaining.head_states import head_states
 from numpy.typing import NDArray
 from transformers import (
     AutoConfig,
@@ -38,12 +37,14 @@ from transformers import (
     PreTrainedModel,
 )
 
+from metarm.bench.settings import SourceSettings
 from metarm.bench.shifts import read_alpaca
-from metarm.config import RewardSettings, SourceSettings
+from metarm.config import RewardSettings
 from metarm.data.encoding import Encoder
 from metarm.data.preferences import prompt_key
-from metarm.explaining.linear_head import fit_head
+from metarm.explaining.linear_head import learn_head
 from metarm.metrics import accuracy_estimate, mean_estimate, pair_accuracy
+from metarm.models.head_states import head_states
 from metarm.models.reward_model import RewardModelScore, load_score_function
 from metarm.models.saving import save_reward_model
 from metarm.progress import SilentProgress
@@ -198,7 +199,7 @@ def train_start(
         prompts = [pair.prompt for pair in split["weak"] for _ in range(2)]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = head_states(RewardModelScore(model, encoder), prompts, sides).states
-        head = fit_head(found[0::2] - found[1::2])
+        head = learn_head(found[0::2] - found[1::2])
         with torch.no_grad():
             model.classifier.weight.copy_(torch.from_numpy(head.weights / head.scale)[None])
             model.classifier.bias.zero_()
