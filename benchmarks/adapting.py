@@ -11,8 +11,8 @@ models' answers, and measures every way on test pairs that nothing was trained o
 finished part is kept in the folder; the same command goes on. `keep` takes what is finished into
 benchmarks/results/adapting.json, `write` puts its tables into docs/stretching.md.
 
-So that one slow core can do it in an hour, texts are cut to 72 tokens, steps are few, and numbers
-are bfloat16 where autocast makes them so: the constants below, none chosen by what came out.
+So that one slow core can do it, texts are cut to 72 tokens, steps are few, and numbers are bfloat16
+where autocast makes them so: the constants below, which are no tuning of `adapt`.
 """
 
 import argparse
