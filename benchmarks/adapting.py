@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
 )
 
@@ -45,6 +44,7 @@ from metarm.data.preferences import prompt_key
 from metarm.explaining.linear_head import learn_head
 from metarm.metrics import accuracy_estimate, mean_estimate, pair_accuracy
 from metarm.models.head_states import head_states
+from metarm.models.loading import load_encoder
 from metarm.models.reward_model import RewardModelScore, load_score_function
 from metarm.models.saving import save_reward_model
 from metarm.progress import SilentProgress
@@ -84,13 +84,6 @@ ADAPT: Final = AdaptSettings(
     margin=MARGIN,
     reward=FewLabelSettings(max_length=MAX_TOKENS, num_train_epochs=2.0, bf16=True),
 )
-
-
-def load_ended_encoder(backbone: str) -> Encoder:
-    """The backbone's encoder; where it names no token that ends a text, its separator does."""
-    tokenizer = AutoTokenizer.from_pretrained(backbone)
-    tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
-    return Encoder(tokenizer)
 
 
 def with_mean_pooling(backbone: str, encoder: Encoder, seed: int) -> PreTrainedModel:
@@ -242,7 +235,7 @@ def measure(
     source: Path, backbone: str, folder: Path, seeds: Sequence[int], numbers: Sequence[int]
 ) -> None:
     """All splits, each number of labels of each a file."""
-    encoder = load_ended_encoder(backbone)
+    encoder = load_encoder(backbone)
     for seed in seeds:
         split = make_split(source, encoder, seed)
         place = folder / f"seed_{seed}"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
+from metarm.errors import ConfigError
 from metarm.training import MetaRewardTrainer
 from unit.reward_problem import (
     distance,
@@ -117,6 +118,18 @@ def test_an_error_in_the_loss_leaves_the_kept_weights(reward_model_dir, tmp_path
 class _StopInMidWindow(TrainerCallback):
     def on_substep_end(self, args, state, control, **kwargs):
         control.should_training_stop = True
+
+
+def test_training_inside_autocast_is_refused(reward_model_dir, tmp_path):
+    """Its cache keeps casts of weights from one step to the next."""
+    trainer = make_trainer(reward_model_dir, tmp_path, **MOVED)
+    before = weights(trainer.model)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(ConfigError, match="inside a torch.autocast block"),
+    ):
+        trainer.train()
+    assert is_same(weights(trainer.model), before)
 
 
 def test_a_stop_in_mid_window_leaves_the_kept_weights(reward_model_dir, tmp_path):

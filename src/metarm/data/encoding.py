@@ -91,10 +91,12 @@ class Encoder:
     """Turns prompts and responses into token ids with one tokenizer.
 
     The padding token is made different from EOS where the tokenizer names none: a sequence
-    classifier reads its score at the last token that is not padding, which must be EOS.
+    classifier reads its score at the last token that is not padding, which must be EOS. Encoders in
+    the manner of BERT name none: there it is what separates texts.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
         if tokenizer.eos_token is None:
             raise ModelError(
                 f"the tokenizer of {tokenizer.name_or_path!r} has no EOS token, so that no "

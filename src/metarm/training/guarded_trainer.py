@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from metarm.checkpoints import CheckpointPlace
-from metarm.errors import CheckpointError
+from metarm.errors import CheckpointError, ConfigError
 from metarm.models.meta_callback import MetaCallback
 from metarm.models.safe_checkpoints import NEWEST
 from metarm.storage import remove_folder
@@ -77,7 +78,16 @@ class GuardedTrainer(SteadyTrainer):
         return self.args.meta_strength == "auto" and self.args.meta_guard
 
     def train(self, resume_from_checkpoint: Any = None, *arguments: Any, **options: Any) -> Any:
-        """The parent's; with a guard, after a plain training from the same weights."""
+        """The parent's; with a guard, after a plain training from the same weights.
+
+        Raises:
+            ConfigError: Inside a `torch.autocast` block, which keeps casts of weights that move.
+        """
+        if torch.is_autocast_enabled(self.args.device.type):
+            raise ConfigError(
+                "training was started inside a torch.autocast block, which would go on with casts "
+                "of weights that have moved: leave the block, and set bf16=True in the arguments"
+            )
         goes_on = resume_from_checkpoint == NEWEST
         checkpoint = self.find_checkpoint(resume_from_checkpoint)
         control = self._control if self._is_guarded() else None

@@ -164,6 +164,8 @@ def test_padding_is_not_eos_where_there_is_a_choice(special, expected):
 def test_what_cannot_be_encoded_says_what_is_missing():
     with pytest.raises(ModelError, match="no EOS token"):
         Encoder(make_tokenizer(eos_token=None))
+    named = make_tokenizer(eos_token=None, sep_token="</s>")
+    assert Encoder(named).encode("a", " b") == Encoder(make_tokenizer()).encode("a", " b")
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
