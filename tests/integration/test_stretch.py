@@ -155,6 +155,24 @@ def test_adapt_leaves_original_pairs_of_few_labels_prompts_out(
     assert not (data / "other").exists()
 
 
+def test_adapt_holds_out_labels_alone_where_made_rows_are_of_other_prompts(
+    data: Path, metarm: Callable[..., Finished]
+) -> None:
+    few = load_preferences(data / "few.jsonl").pairs[:4]
+    made = [
+        PreferencePair(f"m {n}", f" a {n}", " b", p=0.8, source="stronger-weaker", parent_id="g+h")
+        for n in range(24)
+    ]
+    save_preferences(data / "mixed.jsonl", [*made, *few])
+    found = document(metarm(
+        "adapt", "--model", "one", "--preferences", "mixed.jsonl", "--original", "pairs.jsonl",
+        "--output", "ad", "--json", "candidates=[head]", "reward.max_length=24",
+        "reward.num_train_epochs=1.0",
+    ))  # fmt: skip
+    assert (found["num_few"], found["folds"]) == (4, 4)
+    assert [c["accuracy"]["count"] for c in found["candidates"]] == [4, 4]
+
+
 def test_adapt_reports_every_way_and_loads(data: Path, metarm: Callable[..., Finished]) -> None:
     found = document(metarm(
         "adapt", "--model", "one", "--preferences", "few.jsonl", "--original", "pairs.jsonl",

@@ -126,7 +126,7 @@ def test_training_inside_autocast_is_refused(reward_model_dir, tmp_path):
     before = weights(trainer.model)
     with (
         torch.autocast("cpu", dtype=torch.bfloat16),
-        pytest.raises(ConfigError, match="inside a torch.autocast block"),
+        pytest.raises(ConfigError, match=r"inside a torch\.autocast block"),
     ):
         trainer.train()
     assert is_same(weights(trainer.model), before)

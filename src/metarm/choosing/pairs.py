@@ -26,6 +26,7 @@ __all__ = [
     "choose_pairs",
     "list_candidates",
     "name_chosen",
+    "pair_key",
     "pool_of_model",
 ]
 
@@ -60,7 +61,7 @@ def list_candidates(
     Raises:
         EmptySetError: When there is none.
     """
-    known = {_pair_key(pair) for pair in labelled}
+    known = {pair_key(pair) for pair in labelled}
     texts: dict[object, dict[str, None]] = {}
     firsts: dict[object, ResponseGroup] = {}
     for group in groups:
@@ -72,7 +73,7 @@ def list_candidates(
         for key, responses in texts.items()
         for first, second in combinations(responses, 2)
     ]
-    pairs = [pair for pair in pairs if _pair_key(pair) not in known]
+    pairs = [pair for pair in pairs if pair_key(pair) not in known]
     if not pairs:
         raise EmptySetError(
             f"no pair to choose from in {len(groups)} groups: expected prompts with two different "
@@ -184,7 +185,8 @@ def name_chosen(pairs: Sequence[LabelPair], chosen: Chosen) -> list[LabelPair]:
     ]
 
 
-def _pair_key(pair: LabelPair | PreferencePair) -> tuple[object, frozenset[str]]:
+def pair_key(pair: LabelPair | PreferencePair) -> tuple[object, frozenset[str]]:
+    """What two pairs have in common that are one, whichever side is named first."""
     texts = (
         (pair.first, pair.second) if isinstance(pair, LabelPair) else (pair.chosen, pair.rejected)
     )

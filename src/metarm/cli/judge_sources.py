@@ -66,7 +66,8 @@ class JudgeSource(NamedTuple):
     @property
     def name(self) -> str:
         """What it is called where nobody says otherwise."""
-        return self.model or ("gold" if self.source == WORLD else self.source)
+        is_world = self.flag == "--gold" and self.source == WORLD
+        return self.model or ("gold" if is_world else self.source)
 
 
 def read_judge_source(

@@ -181,6 +181,7 @@ def reward(
 
         loaded = load_preferences(preferences, data_format)
         note(f"{preferences}: {loaded.report.summary()}")
+        num_shared = num_held_out = 0
         if preferences_test is None:
             pairs, test_pairs = split_labelled(loaded.pairs, test_fraction, seed)
         else:
@@ -188,14 +189,19 @@ def reward(
             note(f"{preferences_test}: {held_out.report.summary()}")
             test_pairs = list(held_out.pairs)
             pairs = without_kin_of(without_prompts_of(loaded.pairs, test_pairs), test_pairs)
-            if num_shared := len(loaded.pairs) - len(pairs):
+            num_shared = len(loaded.pairs) - len(pairs)
+            if num_shared:
                 note(
                     f"{num_shared} training pairs left out: the test file has their prompts, or "
                     "what they were made from"
                 )
         tasks = _load_tasks(task_files, data_format, task_repeat, test_fraction, seed)
         if tasks:
+            num_before = len(pairs) + sum(len(each.pairs) for each in tasks)
             pairs, tasks = hold_out_together(pairs, test_pairs, tasks)
+            num_held_out = num_before - len(pairs) - sum(len(each.pairs) for each in tasks)
+        if num_held_out:
+            note(f"{num_held_out} training pairs left out: another task holds out their prompts")
         groups = [] if meta_set is None else load_groups(meta_set)
         # Several processes would not decide by time together.
         can_keep = checkpoint_steps is not None or num_processes() == 1
@@ -221,7 +227,8 @@ def reward(
             "meta_mode": settings.meta_mode,
             "num_pairs": len(pairs),
             **({"num_derived": derived} if (derived := _num_derived(pairs)) else {}),
-            "num_sharing_test_prompt": len(loaded.pairs) - len(pairs) if preferences_test else 0,
+            "num_sharing_test_prompt": num_shared,
+            **({"num_held_out_by_tasks": num_held_out} if tasks else {}),
             "num_test_pairs": len(test_pairs),
             "num_test_too_long": result.num_test_too_long,
             "num_groups": len(groups),

@@ -137,7 +137,8 @@ def _check_scores(layer: nn.Linear, states: Tensor, logits: Tensor) -> None:
     terms = states.abs() @ weights.abs() + bias.abs()
     # On a GPU products in float32 may be of TF32, which has the mantissa of float16.
     is_short = logits.is_cuda and logits.dtype == torch.float32
-    rounding = torch.finfo(torch.float16 if is_short else logits.dtype).eps
+    kinds = (torch.float16 if is_short else logits.dtype, layer.weight.dtype)
+    rounding = max(torch.finfo(kind).eps for kind in kinds)
     if bool((left > ROUNDINGS * rounding * (1.0 + terms)).any()):
         raise ModelError(
             f"expected a reward model whose score is what its last linear layer gives, got scores "

@@ -39,10 +39,10 @@ class Bought:
 
     num_labels: int
     num_votes: int
-    num_random: int
-    """Pairs among those asked that were drawn at random."""
-    accuracy_of_random: Estimate | None
-    """Share of votes on those pairs that the reward model that began the round agrees with."""
+    agreement: Estimate | None
+    """Share of votes on random pairs that the reward model that began the round agrees with."""
+    num_judged: int
+    """Votes that this is of."""
 
 
 class SpentRow(NamedTuple):
@@ -69,11 +69,13 @@ def read_spent(run: Run) -> dict[Cell, Bought]:
             told = read_json(path).get("metrics", {})
             if not told.get("num_labels"):
                 continue
-            # Labels of the short form are in the samples, all of them of gold and at random.
-            drawn = told.get("num_random", told["num_labels"])
-            accuracy = told.get("accuracy_of_random")
-            estimate = Estimate(**accuracy) if accuracy else None
-            found[cell] = Bought(told["num_labels"], told[name], drawn, estimate)
+            agreed = told.get("agreement_with_votes")
+            found[cell] = Bought(
+                told["num_labels"],
+                told[name],
+                Estimate(**agreed["share"]) if agreed else None,
+                agreed["num_votes"] if agreed else 0,
+            )
     return found
 
 
@@ -160,10 +162,11 @@ def _estimate_text(run: Run, bought: Mapping[Cell, Bought], arm: str) -> str:
     """What the labels on random pairs say of the reward model that began the final round."""
     cells = [Cell(arm, seed, run.final_round) for seed in run.seeds]
     known = {cell.seed: bought[cell] for cell in cells if cell in bought}
-    told = summarise({seed: one.accuracy_of_random for seed, one in known.items()})
+    told = summarise({seed: one.agreement for seed, one in known.items()})
     if told is None:
         return ""
-    return f"{told.text(2)} of {sum(one.num_random for one in known.values())} random pairs"
+    num_votes = sum(one.num_judged for one in known.values())
+    return f"{told.text(2)} of {num_votes} votes on random pairs"
 
 
 def draw_labels_spent(run: Run) -> Figure | None:

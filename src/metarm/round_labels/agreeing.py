@@ -2,6 +2,7 @@
 """How often a reward model agrees with single votes, on pairs that were drawn at random alone."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from metarm.choosing.strategies import RANDOM
 from metarm.gold_labels import gold_gaps
@@ -11,12 +12,22 @@ from metarm.protocols import ScoreFunction
 from metarm.round_labels.soft import WORTH
 from metarm.schema import Estimate
 
-__all__ = ["agreement_with_votes"]
+__all__ = ["Agreement", "agreement_with_votes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How often a reward model agrees with votes, and with how many."""
+
+    share: Estimate
+    """In [0, 1], 0.5 for guessing; its interval takes the votes on one prompt together."""
+    num_votes: int
+    num_pairs: int
 
 
 def agreement_with_votes(
     pairs: Sequence[LabelPair], votes: Sequence[Vote], score: ScoreFunction
-) -> Estimate | None:
+) -> Agreement | None:
     """Share of votes that a reward model agrees with.
 
     Of votes as they were given, not of what a joint model makes of them: that one knows the reward
@@ -30,14 +41,13 @@ def agreement_with_votes(
         score: The reward model's; called once, with the random pairs, or not at all.
 
     Returns:
-        In [0, 1], 0.5 for guessing, with an interval that takes the votes on one prompt together.
         An annotator who errs in 1 of 10 keeps a perfect model at 0.9. None: there is no such vote.
 
     Example:
         >>> pair = LabelPair("p", "long", "s", chosen_by="random")
         >>> votes = [Vote(pair.id, "ann", "first"), Vote(pair.id, "bob", "tie")]
         >>> length = lambda prompts, responses: [float(len(one)) for one in responses]
-        >>> agreement_with_votes([pair], votes, length).value
+        >>> agreement_with_votes([pair], votes, length).share.value
         0.75
     """
     drawn = {pair.id: pair for pair in pairs if pair.chosen_by == RANDOM}
@@ -48,10 +58,11 @@ def agreement_with_votes(
     gaps = {pair.id: gap for pair, gap in gold_gaps(list(asked.values()), score)}
     prompts = [drawn[vote.pair].prompt for vote in told]
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    return accuracy_estimate(
+    share = accuracy_estimate(
         [_agreement(gaps[vote.pair], WORTH[vote.choice]) for vote in told],
         [numbers[prompt] for prompt in prompts],
     )
+    return Agreement(share, len(told), len(asked))
 
 
 def _agreement(gap: float, worth: float) -> float:

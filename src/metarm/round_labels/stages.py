@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metarm.choosing.pairs import list_candidates, name_chosen, pool_of_model
+from metarm.choosing.pairs import list_candidates, name_chosen, pair_key, pool_of_model
 from metarm.choosing.strategies import RANDOM, choose
 from metarm.config import ArmSettings, RunSettings
 from metarm.config_labels import GOLD, PEOPLE
@@ -132,7 +132,10 @@ def _ask(work: LabelWork, samples: Stage, reward: Stage, earlier: Sequence[Stage
     }
 
     def build(folder: Path) -> dict[str, Any]:
-        pairs = _drawn(work, samples) if is_random else _chosen(work, samples, reward, earlier)
+        if is_random:
+            pairs = _drawn(work, samples, earlier)
+        else:
+            pairs = _chosen(work, samples, reward, earlier)
         source = f"{work.arm}, round {work.round}, seed {work.seed}"
         write_json_lines(
             folder / PAIRS_FILE, (replace(pair, source=source).to_json() for pair in pairs)
@@ -144,13 +147,15 @@ def _ask(work: LabelWork, samples: Stage, reward: Stage, earlier: Sequence[Stage
             "votes_per_pair": work.settings.labels.votes_per_pair,
         }
 
-    inputs = [samples] if is_random else [work.sources.data, samples, reward, *earlier]
+    inputs = [work.sources.data, samples, *([] if is_random else [reward]), *earlier]
     return build_stage(work.place / ASKED, record, inputs, build)
 
 
-def _drawn(work: LabelWork, samples: Stage) -> list[LabelPair]:
-    """Pairs at random, spread over the prompts."""
+def _drawn(work: LabelWork, samples: Stage, earlier: Sequence[Stage]) -> list[LabelPair]:
+    """Pairs at random that are not labelled yet, spread over the prompts."""
+    known = {pair_key(pair) for pair in [*work.sources.pairs, *load_labels(earlier)]}
     drawn = draw_pairs(load_groups(samples.folder / "groups.jsonl"), seed=work.draw)
+    drawn = [pair for pair in drawn if pair_key(pair) not in known]
     count = work.own.labels_per_round
     if work.own.labels_from == GOLD:
         drawn = [told.pair for told in told_apart(drawn, work.gold, count)]
@@ -205,7 +210,7 @@ def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: S
             "kinds": dict(answers.kinds),
             "annotator_seconds": sum(vote.seconds or 0.0 for vote in answers.votes),
             **answers.facts,
-            **({"accuracy_of_random": asdict(agreed)} if agreed else {}),
+            **({"agreement_with_votes": asdict(agreed)} if agreed else {}),
         }
 
     record: dict[str, Any] = {"labels_from": own.labels_from}

@@ -135,28 +135,30 @@ def adapt_reward_model(
     num_left_out = num_given - len(original)
     score = load_score_function(model)
     few, original = score.fitting_pairs(few), score.fitting_pairs(original)
-    folds = split_into_folds(few, settings.folds)
-    labelled = [place for place, pair in enumerate(few) if not pair.parent_id]
-    clusters = [prompt_text(few[row].prompt) for row in labelled]
-    before, before_original = _right(score, few), _right(score, original)
+    labelled = [pair for pair in few if not pair.parent_id]
+    derived = [pair for pair in few if pair.parent_id]
+    folds = split_into_folds(labelled, settings.folds)
+    clusters = [prompt_text(pair.prompt) for pair in labelled]
+    before, before_original = _right(score, labelled), _right(score, original)
     kept = ChunkLog(place / "folds.log")
-    found = [_judge(NONE, before[labelled], before[labelled], before_original, before_original,
-                    clusters, original, settings)]  # fmt: skip
-    scores_of = {NONE: before[labelled]}
+    found = [_judge(NONE, before, before, before_original, before_original, clusters, original,
+                    settings)]  # fmt: skip
+    scores_of = {NONE: before}
     for name in (name for name in ADAPTATIONS if name in settings.candidates):
         own = settings.reward.model_copy(update=dict(ADAPTATIONS[name]))
-        right = np.zeros(len(few))
+        right = np.zeros(len(labelled))
         for number, held_out in enumerate(folds):
             key = f"{name} {number}"
             if kept.get(key) is None:
-                kept.put(key, _cross_validate(model, few, held_out, own, seed, progress))
+                told = _cross_validate(model, labelled, derived, held_out, own, seed, progress)
+                kept.put(key, told)
             right[held_out] = kept.get(key)
         folder = place / name
         _train_whole(folder, model, few, original, own, seed, progress)
         after = _right(load_score_function(folder), original)
-        scores_of[name] = right[labelled]
-        found.append(_judge(name, right[labelled], before[labelled], after, before_original,
-                            clusters, original, settings))  # fmt: skip
+        scores_of[name] = right
+        found.append(_judge(name, right, before, after, before_original, clusters, original,
+                            settings))  # fmt: skip
     taken, reason = choose_adaptation(found, scores_of, clusters, settings.gain_alpha)
     if taken == NONE:
         _copy_model(model, output_dir)
@@ -276,20 +278,20 @@ def _judge(
 
 def _cross_validate(
     model: str,
-    few: Sequence[PreferencePair],
+    labelled: Sequence[PreferencePair],
+    derived: Sequence[PreferencePair],
     held_out: Sequence[int],
     settings: RewardSettings,
     seed: int,
     progress: ProgressReporter,
 ) -> list[float]:
-    """Of the held-out labels 1 right, 0 wrong, 0.5 a tie, by a model of all others."""
-    tested = [few[place] for place in held_out]
+    """Of the held-out labels 1 right, 0 wrong, 0.5 a tie, by a model of all that is no kin."""
+    tested = [labelled[place] for place in held_out]
     prompts = {prompt_key(pair.prompt) for pair in tested}
-    others = [pair for pair in few if prompt_key(pair.prompt) not in prompts]
-    others = without_kin_of(others, [pair for pair in tested if not pair.parent_id])
+    others = [pair for pair in labelled if prompt_key(pair.prompt) not in prompts]
     with TemporaryDirectory() as folder:
-        labelled = [pair for pair in tested if not pair.parent_id] or tested
-        _fit(model, others, labelled[:1], settings, Path(folder), seed, progress)
+        pairs = [*others, *without_kin_of(derived, tested)]
+        _fit(model, pairs, tested[:1], settings, Path(folder), seed, progress)
         return list(_right(load_score_function(folder), tested).tolist())
 
 

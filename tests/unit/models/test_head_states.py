@@ -119,6 +119,22 @@ def test_a_score_that_is_not_linear_in_states_is_refused(scores) -> None:
         head_states(squashed, PROMPTS, RESPONSES)
 
 
+class Upcast(Squashed):
+    """A model in bfloat16 whose scores are told in float32."""
+
+    def forward(self, **inputs):
+        found = self.inner(**inputs)
+        found.logits = found.logits.float()
+        return found
+
+
+def test_scores_that_a_short_layer_gives_may_be_told_in_a_longer_type(tmp_path: Path) -> None:
+    score = load_score_function(save_reward_model(tmp_path / "short"))
+    score.model.bfloat16()
+    found = head_states(RewardModelScore(Upcast(score), score.encoder), PROMPTS, RESPONSES)
+    assert found.scores == pytest.approx(score(PROMPTS, RESPONSES), rel=0.05, abs=0.05)
+
+
 def test_a_score_without_a_linear_layer_is_refused(scores) -> None:
     model = nn.Sequential(nn.Linear(3, 2))
     model.device = torch.device("cpu")

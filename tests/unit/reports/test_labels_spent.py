@@ -30,8 +30,7 @@ def told(count: int, random: int, accuracy: float) -> dict[str, object]:
     return {
         "num_labels": count,
         "num_votes": count + 1,
-        "num_random": random,
-        "accuracy_of_random": estimate,
+        "agreement_with_votes": {"share": estimate, "num_votes": random + 1, "num_pairs": random},
     }
 
 
@@ -59,7 +58,7 @@ def test_votes_of_all_rounds_are_what_was_spent(labelled: Path) -> None:
     assert labels_spent(run, bought, "few") == dict.fromkeys((0, 1, 2), 22)
     assert labels_spent(run, bought, "labels") == dict.fromkeys((0, 1, 2), 100)
     assert labels_spent(run, bought, "plain") == dict.fromkeys((0, 1, 2), 0)
-    assert bought[Cell("many", 1, 2)].num_random == 10
+    assert bought[Cell("many", 1, 2)].num_judged == 11
 
 
 def test_a_row_an_arm_and_the_base_has_no_labels(labelled: Path) -> None:
@@ -84,8 +83,8 @@ def test_a_row_an_arm_and_the_base_has_no_labels(labelled: Path) -> None:
 def test_estimates_count_random_pairs_alone(labelled: Path) -> None:
     rows = {row.arm: row for row in spent_rows(read_run(labelled))[0]}
     assert rows["few"].estimate.startswith("0.70 [")
-    assert rows["few"].estimate.endswith("] of 15 random pairs"), "5 of each seed's 10"
-    assert rows["many"].estimate.endswith("of 30 random pairs")
+    assert rows["few"].estimate.endswith("] of 18 votes on random pairs"), "6 of each seed's 11"
+    assert rows["many"].estimate.endswith("of 33 votes on random pairs")
     assert rows["plain"].estimate == ""
 
 
@@ -129,5 +128,5 @@ def test_the_page_has_the_table_and_says_what_waits(labelled: Path) -> None:
     build_stage(place, {}, [], ask)
     page = write_report(labelled).read_text("utf-8")
     assert page.count("What the labels bought") == 3, "the figure, its text, and the table"
-    assert "15 random pairs" in page
+    assert "18 votes on random pairs" in page
     assert "It is waiting for 3 labels (crowd): metarm label serve" in page

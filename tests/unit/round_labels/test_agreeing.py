@@ -32,11 +32,12 @@ def test_every_vote_counts_and_ties_of_either_side_are_halves() -> None:
     told = agreement_with_votes([*PAIRS, tied], votes, value)
     assert told is not None
     values = [1, 0, 1, 0.5, 0, 0.5]
-    assert told.value == pytest.approx(np.mean(values), rel=1e-15)
+    assert (told.num_votes, told.num_pairs) == (6, 4), "the skip is none of them"
+    assert told.share.value == pytest.approx(np.mean(values), rel=1e-15)
     # a and b are of one prompt: three prompts, whose votes stand together.
     expected = mean_estimate(values, [0, 0, 0, 0, 1, 2])
-    assert told.count == 3
-    assert (told.low, told.high) == (max(0.0, expected.low), min(1.0, expected.high))
+    assert told.share.count == 3
+    assert (told.share.low, told.share.high) == (max(0.0, expected.low), min(1.0, expected.high))
 
 
 def test_pairs_that_were_chosen_and_skips_tell_nothing_and_are_not_scored() -> None:
@@ -52,7 +53,7 @@ def test_pairs_that_were_chosen_and_skips_tell_nothing_and_are_not_scored() -> N
         [*chosen, *PAIRS[4:]], [*votes, Vote(PAIRS[4].id, "x", "second")], value
     )
     assert told is not None
-    assert (told.value, told.count) == (0.0, 1)
+    assert (told.share.value, told.num_votes, told.num_pairs) == (0.0, 1, 1)
 
 
 def test_votes_never_flatter_a_model_and_what_a_joint_model_makes_of_them_does() -> None:
@@ -82,6 +83,6 @@ def test_votes_never_flatter_a_model_and_what_a_joint_model_makes_of_them_does()
     by_belief = np.mean(
         [(believed[p.id] > 0.5) == (k > 0) for p, k in zip(pairs, known, strict=True)]
     )
-    assert told.high < accuracy < by_belief - 0.05
+    assert told.share.high < accuracy < by_belief - 0.05
     expected = 0.7 * accuracy + 0.3 * (1 - accuracy)
-    assert told.low < expected < told.high
+    assert told.share.low < expected < told.share.high
