@@ -130,8 +130,12 @@ def serve(plan: Plan) -> Iterator[FaultServer]:
         def log_message(self, *_: Any) -> None:
             """Nothing on the screen."""
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        # The default of 5 refuses some of those who come at once on a busy machine.
+        request_queue_size = 128
+
+    http = Server(("127.0.0.1", 0), Handler)
     server.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

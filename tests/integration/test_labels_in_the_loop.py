@@ -28,8 +28,11 @@ def begun(finished_run: Path, tmp_path: Path) -> Path:
 
 
 def answer(store: Path, annotator: str, *, skips: int = 0) -> int:
-    """One person answers everything there is, the longer response being better."""
-    number = 0
+    """One person answers everything there is, the longer response being better.
+
+    Returns how many pairs: a store draws by its own secret which of them it shows a second time.
+    """
+    number, seen = 0, set()
     with LabelStore(store) as opened:
         opened.add_annotator(annotator)
         while (item := opened.next_item(annotator)) is not None:
@@ -38,7 +41,8 @@ def answer(store: Path, annotator: str, *, skips: int = 0) -> int:
             choice = "skip" if number < skips else choice
             opened.record(VoteEvent(f"{item.id}", annotator, choice, item=item.id, seconds=2.0))
             number += 1
-    return number
+            seen.add(pair.id)
+    return len(seen)
 
 
 def labels_of(place: Path):

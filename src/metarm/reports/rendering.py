@@ -7,6 +7,7 @@ import json
 import unicodedata
 from collections.abc import Mapping
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Any, Final
 
 import matplotlib
@@ -73,6 +74,7 @@ def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     for key, value in facts.items():
         inner = value.items() if isinstance(value, Mapping) else [("", value)]
         for name, leaf in inner:
-            text = leaf if isinstance(leaf, str) else json.dumps(leaf, ensure_ascii=False)
+            is_text = isinstance(leaf, str | PurePath)
+            text = str(leaf) if is_text else json.dumps(leaf, ensure_ascii=False, default=str)
             rows.append((f"{key}: {name}" if name else str(key), text))
     return rows

@@ -18,7 +18,7 @@ from metarm.errors import EmptySetError, FormatError
 from metarm.reports.measures import definitions
 from metarm.reports.page import summary_table, write_report
 from metarm.reports.read_run import read_run
-from metarm.reports.rendering import visible_text
+from metarm.reports.rendering import fact_rows, visible_text
 from metarm.schema import Scorecard
 from metarm.storage import read_json, write_json, write_json_lines, write_text
 
@@ -172,6 +172,16 @@ def test_lone_surrogates_do_not_stop_the_page(make_run, tmp_path):
     samples = folder / "seed_0/arms/sft/round_00/evaluation/samples.jsonl"
     write_text(samples, '{"prompt": "p", "response": "half \\ud83d a pair"}\n')
     assert "half <U+D83D> a pair" in parsed(write_report(folder)).text
+
+
+def test_settings_are_rows_of_text_whatever_they_hold():
+    facts = {"seed": 0, "run": Path("runs/a"), "head": {"hidden": [4], "places": [Path("b")]}}
+    assert fact_rows(facts) == [
+        ("seed", "0"),
+        ("run", "runs/a"),
+        ("head: hidden", "[4]"),
+        ("head: places", '["b"]'),
+    ]
 
 
 def test_visible_text_keeps_what_people_write():
