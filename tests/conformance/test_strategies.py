@@ -20,6 +20,11 @@ def longest(pool, count, generator):
     return np.argsort(-np.linalg.norm(pool.gaps, axis=1), kind="stable")
 
 
+def boom(pool, count, draw):
+    """A function that fails."""
+    raise ValueError("boom")
+
+
 def wrong(pool, count, generator):
     """One that does not keep to what is asked of it."""
     return [0, 0, 1]
@@ -111,5 +116,7 @@ def test_wrong_names_and_functions_are_refused(pool: Pool) -> None:
         choose(pool, "d-optmal", 5, seed=0)
     with pytest.raises(DataError, match="some row twice"):
         choose(pool, "conformance.test_strategies:wrong", 2, seed=0)
+    with pytest.raises(DataError, match=r"test_strategies:boom: .* ValueError: boom .*Mend the"):
+        choose(pool, "conformance.test_strategies:boom", 2, seed=0)
     with pytest.raises(ConfigError, match="needs an ensemble"):
         choose(replace(pool, members=None), "disagreement", 2, seed=0)

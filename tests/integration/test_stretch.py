@@ -82,6 +82,9 @@ def test_average_says_what_lies_between(data: Path, metarm: Callable[..., Finish
     assert set(found["accuracy"]) == {"one", "two", "average"}
     scored = metarm("evaluate", "--reward-model", "mean", "--preferences", "pairs.jsonl", "--json")
     assert document(scored)["accuracy"] == found["accuracy"]["average"]
+    for words in (("one",), ("one", "./one")):
+        refused = metarm("average", *words, "--output", "other")
+        assert "expected two reward models or more, each once" in refused.error
     missing = metarm("average", "one", "three", "--output", "other")
     assert "three" in missing.error
     assert not (data / "other").exists()

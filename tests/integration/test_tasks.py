@@ -105,15 +105,22 @@ def test_a_killed_training_of_tasks_goes_on_bit_for_bit(
         (("--task", "main=other.jsonl"), "expected a task's name"),
         (("--task", "b=other.jsonl", "--task", "b=third.jsonl"), "given twice"),
         (("--task-repeat", "3"), "--task-repeat is about the pairs of --task"),
-        (("--task", "b=other.jsonl", "batch_sum_coefficient=0.1"), "batch_sum_coefficient"),
+        (("--task", "few=few.jsonl"), "task 'few' (few.jsonl): expected labelled pairs of two"),
+        (
+            ("--task", "other=other.jsonl", "batch_sum_coefficient=0.1"),
+            "several tasks on one trunk do not go along with batch_sum_coefficient",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_error(
     data: Path, metarm: Callable[..., Finished], words: tuple[str, ...], error: str
 ) -> None:
+    few = (data / "other.jsonl").read_text("utf-8").splitlines(keepends=True)[:1]
+    (data / "few.jsonl").write_text("".join(few), "utf-8")
     refused = metarm(
         "reward", "--model", "model", "--preferences", "main.jsonl", "--output", "rm",
         "max_length=24", *words,
     )  # fmt: skip
     assert error in refused.error
+    assert "train the reward model" not in refused.err, "nothing is begun that cannot end"
     assert not (data / "rm").exists()

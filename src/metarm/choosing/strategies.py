@@ -8,7 +8,7 @@ may be made from: pairs chosen for being hard say nothing of the others.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -294,23 +294,27 @@ def _read_strategy(name: str) -> Strategy:
 def _of_user(name: str, function: Callable[..., Sequence[int]]) -> Strategy:
     """A ranking of the user's as a strategy."""
 
-    def fail(got: str) -> NoReturn:
-        raise DataError(
+    def wrong(got: str) -> DataError:
+        return DataError(
             f"{name}: expected different rows of the pool, the best first, got {got}. "
             "Mend the function."
         )
 
     def take(pool: Pool, count: int, room: Room, draw: np.random.Generator) -> list[Pick]:
-        ranking = np.asarray(function(pool, count, draw))
+        try:
+            ranking = np.asarray(function(pool, count, draw))
+        # Code that is not ours may raise anything: the line must name it, whatever it was.
+        except Exception as error:
+            raise wrong(f"{type(error).__name__}: {error} (--debug shows where)") from error
         if ranking.ndim != 1 or not np.issubdtype(ranking.dtype, np.integer):
-            fail(f"an array of {ranking.dtype} and shape {ranking.shape}")
+            raise wrong(f"an array of {ranking.dtype} and shape {ranking.shape}")
         if len(np.unique(ranking)) != len(ranking):
-            fail("some row twice")
+            raise wrong("some row twice")
         if ranking.size and (ranking.min() < 0 or ranking.max() >= len(pool)):
-            fail(f"rows {ranking.min()} to {ranking.max()}, with {len(pool)} in the pool")
+            raise wrong(f"rows {ranking.min()} to {ranking.max()}, with {len(pool)} in the pool")
         rows = _walk(ranking, count, room)
         if len(rows) < count:
-            fail(f"{len(rows)} that are not taken, where {count} were asked for")
+            raise wrong(f"{len(rows)} that are not taken, where {count} were asked for")
         return [Pick(row, 0.0, f"chosen by {name}", name) for row in rows]
 
     return take

@@ -296,20 +296,27 @@ def average(
     the loss is measured on the way from each to each other: where it rises above both, the average
     is no good, and a warning says so.
     """
+    from metarm.errors import ConfigError
+
+    if len({model.resolve() for model in models}) != len(models) or len(models) < 2:
+        raise ConfigError(
+            f"expected two reward models or more, each once, got {' '.join(map(str, models))}"
+        )
 
     def build(folder: Path) -> dict[str, Any]:
         from metarm.data.derived import check_evaluation
         from metarm.data.preferences import load_preferences
         from metarm.metrics import accuracy_estimate, pair_accuracy
         from metarm.models.reward_model import load_score_function
+        from metarm.progress import SilentProgress
         from metarm.schema import prompt_text
         from metarm.stretching.averaging import average_models, num_passes
         from metarm.stretching.pseudo_labels import gaps_of
 
         pairs = load_preferences(preferences, data_format).pairs if preferences else ()
         check_evaluation(pairs, str(preferences))
-        count = num_passes(len(models)) if pairs else 0
-        with choose_progress().stage("losses along the way", count) as bar:
+        progress = choose_progress() if pairs else SilentProgress()
+        with progress.stage("losses along the way", num_passes(len(models))) as bar:
             barriers = average_models(models, folder, pairs, bar)
         document: dict[str, Any] = {"barriers": [barrier.to_json() for barrier in barriers]}
         if pairs:

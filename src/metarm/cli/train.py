@@ -265,12 +265,20 @@ def _load_tasks(
     from metarm.data.derived import split_labelled
     from metarm.data.preferences import load_preferences
     from metarm.data.tasks import TaskPairs
+    from metarm.errors import EmptySetError
 
     tasks = []
     for name, file in files.items():
         loaded = load_preferences(file, data_format)
         note(f"{file}: {loaded.report.summary()}")
-        tasks.append(TaskPairs(name, *split_labelled(loaded.pairs, fraction, seed), repeat))
+        try:
+            train, test = split_labelled(loaded.pairs, fraction, seed)
+        except EmptySetError as error:
+            raise EmptySetError(
+                f"task {name!r} ({file}): expected labelled pairs of two prompts at least, some to "
+                "train on and some to hold out; give more of them"
+            ) from error
+        tasks.append(TaskPairs(name, train, test, repeat))
     return tasks
 
 

@@ -140,6 +140,8 @@ class Kind:
     """Fields of `Material` that must not be empty."""
     text: str
     """What its rows teach."""
+    why_none: str = "there are too few prompts, or all of its rows are there already"
+    """What it means where it gives no row."""
 
 
 class Augmented(NamedTuple):
@@ -163,10 +165,11 @@ def augment(material: Material, kinds: Sequence[str], *, per_prompt: int = 4) ->
     """
     for name in kinds:
         if name not in KINDS:
-            why = _NO_KINDS.get(name) or nearest_names(name, KINDS)
+            why = _NO_KINDS.get(name) or nearest_names(name, [*KINDS, "paraphrase"])
             raise ConfigError(f"unknown kind of row {name!r}: {why}")
         if missing := [field for field in KINDS[name].needs if not getattr(material, field)]:
-            raise ConfigError(f"{name} is made from {' and '.join(missing)}: give them")
+            flags = " and ".join(f"--{field}" for field in missing)
+            raise ConfigError(f"{name} is made from {' and '.join(missing)}: give {flags}")
     seen = {key for pair in material.pairs for key in _keys(pair)}
     rows = []
     counts: Counter[str] = Counter()
@@ -179,8 +182,7 @@ def augment(material: Material, kinds: Sequence[str], *, per_prompt: int = 4) ->
             counts[name] += 1
         if not counts[name]:
             raise EmptySetError(
-                f"{name} gave no row from {len(material.pairs)} pairs and "
-                f"{len(material.groups)} groups: leave it out, or give more"
+                f"{name} gave no row: {KINDS[name].why_none}; leave it out, or give other files"
             )
     return Augmented(rows, dict(counts))
 
@@ -355,14 +357,19 @@ KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
             _format_only,
             ("pairs",),
             "the same words laid out otherwise are no better and no worse (p 0.5)",
+            "the better responses cannot be laid out otherwise",
         ),
         "truncated": Kind(
-            _truncated, ("pairs",), "a response is a little above its own first half (p 0.75)"
+            _truncated,
+            ("pairs",),
+            "a response is a little above its own first half (p 0.75)",
+            f"no better response has {FEWEST_WORDS} words",
         ),
         "stronger-weaker": Kind(
             _stronger_weaker,
             ("stronger", "weaker"),
             "a response of the stronger policy is above one of the weaker (p 0.8)",
+            "no prompt has responses of both policies that differ",
         ),
     }
 )

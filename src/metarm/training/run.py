@@ -45,6 +45,7 @@ from metarm.training.plain_training import copy_weights, put_weights
 from metarm.training.regularised_trainer import StartDecay
 from metarm.training.settings import MetaRewardConfig
 from metarm.training.sharding import whole_model
+from metarm.training.task_trainer import NO_COMMON_ZERO
 from metarm.training.tasks import (
     TaskReport,
     encode_tasks,
@@ -166,6 +167,8 @@ def train_reward_model(
     trained_on = [*pairs, *(pair for task in tasks for pair in task.pairs)]
     check_apart(trained_on, [*test_pairs, *probe], "held-out pairs")
     check_tasks(pairs, test_pairs, tasks)
+    if tasks and settings.batch_sum_coefficient:
+        raise ConfigError(f"several tasks on one trunk do not go along with {NO_COMMON_ZERO}")
     is_guarded = _is_guarded(settings)
     if probe and not is_guarded:
         raise ConfigError(

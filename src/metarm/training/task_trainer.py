@@ -14,9 +14,13 @@ from metarm.errors import ConfigError, DataError
 from metarm.models.task_heads import reading, task_heads
 from metarm.training.soft_labels import LabelCollator, SoftLabelTrainer
 
-__all__ = ["TASK", "TaskTrainer", "main_rows", "main_sides"]
+__all__ = ["NO_COMMON_ZERO", "TASK", "TaskTrainer", "main_rows", "main_sides"]
 
 TASK: Final = "task"
+NO_COMMON_ZERO: Final = (
+    "batch_sum_coefficient: scores of several tasks have no common zero, and their sum no meaning; "
+    "use center_rewards_coefficient"
+)
 TOGETHER: Final = ("NO", "MULTI_GPU", "MULTI_CPU")
 """Ways to train in which each process has all weights."""
 
@@ -58,10 +62,7 @@ class TaskTrainer(SoftLabelTrainer):
             not in TOGETHER,
             f"nn.DataParallel over {self.args.n_gpu} GPUs, which takes batches apart: start with "
             "torchrun": self.args.n_gpu > 1,
-            "batch_sum_coefficient: scores of several tasks have no common zero, and their sum no "
-            "meaning; use center_rewards_coefficient": bool(
-                getattr(self.args, "batch_sum_coefficient", 0.0)
-            ),
+            NO_COMMON_ZERO: bool(getattr(self.args, "batch_sum_coefficient", 0.0)),
         }
         for reason, holds in reasons.items():
             if holds:

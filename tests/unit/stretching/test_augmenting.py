@@ -142,13 +142,18 @@ def test_what_cannot_be_made_is_refused() -> None:
     for kinds, words in (
         (["neutrl"], "did you mean 'neutral'"),
         (["side-swap"], "it is a check"),
-        (["cross-prompt-policy"], "made from groups: give them"),
+        (["cross-prompt-policy"], "made from groups: give --groups"),
         (["stronger-weaker"], "stronger and weaker"),
+        (["parafrase"], "did you mean 'paraphrase'"),
     ):
         with pytest.raises(ConfigError, match=words):
             augment(Material(PAIRS), kinds)
-    with pytest.raises(EmptySetError, match="gave no row"):
+    with pytest.raises(EmptySetError, match="gave no row: there are too few prompts"):
         augment(Material(PAIRS[:1]), ["cross-prompt"])
+    strong, weak = (ResponseGroup(prompt, (" a",)) for prompt in ("p", "q"))
+    for other in (weak, strong):
+        with pytest.raises(EmptySetError, match="no prompt has responses of both policies"):
+            augment(Material(stronger=(strong,), weaker=(other,)), ["stronger-weaker"])
 
 
 def test_side_swap_is_a_check_that_a_score_of_company_fails() -> None:
