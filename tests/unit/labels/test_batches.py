@@ -106,6 +106,47 @@ def test_undo_ends_with_its_batch(store: LabelStore) -> None:
     assert len(store.votes()) == 10
 
 
+def test_what_was_taken_back_before_the_border_is_an_answer_of_the_next_batch(path: Path) -> None:
+    now = 1e9
+    with LabelStore(path, clock=lambda: now) as store:
+        number, taken_back = 0, None
+        while store.progress("Ada").num_in_batch < 10:
+            item = answer(store, number)
+            if item.is_gold and taken_back is None:
+                taken_back = item
+                store.undo("Ada", f"Ada {number}")
+                now += 3600  # its lease ends: it is not the next one served
+            number += 1
+        assert taken_back is not None
+        assert taken_back.pair.id not in {vote.pair for vote in store.votes()}
+        assert store.close_batch("Ada", 1)
+        closed = store.batch("Ada", 1)
+        assert closed is not None
+        assert closed.num_answers == 10
+        for choice in ("first", "second", "tie"):
+            key = f"again {choice}"
+            store.record(VoteEvent(key, "Ada", choice, item=taken_back.id, seconds=1.0))
+            assert store.batch("Ada", 1) == closed, "it would tell the known answer"
+            assert store.progress("Ada").num_in_batch == 1
+            assert not store.is_in_closed_batch("Ada", key)
+            store.undo("Ada", key)
+        assert store.progress("Ada").num_in_batch == 0
+
+
+def test_a_corrected_answer_stays_in_the_batch_of_its_first(path: Path) -> None:
+    with LabelStore(path) as store:
+        items = [answer(store, number) for number in range(10)]
+        assert store.close_batch("Ada", 1)
+        plain = next(item for item in items if not item.is_gold)
+        store.record(VoteEvent("imported", "Ada", "tie", pair=plain.pair.id))
+        assert store.progress("Ada").num_in_batch == 0
+        assert store.is_in_closed_batch("Ada", "imported")
+        store.undo("Ada", "imported")
+        closed = store.batch("Ada", 1)
+        assert closed is not None
+        assert closed.num_answers == 10
+
+
 def test_no_known_answer_that_was_told_counts_again(store: LabelStore) -> None:
     items = [answer(store, number, "second") for number in range(10)]
     gold = next(item for item in items if item.is_gold)
