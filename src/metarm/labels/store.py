@@ -98,6 +98,8 @@ class LabelStore:
         change = Change(self._connection, self.settings, self.seed, round(self._clock(), 6))
         with transaction(self._connection):
             yield change
+        # As the database has them now, whatever becomes of the journal.
+        self.settings = reading.read_settings(self._connection)
         self._owed += change.entries
         # What an earlier change could not bring into a full journal comes first.
         if self._owed:
@@ -167,10 +169,8 @@ class LabelStore:
 
         What was handed out before stays with its annotator, and is answered as ever.
         """
-        settings = self.settings.model_copy(update={"is_open": is_open})
         with self._changing() as change:
-            add_settings(change, settings)
-        self.settings = settings
+            add_settings(change, self.settings.model_copy(update={"is_open": is_open}))
 
     def next_item(self, annotator: str, *, besides: Collection[str] = ()) -> Item | None:
         """What an annotator is to answer; an item that is open for them is served again.
