@@ -23,7 +23,7 @@ __all__ = [
     "close_batch",
     "find_batch",
     "is_closed",
-    "is_told",
+    "is_final",
     "num_unanswered",
     "read_batch",
 ]
@@ -155,14 +155,19 @@ def is_closed(connection: sqlite3.Connection, annotator: str, key: str) -> bool:
     return row is not None
 
 
-def is_told(change: Change, head: sqlite3.Row) -> bool:
-    """Whether an event in force is a vote whose known answer its annotator may have been told."""
-    return (
-        head["choice"] != "undo"
-        and head["showing"] == 0
-        and change.has("gold", "pair", head["pair"])
-        and is_closed(change.connection, head["annotator"], head["key"])
-    )
+def is_final(change: Change, head: sqlite3.Row, *, is_served: bool) -> bool:
+    """Whether an event in force is an answer that a later vote does not take the place of.
+
+    Args:
+        change: Of the store.
+        head: The event in force.
+        is_served: Whether the later vote is on an item, as those of the page are. For them all of
+            a closed batch is final: were it the known answers alone, it would tell which they are.
+            A vote from elsewhere counts, unless the known answer may have been told.
+    """
+    if head["choice"] == "undo" or not is_closed(change.connection, head["annotator"], head["key"]):
+        return False
+    return is_served or (head["showing"] == 0 and change.has("gold", "pair", head["pair"]))
 
 
 def _answers(

@@ -198,8 +198,9 @@ class LabelStore:
     def record(self, vote: VoteEvent) -> Recorded:
         """Take a vote; it is durable when this returns.
 
-        A vote takes the place of the annotator's vote on the same showing of the pair. One whose
-        lease is over counts as any other, and so does one on a pair that has enough.
+        A vote takes the place of the annotator's vote on the same showing of the pair, but on an
+        item of a closed batch it is only kept. One whose lease is over counts as any other, and so
+        does one on a pair that has enough.
 
         Raises:
             FormatError: When the key belongs to another annotator's vote, or the sides are not
