@@ -2,8 +2,8 @@
 """Batches of an annotator's answers: how far the open one is, and what a closed one came to.
 
 A batch is closed by its annotator. From then on its answers cannot be undone, since they may have
-been told how the known answers among them were met; a later vote on one of those does not count. What
-was taken back and is given again after that is an answer of the batch it is given in.
+been told how the known answers among them were met; a later vote of the page on any of them does
+not count. What was taken back before, and is given again after, is an answer of the later batch.
 """
 
 import json

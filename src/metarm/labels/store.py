@@ -29,7 +29,13 @@ from metarm.labels.opening import open_store
 from metarm.labels.settings import LabelSettings
 from metarm.labels.tables import transaction
 from metarm.labels.votes import AnnotatorKind, Choice, LabelPair, Vote
-from metarm.labels.voting import check_annotator, serve_item, take_back, take_vote
+from metarm.labels.voting import (
+    check_annotator,
+    is_taken_back,
+    serve_item,
+    take_back,
+    take_vote,
+)
 
 __all__ = ["LabelStore"]
 
@@ -238,6 +244,10 @@ class LabelStore:
         found = self.item(annotator, item)
         assert found is not None, "it was kept just now"
         return found
+
+    def is_taken_back(self, annotator: str, key: str) -> bool:
+        """Whether an undo took a vote back; also where it was given anew since."""
+        return is_taken_back(self._connection, annotator, key)
 
     def close_batch(self, annotator: str, number: int) -> bool:
         """End an annotator's batch: its answers are no longer undone, and how it went can be told.

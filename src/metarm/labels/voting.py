@@ -11,7 +11,7 @@ from metarm.labels.batches import is_closed, is_final
 from metarm.labels.changes import Change
 from metarm.labels.events import Recorded, VoteEvent
 
-__all__ = ["check_annotator", "serve_item", "take_back", "take_vote"]
+__all__ = ["check_annotator", "is_taken_back", "serve_item", "take_back", "take_vote"]
 
 
 class _Shown(NamedTuple):
@@ -90,8 +90,7 @@ def take_vote(change: Change, vote: VoteEvent) -> Recorded:
     shown, is_turned = _find_shown(change, vote)
     head = _head(change, shown)
     is_outdated = head is not None and (
-        _is_corrected(change, vote.key, shown)
-        or is_final(change, head, is_served=bool(vote.item))
+        _is_corrected(change, vote.key, shown) or is_final(change, head, is_served=bool(vote.item))
     )
     revision = _add_event(
         change,
@@ -148,6 +147,12 @@ def take_back(change: Change, annotator: str, key: str) -> str:
         change.connection.execute("DELETE FROM lease WHERE item = ?", (item,))
         _lease_item(change, item)
     return item
+
+
+def is_taken_back(connection: sqlite3.Connection, annotator: str, key: str) -> bool:
+    """Whether there is an undo of a vote; as `LabelStore.is_taken_back`."""
+    query = "SELECT 1 FROM event WHERE supersedes = ? AND annotator = ? AND choice = 'undo'"
+    return connection.execute(query, (key, annotator)).fetchone() is not None
 
 
 def _find_shown(change: Change, vote: VoteEvent) -> tuple[_Shown, bool | None]:

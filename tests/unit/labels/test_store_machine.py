@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any sequence of servings, votes, double posts, undos, lost leases, restarts, second tabs and closed batches.
+"""Any sequence of servings, votes, double posts, undos, lost leases, restarts, tabs and batches.
 
 METARM_LABEL_SEQUENCES=2000 runs as many sequences; without it there are few.
 """
