@@ -208,8 +208,7 @@ def _add_calls(app: FastAPI, keeper: Keeper) -> None:
     async def undo(request: Request, body: UndoRequest) -> UndoAnswer:
         """Take an answer back; nothing is removed, an event takes its place."""
         check_self(request, body.annotator)
-        is_undone, progress = await desk.undo(body.annotator, body.key)
-        return UndoAnswer(is_undone=is_undone, progress=progress_answer(progress))
+        return await desk.undo(body.annotator, body.key)
 
     @app.post("/api/batch")
     async def close_batch(request: Request, body: BatchRequest) -> BatchAnswer:

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 from metarm.errors import ConfigError, DataError, RunError
 from metarm.labelling.batches import BatchTold, tell_batch
 from metarm.labelling.refusals import refusal
-from metarm.labelling.wire import VoteRequest, Wait, event_of
+from metarm.labelling.wire import UndoAnswer, VoteRequest, Wait, event_of, progress_answer
 from metarm.labels.events import Item, Progress, Recorded
 from metarm.labels.settings import LabelSettings
 from metarm.labels.store import LabelStore
@@ -179,17 +179,20 @@ class LabelDesk:
         )
         os.write(self._descriptor, f"{json.dumps(asdict(row))}\n".encode())
 
-    async def undo(self, annotator: str, key: str) -> tuple[bool, Progress]:
-        """Take a vote back, and say whether it could be: not after its batch was closed.
+    async def undo(self, annotator: str, key: str) -> UndoAnswer:
+        """Take a vote back, where it is the one that counts and its batch is open.
 
         Raises:
             RefusedError: When there is no such vote.
         """
 
-        def take(store: LabelStore) -> tuple[bool, Progress]:
-            is_closed = store.is_in_closed_batch(annotator, key)
+        def take(store: LabelStore) -> UndoAnswer:
             store.undo(annotator, key)
-            return not is_closed, store.progress(annotator)
+            return UndoAnswer(
+                is_undone=store.is_taken_back(annotator, key),
+                is_closed=store.is_in_closed_batch(annotator, key),
+                progress=progress_answer(store.progress(annotator)),
+            )
 
         return await self._judged(take)
 

@@ -181,9 +181,11 @@ class UndoRequest(BaseModel):
 
 
 class UndoAnswer(BaseModel):
-    """It is taken back, or stays since its batch is closed."""
+    """Whether it was taken back, now or when the same was asked before."""
 
     is_undone: bool
+    is_closed: bool
+    """Whether its batch is: then nothing is taken back or given again."""
     progress: ProgressAnswer
 
 

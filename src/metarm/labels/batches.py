@@ -2,7 +2,8 @@
 """Batches of an annotator's answers: how far the open one is, and what a closed one came to.
 
 A batch is closed by its annotator. From then on its answers cannot be undone, since they may have
-been told how the known answers among them were met; a later vote on one of those does not count.
+been told how the known answers among them were met; a later vote of the page on any of them does
+not count. What was taken back before, and is given again after, is an answer of the later batch.
 """
 
 import json
@@ -22,19 +23,28 @@ __all__ = [
     "close_batch",
     "find_batch",
     "is_closed",
-    "is_told",
+    "is_final",
     "num_unanswered",
     "read_batch",
 ]
 
-_OWN: Final = """
-SELECT v.pair, v.showing, v.choice, v.lead_ms, g.choice AS known, (
-    SELECT min(e.number) FROM event AS e
-    WHERE e.annotator = v.annotator AND e.pair = v.pair AND e.showing = v.showing
-) AS began FROM vote AS v LEFT JOIN gold AS g ON g.pair = v.pair AND v.showing = 0
+_BEGAN: Final = """(
+    SELECT min(f.number) FROM event AS f WHERE f.annotator = v.annotator AND f.pair = v.pair
+    AND f.showing = v.showing AND f.is_outdated = 0 AND f.number > ifnull((
+        SELECT max(u.number) FROM event AS u WHERE u.annotator = v.annotator AND u.pair = v.pair
+        AND u.showing = v.showing AND u.choice = 'undo' AND u.number < v.number
+    ), 0)
+)"""
+"""When the answer of the vote `v` was first given, after whatever was taken back before it.
+
+By this it is in a batch: one that is corrected stays where it was, one that was taken back is gone.
+"""
+_OWN: Final = f"""
+SELECT v.pair, v.showing, v.choice, v.lead_ms, g.choice AS known, {_BEGAN} AS began
+FROM vote AS v LEFT JOIN gold AS g ON g.pair = v.pair AND v.showing = 0
 WHERE v.annotator = :annotator AND began > :after AND began <= :until ORDER BY began
 """
-"""The answers of a batch; one that is corrected later stays in the batch of its first."""
+"""The answers of a batch."""
 _LAST: Final = 2**62
 
 
@@ -136,23 +146,28 @@ def num_unanswered(connection: sqlite3.Connection, annotator: str, items: Collec
 
 
 def is_closed(connection: sqlite3.Connection, annotator: str, key: str) -> bool:
-    """Whether a vote is one of a closed batch."""
+    """Whether a vote's answer is one of a closed batch, by the same date as `read_batch` has."""
     row = connection.execute(
-        "SELECT 1 FROM event AS e JOIN batch AS b ON b.annotator = e.annotator "
-        "AND b.last_event >= e.number WHERE e.key = ? AND e.annotator = ?",
+        "SELECT 1 FROM event AS v JOIN batch AS b ON b.annotator = v.annotator "
+        f"AND b.last_event >= {_BEGAN} WHERE v.key = ? AND v.annotator = ?",
         (key, annotator),
     ).fetchone()
     return row is not None
 
 
-def is_told(change: Change, head: sqlite3.Row) -> bool:
-    """Whether an event in force is a vote whose known answer its annotator may have been told."""
-    return (
-        head["choice"] != "undo"
-        and head["showing"] == 0
-        and change.has("gold", "pair", head["pair"])
-        and is_closed(change.connection, head["annotator"], head["key"])
-    )
+def is_final(change: Change, head: sqlite3.Row, *, is_served: bool) -> bool:
+    """Whether an event in force is an answer that a later vote does not take the place of.
+
+    Args:
+        change: Of the store.
+        head: The event in force.
+        is_served: Whether the later vote is on an item, as those of the page are. For them all of
+            a closed batch is final: were it the known answers alone, it would tell which they are.
+            A vote from elsewhere counts, unless the known answer may have been told.
+    """
+    if head["choice"] == "undo" or not is_closed(change.connection, head["annotator"], head["key"]):
+        return False
+    return is_served or (head["showing"] == 0 and change.has("gold", "pair", head["pair"]))
 
 
 def _answers(

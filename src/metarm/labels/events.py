@@ -131,8 +131,8 @@ class Event:
     corrects: str | None
     """`VoteEvent.supersedes`, as it was sent."""
     is_outdated: bool
-    """Whether it arrived after its own correction, or after its known answer could be told, so
-    that it never counted."""
+    """Whether it arrived after its own correction, or after the batch of the answer that it would
+    have corrected was closed, so that it never counted."""
     note: str
     flag: bool
 

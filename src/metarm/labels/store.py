@@ -29,7 +29,13 @@ from metarm.labels.opening import open_store
 from metarm.labels.settings import LabelSettings
 from metarm.labels.tables import transaction
 from metarm.labels.votes import AnnotatorKind, Choice, LabelPair, Vote
-from metarm.labels.voting import check_annotator, serve_item, take_back, take_vote
+from metarm.labels.voting import (
+    check_annotator,
+    is_taken_back,
+    serve_item,
+    take_back,
+    take_vote,
+)
 
 __all__ = ["LabelStore"]
 
@@ -98,6 +104,8 @@ class LabelStore:
         change = Change(self._connection, self.settings, self.seed, round(self._clock(), 6))
         with transaction(self._connection):
             yield change
+        # As the database has them now, whatever becomes of the journal.
+        self.settings = reading.read_settings(self._connection)
         self._owed += change.entries
         # What an earlier change could not bring into a full journal comes first.
         if self._owed:
@@ -167,10 +175,8 @@ class LabelStore:
 
         What was handed out before stays with its annotator, and is answered as ever.
         """
-        settings = self.settings.model_copy(update={"is_open": is_open})
         with self._changing() as change:
-            add_settings(change, settings)
-        self.settings = settings
+            add_settings(change, self.settings.model_copy(update={"is_open": is_open}))
 
     def next_item(self, annotator: str, *, besides: Collection[str] = ()) -> Item | None:
         """What an annotator is to answer; an item that is open for them is served again.
@@ -198,8 +204,9 @@ class LabelStore:
     def record(self, vote: VoteEvent) -> Recorded:
         """Take a vote; it is durable when this returns.
 
-        A vote takes the place of the annotator's vote on the same showing of the pair. One whose
-        lease is over counts as any other, and so does one on a pair that has enough.
+        A vote takes the place of the annotator's vote on the same showing of the pair, but on an
+        item of a closed batch it is only kept. One whose lease is over counts as any other, and so
+        does one on a pair that has enough.
 
         Raises:
             FormatError: When the key belongs to another annotator's vote, or the sides are not
@@ -237,6 +244,10 @@ class LabelStore:
         found = self.item(annotator, item)
         assert found is not None, "it was kept just now"
         return found
+
+    def is_taken_back(self, annotator: str, key: str) -> bool:
+        """Whether an undo took a vote back; also where it was given anew since."""
+        return is_taken_back(self._connection, annotator, key)
 
     def close_batch(self, annotator: str, number: int) -> bool:
         """End an annotator's batch: its answers are no longer undone, and how it went can be told.

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from metarm.errors import ConfigError, DataError, FormatError
 from metarm.labels import queue
-from metarm.labels.batches import is_closed, is_told
+from metarm.labels.batches import is_closed, is_final
 from metarm.labels.changes import Change
 from metarm.labels.events import Recorded, VoteEvent
 
-__all__ = ["check_annotator", "serve_item", "take_back", "take_vote"]
+__all__ = ["check_annotator", "is_taken_back", "serve_item", "take_back", "take_vote"]
 
 
 class _Shown(NamedTuple):
@@ -78,8 +78,8 @@ def take_vote(change: Change, vote: VoteEvent) -> Recorded:
     """Add a vote, or find that it is there; as `LabelStore.record`.
 
     The event in force of the same showing is superseded, whoever of two tabs sent it; but a vote
-    whose correction came first is outdated as it arrives, and so is one on a pair whose known
-    answer the annotator may have been told.
+    whose correction came first is outdated as it arrives, and so is one on an item of a closed
+    batch, or from elsewhere on a pair whose known answer the annotator may have been told.
     """
     check_annotator(change, vote.annotator)
     before = change.find("SELECT annotator, revision FROM event WHERE key = ?", vote.key)
@@ -90,7 +90,7 @@ def take_vote(change: Change, vote: VoteEvent) -> Recorded:
     shown, is_turned = _find_shown(change, vote)
     head = _head(change, shown)
     is_outdated = head is not None and (
-        _is_corrected(change, vote.key, shown) or is_told(change, head)
+        _is_corrected(change, vote.key, shown) or is_final(change, head, is_served=bool(vote.item))
     )
     revision = _add_event(
         change,
@@ -147,6 +147,12 @@ def take_back(change: Change, annotator: str, key: str) -> str:
         change.connection.execute("DELETE FROM lease WHERE item = ?", (item,))
         _lease_item(change, item)
     return item
+
+
+def is_taken_back(connection: sqlite3.Connection, annotator: str, key: str) -> bool:
+    """Whether there is an undo of a vote; as `LabelStore.is_taken_back`."""
+    query = "SELECT 1 FROM event WHERE supersedes = ? AND annotator = ? AND choice = 'undo'"
+    return connection.execute(query, (key, annotator)).fetchone() is not None
 
 
 def _find_shown(change: Change, vote: VoteEvent) -> tuple[_Shown, bool | None]:

@@ -257,6 +257,24 @@ def test_undo_is_an_event(live: LiveLabels, ada: str) -> None:
     assert live.request("POST", "/api/undo", body, Cookie=ada).status == 404
 
 
+def test_an_undo_tells_whether_it_took_something_back(live: LiveLabels, ada: str) -> None:
+    def undo(key: str) -> tuple[bool, bool]:
+        body = {"annotator": "Ada", "key": key}
+        told = live.request("POST", "/api/undo", body, Cookie=ada).json
+        return told["is_undone"], told["is_closed"]
+
+    item = live.request("POST", "/api/next", _next("Ada"), Cookie=ada).json["items"][0]["id"]
+    for key in ("replaced-0001", "in-force-0001"):
+        live.request("POST", "/api/vote", _vote(item, key=key), Cookie=ada)
+    events = len(live.events())
+    assert undo("replaced-0001") == (False, False), "another tab's answer took its place"
+    assert len(live.events()) == events
+    # The same once more, as where the reply was lost, is told the same.
+    for _ in range(2):
+        assert undo("in-force-0001") == (True, False)
+        assert len(live.events()) == events + 1
+
+
 def test_invitations_end(live: LiveLabels) -> None:
     owner = live.sign_in(OWNER)
     body = {"name": "Cleo", "days": 3}
@@ -403,7 +421,12 @@ def test_a_batch_is_handed_out_whole_and_no_more(tmp_path: Path) -> None:
         assert close(1)
         undo["key"] = "key-00006"
         told = live.request("POST", "/api/undo", undo, Cookie=cookie).json
-        assert (told["is_undone"], told["progress"]["num_in_batch"]) == (False, 0)
+        assert (told["is_undone"], told["is_closed"]) == (False, True)
+        assert told["progress"]["num_in_batch"] == 0
+        late = _vote(more[1], key="key-late-1")
+        assert live.request("POST", "/api/vote", late, Cookie=cookie).status == 200
+        undo["key"] = "key-late-1"
+        assert not live.request("POST", "/api/undo", undo, Cookie=cookie).json["is_undone"]
         assert len(ask(4)[0]) == 4
         # It is Ada's, and nobody else's.
         assert live.request("GET", "/batch/1", Cookie=cookie).status == 200

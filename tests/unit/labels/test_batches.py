@@ -106,27 +106,85 @@ def test_undo_ends_with_its_batch(store: LabelStore) -> None:
     assert len(store.votes()) == 10
 
 
-def test_no_known_answer_that_was_told_counts_again(store: LabelStore) -> None:
+def test_what_was_taken_back_before_the_border_is_an_answer_of_the_next_batch(path: Path) -> None:
+    now = 1e9
+    with LabelStore(path, clock=lambda: now) as store:
+        number, taken_back = 0, None
+        while store.progress("Ada").num_in_batch < 10:
+            item = answer(store, number)
+            if item.is_gold and taken_back is None:
+                taken_back = item
+                store.undo("Ada", f"Ada {number}")
+                now += 3600  # its lease ends: it is not the next one served
+            number += 1
+        assert taken_back is not None
+        assert taken_back.pair.id not in {vote.pair for vote in store.votes()}
+        assert store.close_batch("Ada", 1)
+        closed = store.batch("Ada", 1)
+        assert closed is not None
+        assert closed.num_answers == 10
+        for choice in ("first", "second", "tie"):
+            key = f"again {choice}"
+            store.record(VoteEvent(key, "Ada", choice, item=taken_back.id, seconds=1.0))
+            assert store.batch("Ada", 1) == closed, "it would tell the known answer"
+            assert store.progress("Ada").num_in_batch == 1
+            assert not store.is_in_closed_batch("Ada", key)
+            store.undo("Ada", key)
+        assert store.progress("Ada").num_in_batch == 0
+
+
+def test_a_corrected_answer_stays_in_the_batch_of_its_first(path: Path) -> None:
+    with LabelStore(path) as store:
+        items = [answer(store, number) for number in range(10)]
+        assert store.close_batch("Ada", 1)
+        plain = next(item for item in items if not item.is_gold)
+        store.record(VoteEvent("imported", "Ada", "tie", pair=plain.pair.id))
+        assert store.progress("Ada").num_in_batch == 0
+        assert store.is_in_closed_batch("Ada", "imported")
+        store.undo("Ada", "imported")
+        closed = store.batch("Ada", 1)
+        assert closed is not None
+        assert closed.num_answers == 10
+
+
+def test_no_answer_of_a_closed_batch_is_given_again(path: Path) -> None:
+    now = 1e9
+    with LabelStore(path, clock=lambda: now) as store:
+        items = [answer(store, number, "second") for number in range(10)]
+        gold = next(item for item in items if item.is_gold)
+        # Before it is closed a second thought counts, as another tab may have it.
+        store.record(VoteEvent("before", "Ada", "tie", item=gold.id))
+        assert store.close_batch("Ada", 1)
+        votes, now = store.votes(), now + 86_400
+        progress = store.progress("Ada")
+        assert {item.is_gold for item in items} == {True, False}
+        for number, item in enumerate(items):
+            recorded = store.record(VoteEvent(f"after {number}", "Ada", "first", item=item.id))
+            assert recorded.is_new
+            store.undo("Ada", f"after {number}")
+            store.undo("Ada", f"Ada {number}")
+            assert store.progress("Ada") == progress, "or it told which answers were known"
+        assert store.votes() == votes
+        assert all(event.is_outdated for event in store.events()[-len(items) :])
+        seen = {item.pair.id for item in items}
+        while (item := store.next_item("Ada")) is not None:
+            assert item.pair.id not in seen
+            seen.add(item.pair.id)
+            store.record(VoteEvent(f"key {item.id}", "Ada", "first", item=item.id))
+        assert len(seen & set(GOLD)) > 2
+
+
+def test_votes_from_elsewhere_know_no_batches(store: LabelStore) -> None:
     items = [answer(store, number, "second") for number in range(10)]
-    gold = next(item for item in items if item.is_gold)
-    plain = next(item for item in items if not item.is_gold)
-    # Before it is closed a second thought counts, as another tab may have it.
-    store.record(VoteEvent("before", "Ada", "tie", item=gold.id))
     assert store.close_batch("Ada", 1)
-    for item in (gold, plain):
-        store.undo("Ada", next(e.key for e in store.events() if e.pair == item.pair.id))
-        store.record(VoteEvent(f"after {item.id}", "Ada", "first", item=item.id))
+    imported = [
+        VoteEvent(f"after {item.id}", "Ada", "first", pair=item.pair.id, at=1e9) for item in items
+    ]
+    assert all(recorded.is_new for recorded in store.record_all(imported))
     choices = {vote.pair: vote.choice for vote in store.votes()}
-    assert choices[gold.pair.id] == "tie", "what was told cannot be said again"
-    assert choices[plain.pair.id] == "first", "nothing was told of it"
-    assert [e.is_outdated for e in store.events()][-2:] == [True, False]
-    assert (store.progress("Ada").batch, store.progress("Ada").num_in_batch) == (2, 0)
-    seen = {item.pair.id for item in items}
-    while (item := store.next_item("Ada")) is not None:
-        assert item.pair.id not in seen
-        seen.add(item.pair.id)
-        store.record(VoteEvent(f"key {item.id}", "Ada", "first", item=item.id))
-    assert len(seen & set(GOLD)) > 2
+    for item in items:
+        # What may have been told cannot be said again, wherever it is said.
+        assert choices[item.pair.id] == ("second" if item.is_gold else "first")
 
 
 def test_a_closed_queue_hands_out_nothing_new(path: Path) -> None:

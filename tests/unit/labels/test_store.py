@@ -486,6 +486,26 @@ def test_a_full_journal_is_caught_up_before_anything_is_acknowledged(
     assert verify_store(path).is_whole
 
 
+def test_a_queue_whose_journal_was_full_opens_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "labels.db"
+    _fill(path)
+    with LabelStore(path) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr("metarm.labels.journal.os.write", _no_space)
+            with pytest.raises(RunError, match="No space left"):
+                store.set_open(False)
+        assert not store.settings.is_open, "as the database says"
+        assert store.next_item("ann") is None
+        store.set_open(True)
+        assert store.next_item("ann") is not None
+        with LabelReader(path) as reader:
+            assert reader.settings == store.settings
+            assert reader.settings.is_open
+    assert verify_store(path).is_whole
+
+
 def _no_space(descriptor: int, data: bytes) -> int:
     raise OSError(28, "No space left on device")
 

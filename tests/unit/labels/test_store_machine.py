@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any sequence of servings, votes, double posts, undos, lost leases, restarts and second tabs.
+"""Any sequence of servings, votes, double posts, undos, lost leases, restarts, tabs and batches.
 
 METARM_LABEL_SEQUENCES=2000 runs as many sequences; without it there are few.
 """
@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 )
 
 from metarm.errors import RunError
+from metarm.labels.batches import Batch
 from metarm.labels.events import Item, Recorded, VoteEvent
 from metarm.labels.settings import LabelSettings
 from metarm.labels.store import LabelStore
@@ -33,6 +34,7 @@ SEQUENCES = int(os.environ.get("METARM_LABEL_SEQUENCES", "15"))
 IN_MEMORY = Path("/dev/shm")
 ANNOTATORS = ("ann", "bob", "cy")
 LEASE_SECONDS = 15 * 60.0
+BATCH_SIZE = 2
 
 
 @dataclass
@@ -57,13 +59,21 @@ class LabelMachine(RuleBasedStateMachine):
         self.acknowledged: dict[str, tuple[VoteEvent, Recorded]] = {}
         self.in_force: dict[tuple[str, str], str | None] = {}
         self.leases: dict[tuple[str, str], float] = {}
+        self.batch_of: dict[tuple[str, str], int] = {}
+        self.closed: dict[str, list[Batch]] = {name: [] for name in ANNOTATORS}
         self.number = 0
         self.store: LabelStore | None = None
 
-    @initialize(wanted=st.integers(1, 2), repeats=st.sampled_from([0.0, 0.5]))
-    def open_first(self, wanted: int, repeats: float) -> None:
+    @initialize(
+        wanted=st.integers(1, 2),
+        repeats=st.sampled_from([0.0, 0.5]),
+        seed=st.integers(0, 2**16),
+    )
+    def open_first(self, wanted: int, repeats: float, seed: int) -> None:
         self.wanted = wanted
-        self.settings = LabelSettings(votes_per_pair=wanted, repeat_fraction=repeats)
+        self.settings = LabelSettings(
+            votes_per_pair=wanted, repeat_fraction=repeats, batch_size=BATCH_SIZE, seed=seed
+        )
         self.store = LabelStore(self.path, self.settings, clock=self.clock).__enter__()
         pairs = [LabelPair(f"q{number}", "a", "b") for number in range(8)]
         self.gold = {pairs[0].id: "first", pairs[1].id: "second"}
@@ -77,6 +87,11 @@ class LabelMachine(RuleBasedStateMachine):
             for (who, item), until in self.leases.items()
             if who == name and until > self.clock.now
         }
+
+    def _is_closed(self, name: str, item: str) -> bool:
+        """Whether the answer that is in force stands for good."""
+        number = self.batch_of.get((name, item))
+        return number is not None and number <= len(self.closed[name])
 
     def _taken(self, pair: str, besides: str) -> int:
         """Votes on the pair, and leases of everybody else."""
@@ -116,7 +131,9 @@ class LabelMachine(RuleBasedStateMachine):
     def vote(self, data: st.DataObject, choice: str, is_correction: bool) -> None:
         """On anything ever shown: late, from a second tab, or once more."""
         name = data.draw(st.sampled_from([who for who, items in self.shown.items() if items]))
-        item = data.draw(st.sampled_from(self.shown[name]))
+        self._vote(name, data.draw(st.sampled_from(self.shown[name])), choice, is_correction)
+
+    def _vote(self, name: str, item: Item, choice: str, is_correction: bool) -> None:
         self.number += 1
         before = self.in_force.get((name, item.id))
         vote = VoteEvent(
@@ -128,10 +145,15 @@ class LabelMachine(RuleBasedStateMachine):
             seconds=1.5,
             supersedes=before if is_correction else None,
         )
+        progress = self.store.progress(name)
         recorded = self.store.record(vote)
         assert recorded.is_new
         self.acknowledged[vote.key] = (vote, recorded)
-        self.in_force[name, item.id] = vote.key
+        if self._is_closed(name, item.id):
+            assert self.store.progress(name) == progress
+        else:
+            self.in_force[name, item.id] = vote.key
+            self.batch_of.setdefault((name, item.id), len(self.closed[name]) + 1)
         self.leases.pop((name, item.id), None)
 
     @precondition(lambda self: self.acknowledged)
@@ -150,10 +172,34 @@ class LabelMachine(RuleBasedStateMachine):
         for _ in range(times):
             item = self.store.undo(vote.annotator, key)
         assert item.id == vote.item
-        if self.in_force[vote.annotator, vote.item] == key:
+        is_closed = self._is_closed(vote.annotator, vote.item)
+        if self.in_force[vote.annotator, vote.item] == key and not is_closed:
             self.in_force[vote.annotator, vote.item] = None
+            del self.batch_of[vote.annotator, vote.item]
             self.leases[vote.annotator, vote.item] = self.clock.now + LEASE_SECONDS
             assert self.store.next_item(vote.annotator) == item
+
+    @rule(name=st.sampled_from(ANNOTATORS), is_answered=st.booleans())
+    def close_batch(self, name: str, is_answered: bool) -> None:
+        """As it is, or after what it lacks."""
+        number = len(self.closed[name]) + 1
+        while is_answered and self._num_in_batch(name, number) < BATCH_SIZE:
+            num_shown = len(self.shown[name])
+            self.serve(name)
+            if len(self.shown[name]) == num_shown:
+                break
+            self._vote(name, self.shown[name][-1], "first", False)
+        size = self._num_in_batch(name, number)
+        is_closed = self.store.close_batch(name, number)
+        assert is_closed or size < BATCH_SIZE
+        batch = self.store.batch(name, number)
+        assert (batch is not None) == is_closed
+        if batch is not None:
+            assert batch.num_answers == size > 0
+            self.closed[name].append(batch)
+
+    def _num_in_batch(self, name: str, number: int) -> int:
+        return [one for (who, _), one in self.batch_of.items() if who == name].count(number)
 
     @rule(minutes=st.sampled_from([1, 16]))
     def let_time_pass(self, minutes: int) -> None:
@@ -187,6 +233,15 @@ class LabelMachine(RuleBasedStateMachine):
         }
         assert told == wanted
         assert len(self.store.votes()) == len(wanted)
+
+    @invariant()
+    def what_a_closed_batch_contains_is_frozen(self) -> None:
+        for name in ANNOTATORS if self.store is not None else ():
+            for number, batch in enumerate(self.closed[name], 1):
+                assert self.store.batch(name, number) == batch
+            progress = self.store.progress(name)
+            assert progress.batch == len(self.closed[name]) + 1
+            assert progress.num_in_batch == self._num_in_batch(name, progress.batch)
 
     def teardown(self) -> None:
         if self.store is not None:

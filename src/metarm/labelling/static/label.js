@@ -43,7 +43,7 @@ const outbox = new Outbox(annotator, {
   onSent: (entry, told) => {
     noteSaved();
     if (told && told.progress) tellProgress(told.progress);
-    if (entry.path === "/api/undo" && told && told.is_undone === false) keepUndone(entry.body.key);
+    if (entry.path === "/api/undo" && told && told.is_closed && !told.is_undone) keepUndone(entry.body.key);
   },
   onElsewhere: (entry) => {
     if (entry.path !== "/api/vote") return;
