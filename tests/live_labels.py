@@ -41,7 +41,7 @@ def make_store(
     **settings: Any,
 ) -> list[str]:
     """A store with pairs, and a token for each name."""
-    own = {"gold_fraction": 0.0, "repeat_fraction": 0.0, **settings}
+    own = {"gold_fraction": 0.0, "repeat_fraction": 0.0, "seed": 0, **settings}
     with LabelStore(path, LabelSettings(**own)) as store:
         store.add_pairs(pairs, gold=gold)
         return [store.invite(name, days=1) for name in names]
