@@ -178,6 +178,7 @@ def export_labels_to(
     from metarm.labels.reading import LabelReader
 
     find_format(name)
+    _check_beside(store, output)
     with LabelReader(store) as reader:
         content = reader.content()
     facts = export_labels(content, name, output)
@@ -222,10 +223,16 @@ def verify_labels(
 
     Without --replay nothing is written, and a server may be at work.
     """
-    from metarm.errors import RunError
+    from metarm.errors import ConfigError, RunError
+    from metarm.labels.journal import journal_path
     from metarm.labels.store import LabelStore
     from metarm.labels.verifying import verify_store
 
+    if replay and not store.exists() and not journal_path(store).exists():
+        raise ConfigError(
+            f"{store}: expected a label store or its journal, got neither. Make a store with "
+            "`metarm label add`."
+        )
     if replay:
         with LabelStore(store, replay=True) as opened:
             note(
@@ -234,6 +241,11 @@ def verify_labels(
             )
     found = verify_store(store)
     (print_json if as_json else print_table)(found.to_json() if as_json else _told(found))
+    if found.is_foreign_journal:
+        raise RunError(
+            f"{store}: the journal beside it is that of another store. Move {journal_path(store)} "
+            "to its own store, and run `metarm label verify --replay` to have this one's made anew"
+        )
     if not found.is_whole:
         raise RunError(
             f"{store}: the store is not whole: see above. `metarm label verify --replay` mends "
@@ -252,6 +264,26 @@ def _told(found: "Verified") -> dict[str, object]:
     return rows
 
 
+def _check_beside(store: Path, output: Path) -> None:
+    """Refuse to write over a store or one of the files that are kept beside it.
+
+    Raises:
+        ConfigError: When the output is one of them.
+    """
+    from metarm.errors import ConfigError
+
+    own, wanted = store.resolve(), output.resolve()
+    if wanted.parent != own.parent:
+        return
+    if wanted.name == own.name:
+        raise ConfigError(f"--output: {output} is the store itself: name another file")
+    if wanted.name.startswith((f"{own.name}.", f".{own.name}.")):
+        raise ConfigError(
+            f"--output: {output} may belong to the store {store}, whose files are called "
+            f"{own.name}.*: give it another name, or another folder"
+        )
+
+
 def back_up_labels(
     store: StorePath,
     output: Annotated[Path, typer.Option("--output", metavar="F", help="The copy.")],
@@ -262,10 +294,8 @@ def back_up_labels(
     The copy is a store itself. Put back in the place of a database that is lost, it gets from the
     journal beside it what came after.
     """
-    from metarm.errors import ConfigError
     from metarm.labels.verifying import back_up
 
-    if output.resolve() == store.resolve():
-        raise ConfigError(f"--output: {output} is the store itself: name another file")
+    _check_beside(store, output)
     back_up(store, output)
     (print_json if as_json else print_table)({"backup": str(output)})

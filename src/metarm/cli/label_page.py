@@ -130,12 +130,15 @@ def invite_annotator(
     The store keeps a hash of it. While `label serve` runs, invite on the dashboard.
     """
     from metarm.errors import ConfigError
+    from metarm.labelling.run import judge_address
     from metarm.labels.store import LabelStore
 
     if not store.is_file():
         raise ConfigError(
             f"{store}: expected a label store, got no such file. Make it with: metarm label add"
         )
+    if public_url is not None:
+        judge_address(public_url)
     with LabelStore(store) as opened:
         token = opened.invite(name, days=days)
     address = (public_url or f"http://127.0.0.1:{port}").rstrip("/")

@@ -25,7 +25,7 @@ from metarm.serving.listening import (
     uvicorn_server,
 )
 
-__all__ = ["Links", "PageOptions", "open_page", "serve_page"]
+__all__ = ["Links", "PageOptions", "judge_address", "open_page", "serve_page"]
 
 MAX_CONNECTIONS: Final = 512
 END_SECONDS: Final = 20
@@ -110,7 +110,7 @@ def open_page(
     """
     bound, bound_port = listener.getsockname()[:2]
     address = options.public_url or address_of(listener)
-    is_secure, hosts = _judge_address(options.public_url)
+    is_secure, hosts = judge_address(options.public_url)
     if not ipaddress.ip_address(bound.partition("%")[0]).is_unspecified or hosts:
         hosts = hosts | local_names(host, bound)
     scores = None
@@ -139,7 +139,7 @@ def open_page(
     return page, Links(address, owner if options.owner_token else f"{owner}#{made}")
 
 
-def _judge_address(url: str | None) -> tuple[bool, frozenset[str]]:
+def judge_address(url: str | None) -> tuple[bool, frozenset[str]]:
     """Whether a public address is https, and the name in it."""
     if url is None:
         return False, frozenset()

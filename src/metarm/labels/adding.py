@@ -143,8 +143,7 @@ def add_invitation(change: Change, name: str, days: float) -> str:
     """Add an invitation and return its token; as `LabelStore.invite`."""
     if not 0 < days < 36_500:
         raise ConfigError(f"expected days above 0 and below 36500, got {days}")
-    if not change.has("annotator", "name", name):
-        add_annotator(change, name, "person")
+    add_annotator(change, name, "person")
     token = secrets.token_urlsafe(TOKEN_BYTES)
     change.add_numbered(
         "invitation",

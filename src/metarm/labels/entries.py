@@ -8,14 +8,14 @@ anew.
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
 from metarm.errors import FormatError
 
-__all__ = ["KINDS", "Entry", "add_entry", "entry_key", "read_entries"]
+__all__ = ["KINDS", "Entry", "add_entry", "entry_key", "read_entries", "store_of"]
 
 Entry = Mapping[str, Any]
 """`kind`, a name of `KINDS`, and the kind's fields."""
@@ -131,3 +131,8 @@ def read_entries(
         for row in connection.execute(f"SELECT {names} FROM {kind} ORDER BY rowid").fetchall():
             values = {name: told.to_entry(name)(row[name]) for name in told.columns}
             yield {"entry": kind, "row": values}
+
+
+def store_of(entries: Iterable[Entry]) -> str | None:
+    """The id of the store that entries are of."""
+    return next((entry["row"]["store"] for entry in entries if entry["entry"] == "setting"), None)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from metarm.errors import ConfigError, FormatError, RunError
-from metarm.labels.entries import Entry, add_entry, entry_key, read_entries
+from metarm.labels.entries import Entry, add_entry, entry_key, read_entries, store_of
 from metarm.labels.journal import Journal, JournalContent, journal_path, read_journal
 from metarm.labels.settings import LabelSettings
 from metarm.labels.tables import journal_mode, migrate, open_writer, transaction
@@ -90,7 +90,7 @@ def _check_whole(path: Path, content: JournalContent, *, replay: bool) -> None:
 def _replay(connection: sqlite3.Connection, path: Path, content: JournalContent) -> int:
     """Add to the database what only the journal has; how many entries that were."""
     there = {entry_key(entry): entry for entry in read_entries(connection)}
-    one, other = _store_of(there.values()), _store_of(content.entries)
+    one, other = store_of(there.values()), store_of(content.entries)
     if one and other and one != other:
         raise RunError(
             f"{path}: expected the journal of this store, got that of another one. Move it away, "
@@ -109,11 +109,6 @@ def _replay(connection: sqlite3.Connection, path: Path, content: JournalContent)
     if lost:
         logger.warning("%s: %d entries came back from the journal", path, len(lost))
     return len(lost)
-
-
-def _store_of(entries: Any) -> str | None:
-    """The id of the store that entries are of."""
-    return next((entry["row"]["store"] for entry in entries if entry["entry"] == "setting"), None)
 
 
 def _catch_up(connection: sqlite3.Connection, journal: Journal, content: JournalContent) -> int:

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from metarm.labels.entries import Entry, entry_key, read_entries
+from metarm.errors import RunError
+from metarm.labels.entries import Entry, entry_key, read_entries, store_of
 from metarm.labels.journal import JournalContent, journal_path, read_journal
 from metarm.labels.tables import open_reader, write_copy
 
@@ -40,12 +41,15 @@ class Verified:
     """Of the journal."""
     has_torn_line: bool
     """Whether the journal ends in a line that was never finished."""
+    is_foreign_journal: bool
+    """Whether the journal is that of another store."""
 
     @property
     def is_whole(self) -> bool:
         """Whether database and journal are whole and say the same."""
         found = (self.problems, self.only_database, self.only_journal, self.different)
-        return not any(found) and not self.num_damaged_lines and not self.has_torn_line
+        is_torn = self.num_damaged_lines or self.has_torn_line or self.is_foreign_journal
+        return not any(found) and not is_torn
 
     def to_json(self) -> dict[str, Any]:
         """The findings as plain JSON values."""
@@ -72,6 +76,7 @@ def verify_store(path: Path) -> Verified:
     if _lacking(after, there):
         time.sleep(SETTLE_SECONDS)
         after = read_journal(journal_path(path))
+    own, other = store_of(there.values()), store_of(after.entries)
     earlier, later = _by_key(before.entries), _by_key(after.entries)
     differing = (key for key, entry in there.items() if key in later and later[key] != entry)
     return Verified(
@@ -83,6 +88,7 @@ def verify_store(path: Path) -> Verified:
         different=tuple(map(_told, differing)),
         num_damaged_lines=after.num_damaged,
         has_torn_line=after.whole_bytes < after.num_bytes,
+        is_foreign_journal=None not in (own, other) and own != other,
     )
 
 
@@ -109,13 +115,30 @@ def back_up(path: Path, copy: Path) -> None:
     Put back beside its journal, it gets from there what came after.
 
     Raises:
-        RunError: When there is no store, or the copy cannot be written.
+        RunError: When there is no store, or the copy cannot be written; when a file stands there
+            that is no earlier copy of this store.
 
     Writes:
-        `copy`, whole or not at all; what stood there is replaced.
+        `copy`, whole or not at all; an earlier copy is replaced.
     """
     connection = open_reader(path)
     try:
+        if copy.exists() and _id_of(copy) != store_of(read_entries(connection)):
+            raise RunError(
+                f"{copy} exists and is no copy of {path}: name another file, or remove it first"
+            )
         write_copy(connection, copy)
+    finally:
+        connection.close()
+
+
+def _id_of(path: Path) -> str | None:
+    """The id of the store that a file is; None where it is none."""
+    try:
+        connection = open_reader(path)
+    except RunError:
+        return None
+    try:
+        return store_of(read_entries(connection))
     finally:
         connection.close()

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What label verbs write never stands on a store, its files, or somebody else's."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from live_labels import make_store, plain_pairs
+from metarm.cli.app import run_command
+from metarm.errors import RunError
+from metarm.labels.journal import journal_path
+from metarm.labels.reading import LabelReader
+from metarm.labels.store import LabelStore
+from metarm.labels.verifying import back_up, verify_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    make_store(tmp_path / "l.db", plain_pairs(4), "Ada")
+    return tmp_path / "l.db"
+
+
+@pytest.fixture
+def fail(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must end with an error, and gives what it says."""
+
+    def run(*words: object) -> str:
+        assert run_command([str(word) for word in words]) not in (0, None)
+        return capfd.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "name", ["l.db", "l.db.journal.jsonl", "l.db.behaviour.jsonl", "l.db.asked", ".l.db.lock"]
+)
+@pytest.mark.parametrize("verb", [("backup",), ("export", "--format", "votes-csv")])
+def test_no_output_stands_on_the_store_or_beside_it(store: Path, fail, verb, name: str) -> None:
+    before = {path.name: path.read_bytes() for path in store.parent.iterdir()}
+    # By another way to the same place, too.
+    output = store.parent / ".." / store.parent.name / name
+    error = fail("label", verb[0], store, *verb[1:], "--output", output)
+    assert "is the store itself" in error or "may belong to the store" in error
+    assert {path.name: path.read_bytes() for path in store.parent.iterdir()} == before
+
+
+def test_a_backup_replaces_an_earlier_one_and_nothing_else(store: Path) -> None:
+    place = store.parent / "copies"
+    place.mkdir()
+    back_up(store, place / "copy.db")
+    back_up(store, place / "copy.db")
+    with LabelReader(place / "copy.db") as reader:
+        assert reader.counts().num_pairs == 4
+    make_store(place / "other.db", plain_pairs(2), "Bo")
+    (place / "notes.txt").write_text("mine", "utf-8")
+    for name in ("other.db", "notes.txt"):
+        before = (place / name).read_bytes()
+        with pytest.raises(RunError, match=r"exists and is no copy of .*name another file"):
+            back_up(store, place / name)
+        assert (place / name).read_bytes() == before
+
+
+def test_the_journal_of_another_store_is_called_so(store: Path, fail, tmp_path: Path) -> None:
+    make_store(tmp_path / "other.db", plain_pairs(2), "Bo")
+    journal_path(store).write_bytes(journal_path(tmp_path / "other.db").read_bytes())
+    found = verify_store(store)
+    assert found.is_foreign_journal
+    assert not found.is_whole
+    assert "that of another store. Move" in fail("label", "verify", store)
+
+
+def test_a_name_mistyped_makes_no_store(fail, tmp_path: Path) -> None:
+    error = fail("label", "verify", tmp_path / "typo.db", "--replay")
+    assert "expected a label store or its journal, got neither" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_is_invited_to_nowhere_or_under_a_rules_name(fail, store: Path) -> None:
+    with LabelReader(store) as reader:
+        before = [one.name for one in reader.annotators()]
+    error = fail("label", "invite", store, "Bo", "--public-url", "nothing")
+    assert "expected such as https://labels.example.org" in error
+    with LabelReader(store) as reader:
+        assert [one.name for one in reader.annotators()] == before
+    with LabelStore(store) as opened:
+        opened.add_annotator("longer", "rule")
+    assert "of the kind rule, not person" in fail("label", "invite", store, "longer")
