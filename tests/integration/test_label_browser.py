@@ -605,6 +605,9 @@ def test_the_owner_invites(tmp_path: Path, open_context) -> None:
         page.goto(link)
         page.wait_for_selector("#item:not([hidden])")
         assert page.locator(".who").inner_text() == "Robin <b>"
+        owner.reload()
+        assert "Robin <b>" in owner.locator("#invited-now").inner_text()
+        assert link.split("#")[1] not in owner.content()
         owner.fill("#revoke [name=name]", "Robin <b>")
         owner.click("#revoke button")
         owner.wait_for_selector("#made:has-text('Ended')")
