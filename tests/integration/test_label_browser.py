@@ -605,6 +605,9 @@ def test_the_owner_invites(tmp_path: Path, open_context) -> None:
         page.goto(link)
         page.wait_for_selector("#item:not([hidden])")
         assert page.locator(".who").inner_text() == "Robin <b>"
+        owner.reload()
+        assert "Robin <b>" in owner.locator("#invited-now").inner_text()
+        assert link.split("#")[1] not in owner.content()
         owner.fill("#revoke [name=name]", "Robin <b>")
         owner.click("#revoke button")
         owner.wait_for_selector("#made:has-text('Ended')")
@@ -634,7 +637,7 @@ def test_a_batch_and_undo_across_its_border(tmp_path: Path, page_of) -> None:
             wait_saved(page)
             page.wait_for_load_state("networkidle")
             told = page.locator("#batch-pace").inner_text()
-            assert told == f"· {number} of 10 in this batch"
+            assert told == f"{number} of 10 in this batch"
             last = next_key(page, "3" if number % 2 else "1")
         page.wait_for_selector("#away-title:has-text('A batch of 10 is done')")
         assert page.evaluate("document.activeElement.id") == "away-title"
@@ -669,7 +672,7 @@ def test_a_batch_and_undo_across_its_border(tmp_path: Path, page_of) -> None:
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         page.wait_for_selector("#item:not([hidden])")
-        assert page.locator("#batch-pace").inner_text() == "· 0 of 10 in this batch"
+        assert page.locator("#batch-pace").inner_text() == "0 of 10 in this batch"
         # What is behind the border cannot be undone.
         assert page.is_disabled("#undo")
         page.keyboard.press("u")
@@ -700,7 +703,7 @@ def test_an_undo_of_a_batch_that_another_tab_closed(tmp_path: Path, page_of) -> 
         assert len(live.votes()) == len(live.events()) == 4
         # The next batch has begun.
         page.wait_for_selector("#item:not([hidden])")
-        assert page.locator("#batch-pace").inner_text() == "· 0 of 4 in this batch"
+        assert page.locator("#batch-pace").inner_text() == "0 of 4 in this batch"
 
 
 def test_a_batch_that_ends_offline(tmp_path: Path, page_of) -> None:

@@ -2,6 +2,7 @@
 """The owner's dashboard: read from the store beside the server, drawn anew when votes have come."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ class Dashboard:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _of: tuple[int, int, int] | None = None
     _account: Account | None = None
+    _invited: list[str] = field(default_factory=list)
     _settings: LabelSettings = field(default_factory=LabelSettings)
     _drawn: dict[tuple[str, bool], bytes | None] = field(default_factory=dict)
 
@@ -74,6 +76,7 @@ class Dashboard:
         with LabelReader(self.path) as reader:
             counts = reader.counts()
             self._settings = reader.settings
+            self._invited = reader.invited(time.time())
             state = (counts.num_events, counts.num_pairs, counts.num_annotators)
             if self._account is None or state != self._of:
                 self._account = account_of(
@@ -88,6 +91,7 @@ class Dashboard:
             "owner.html.j2",
             name=self.path.name,
             settings=settings,
+            invited=self._invited,
             account=account,
             figures={
                 "agreement": len(account.moments) > 1,

@@ -26,6 +26,7 @@ __all__ = [
     "read_counts",
     "read_events",
     "read_gold",
+    "read_invited",
     "read_item",
     "read_pairs",
     "read_progress",
@@ -169,6 +170,17 @@ def read_annotators(connection: sqlite3.Connection) -> list[Annotator]:
     return [Annotator(*row) for row in rows]
 
 
+def read_invited(connection: sqlite3.Connection, now: float) -> list[str]:
+    """Names that have an invitation which holds at `now`, neither over nor revoked; sorted."""
+    rows = connection.execute(
+        "SELECT DISTINCT annotator FROM invitation AS i WHERE expires_at > ? "
+        "AND NOT EXISTS (SELECT 1 FROM revocation AS r "
+        "WHERE r.annotator = i.annotator AND r.last_invitation >= i.number) ORDER BY annotator",
+        (now,),
+    ).fetchall()
+    return [str(row["annotator"]) for row in rows]
+
+
 def read_counts(connection: sqlite3.Connection) -> StoreCounts:
     """How much there is of everything."""
     usual = {"usual": read_settings(connection).votes_per_pair}
@@ -298,6 +310,10 @@ class LabelReader:
     def annotators(self) -> list[Annotator]:
         """Everybody who may vote, in the order of their coming."""
         return read_annotators(self._connection)
+
+    def invited(self, now: float) -> list[str]:
+        """Names that have an invitation which holds at `now`, in seconds since 1970."""
+        return read_invited(self._connection, now)
 
     def counts(self) -> StoreCounts:
         """How much there is of everything."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of `metarm label believe`: whom to believe, what is disputed, what to ask next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,8 @@ from metarm.storage import write_text
 __all__ = ["write_believe_page"]
 
 NUM_DISPUTED: Final = 6
+NEAR_HALF: Final = 0.1
+"""A label within this of one half is open, whatever the votes."""
 MAX_CHARACTERS: Final = 1200
 
 
@@ -61,7 +63,9 @@ def write_believe_page(
             for one in report.kinds
         ],
         "comparisons": [_comparison(one) for one in report.comparisons],
-        "disputed": [_sample(pair, report, data, answers) for pair in _disputed(report, data)],
+        "disputed": [
+            _sample(pair, report, data, answers) for pair in _disputed(report, data, answers)
+        ],
         "next_votes": [
             (_short(data, one.pair), one.annotator, f"{one.nats:.3f}", one.votes_so_far)
             for one in report.next_votes
@@ -145,14 +149,25 @@ def _votes_of_pairs(data: LabelData) -> dict[str, list[Vote]]:
     return found
 
 
-def _disputed(report: BeliefReport, data: LabelData) -> list[str]:
-    """Pairs on which kinds disagree, then those whose several votes leave the label open."""
+def _disputed(
+    report: BeliefReport, data: LabelData, answers: Mapping[str, list[Vote]]
+) -> list[str]:
+    """Pairs on which kinds disagree, then those whose several votes differ or leave it open."""
     table, labels = report.belief.table, report.belief.labels
     order = np.argsort(np.abs(labels - 0.5) - 0.001 * table.votes_of_pair, kind="stable")
     between = [pair for one in report.comparisons for pair in one.disputed[:NUM_DISPUTED]]
-    several = [table.pairs[at] for at in order if table.votes_of_pair[at] > 1]
+    several = [
+        table.pairs[at]
+        for at in order
+        if table.votes_of_pair[at] > 1
+        and (_differ(answers.get(table.pairs[at], ())) or abs(labels[at] - 0.5) <= NEAR_HALF)
+    ]
     chosen = dict.fromkeys(pair for pair in (*between, *several) if pair in data.pairs)
     return list(chosen)[:NUM_DISPUTED]
+
+
+def _differ(votes: Sequence[Vote]) -> bool:
+    return len({vote.choice for vote in votes}) > 1
 
 
 def _sample(

@@ -46,7 +46,8 @@ def write_comparison_page(cells: Sequence[Cell], folder: Path, facts: Mapping[st
             {
                 "name": shift,
                 "lead": _lead(own := [s for s in summaries if s.shift == shift]),
-                "rows": [_row(summary) for summary in own],
+                "rows": (rows := [_row(summary) for summary in own]),
+                "has": {key: any(row[key] != "-" for row in rows) for key in rows[0]},
                 "num_splits": own[0].num_splits,
                 "changes": picture(_draw_changes(own)),
                 "curves": picture(_draw_curves([c for c in cells if c.shift == shift])),

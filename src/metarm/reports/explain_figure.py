@@ -20,10 +20,12 @@ MOST_IN_NAME: Final = 46
 Row = Mapping[str, Any]
 
 
-def draw_slices(slices: Sequence[Row]) -> Figure:
-    """Share of confident and wrong pairs in each slice, beside that of all pairs."""
+def draw_slices(slices: Sequence[Row]) -> Figure | None:
+    """Share of confident and wrong pairs in each slice; None where no slice can be tested."""
     everything, *kinds = slices
     shown = [row for row in kinds if row["p_holm"] is not None]
+    if not shown:
+        return None
     lines: list[tuple[str, Row | None]] = []
     for kind in dict.fromkeys(row["kind"] for row in shown):
         lines.append((kind.upper(), None))

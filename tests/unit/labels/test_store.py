@@ -255,17 +255,26 @@ def test_halves_of_characters_in_a_note_are_replaced(tmp_path: Path) -> None:
 
 def test_invitations_end_and_are_revoked(tmp_path: Path) -> None:
     path, now = tmp_path / "labels.db", [1e9]
+
+    def invited() -> list[str]:
+        with LabelReader(path) as reader:
+            return reader.invited(now[0])
+
     with LabelStore(path, clock=lambda: now[0]) as store:
         token = store.invite("ann", days=1)
         other = store.invite("bob", days=2)
         assert store.annotator_of(token) == "ann"
         assert store.annotator_of("guess") is None
+        assert invited() == ["ann", "bob"]
         now[0] += 86_401
+        assert invited() == ["bob"]
         assert store.annotator_of(token) is None
         assert store.annotator_of(other) == "bob"
         store.revoke("bob")
         assert store.annotator_of(other) is None
+        assert invited() == []
         assert store.annotator_of(store.invite("bob", days=1)) == "bob"
+        assert invited() == ["bob"]
     for file in (path, journal_path(path)):
         assert token.encode() not in file.read_bytes()
 

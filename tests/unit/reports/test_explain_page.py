@@ -133,3 +133,14 @@ def test_a_text_alone_has_a_page(tmp_path: Path) -> None:
     text, reader = read(write_explain_page(alone, tmp_path))
     assert "One response, word by word" in reader.text
     assert "Where it is confident" not in text
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_figure_is_drawn_where_no_kind_can_be_tested(tmp_path: Path) -> None:
+    told = document()
+    assert "No kind of pairs can be tested" not in read(write_explain_page(told, tmp_path))[1].text
+    for row in told["slices"]:
+        row["p_value"] = row["p_holm"] = None
+    _, reader = read(write_explain_page(told, tmp_path))
+    assert "img" not in [tag for tag, _ in reader.tags]
+    assert "No kind of pairs can be tested" in reader.text

@@ -35,7 +35,7 @@ export function showProgress(progress) {
   const pace = progress.median_seconds ? ` · ${Math.max(1, Math.round(progress.median_seconds))} s a pair` : "";
   byId("pace").textContent = `${progress.num_today} today${pace} · ${progress.num_left ? `up to ${progress.num_left}` : "none"} left`;
   const { batch_size: size, num_in_batch: number } = progress;
-  byId("batch-pace").textContent = size ? `· ${Math.min(number, size)} of ${size} in this batch` : "";
+  byId("batch-pace").textContent = size ? `${Math.min(number, size)} of ${size} in this batch` : "";
   const bar = byId("progress");
   bar.max = Math.max(1, progress.num_votes + progress.num_left);
   bar.value = progress.num_votes;
