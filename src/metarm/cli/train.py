@@ -22,16 +22,16 @@ from metarm.cli.options import (
     read_section,
 )
 from metarm.cli.progress import choose_progress
+from metarm.cli.task_files import load_tasks, task_facts
 from metarm.launched import num_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from metarm.config import RewardSettings
-    from metarm.data.tasks import TaskPairs
     from metarm.schema import PreferencePair
     from metarm.storage import Stage
-    from metarm.training import GuardReport, TaskReport
+    from metarm.training import GuardReport
     from metarm.watching.callbacks import PolicyWatcher
 
 __all__ = ["optimize", "reward", "sft"]
@@ -195,7 +195,7 @@ def reward(
                     f"{num_shared} training pairs left out: the test file has their prompts, or "
                     "what they were made from"
                 )
-        tasks = _load_tasks(task_files, data_format, task_repeat, test_fraction, seed)
+        tasks = load_tasks(task_files, data_format, task_repeat, test_fraction, seed)
         if tasks:
             num_before = len(pairs) + sum(len(each.pairs) for each in tasks)
             pairs, tasks = hold_out_together(pairs, test_pairs, tasks)
@@ -234,7 +234,7 @@ def reward(
             "num_groups": len(groups),
             "metrics": dict(result.metrics),
             "accuracy": asdict(result.accuracy),
-            **({"tasks": _task_facts(tasks, result.tasks)} if tasks else {}),
+            **({"tasks": task_facts(tasks, result.tasks)} if tasks else {}),
         }
 
     inputs = {
@@ -256,46 +256,6 @@ def reward(
 def _num_derived(pairs: "Sequence[PreferencePair]") -> int:
     """Pseudo-labels and augmented rows."""
     return sum(bool(pair.parent_id) for pair in pairs)
-
-
-def _load_tasks(
-    files: "Mapping[str, str]", data_format: str | None, repeat: int, fraction: float, seed: int
-) -> "list[TaskPairs]":
-    """Tasks beside the main one, each with a share of its prompts held out."""
-    from metarm.data.derived import split_labelled
-    from metarm.data.preferences import load_preferences
-    from metarm.data.tasks import TaskPairs
-    from metarm.errors import EmptySetError
-
-    tasks = []
-    for name, file in files.items():
-        loaded = load_preferences(file, data_format)
-        note(f"{file}: {loaded.report.summary()}")
-        try:
-            train, test = split_labelled(loaded.pairs, fraction, seed)
-        except EmptySetError as error:
-            raise EmptySetError(
-                f"task {name!r} ({file}): expected labelled pairs of two prompts at least, some to "
-                "train on and some to hold out; give more of them"
-            ) from error
-        tasks.append(TaskPairs(name, train, test, repeat))
-    return tasks
-
-
-def _task_facts(
-    tasks: "Sequence[TaskPairs]", reports: "Mapping[str, TaskReport]"
-) -> dict[str, dict[str, Any]]:
-    return {
-        task.name: {
-            "num_pairs": len(task.pairs),
-            "num_test_pairs": len(task.test_pairs),
-            "num_test_too_long": reports[task.name].num_test_too_long,
-            "encoding": reports[task.name].encoding.summary(),
-            "accuracy": asdict(reports[task.name].accuracy),
-            "accuracy_of_main": asdict(reports[task.name].accuracy_of_main),
-        }
-        for task in tasks
-    }
 
 
 def _guard_facts(guard: "GuardReport | None") -> dict[str, Any]:

@@ -319,7 +319,7 @@ def test_sides_follow_from_a_secret_unless_a_seed_is_given(tmp_path: Path) -> No
         with LabelStore(path, PLAIN) as store:
             secret = store.seed
         drawn.append(tuple(_sides(path)))
-        back_up(path, tmp_path / "copy.db")
+        back_up(path, tmp_path / f"{number}-copy.db")
         path.unlink()
         with LabelStore(path, replay=True) as store:
             assert store.seed == secret
