@@ -8,7 +8,10 @@ import pytest
 
 from live_labels import make_store, plain_pairs
 from metarm.cli.app import run_command
-from metarm.errors import RunError
+from metarm.errors import ConfigError, RunError
+from metarm.labels.events import VoteEvent
+from metarm.labels.exchange.formats import export_labels
+from metarm.labels.exchange.sealing import check_sealed
 from metarm.labels.journal import journal_path
 from metarm.labels.reading import LabelReader
 from metarm.labels.store import LabelStore
@@ -59,6 +62,35 @@ def test_a_backup_replaces_an_earlier_one_and_nothing_else(store: Path) -> None:
         with pytest.raises(RunError, match=r"exists and is no copy of .*name another file"):
             back_up(store, place / name)
         assert (place / name).read_bytes() == before
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(store: Path) -> None:
+    with LabelStore(store) as opened:
+        item = opened.next_item("Ada")
+        opened.record(VoteEvent("one", "Ada", "first", item=item.id))
+        content = opened.content()
+    place = store.parent / "out"
+    for name, target in (("votes-csv", place / "v.csv"), ("argilla", place / "argilla")):
+        export_labels(content, name, target)
+        export_labels(content, name, target)
+        check_sealed(target)
+    (place / "mine.csv").write_text("a,b", "utf-8")
+    (place / "other").mkdir()
+    (place / "other" / "settings.json").write_text("{}", "utf-8")
+    (place / "third").mkdir()
+    (place / "third" / "manifest.json").write_text("{}", "utf-8")
+    for name, target, kept in (
+        ("votes-csv", place / "mine.csv", place / "mine.csv"),
+        ("argilla", place / "other", place / "other" / "settings.json"),
+        ("argilla", place / "third", place / "third" / "manifest.json"),
+    ):
+        before = kept.read_bytes()
+        with pytest.raises(ConfigError, match="exists, and no export of labels wrote it"):
+            export_labels(content, name, target)
+        assert kept.read_bytes() == before
+        assert not list(target.parent.glob(".*.tmp"))
+    with pytest.raises(ConfigError, match="is a folder, and votes-csv is one file"):
+        export_labels(content, "votes-csv", place / "other")
 
 
 def test_the_journal_of_another_store_is_called_so(store: Path, fail, tmp_path: Path) -> None:

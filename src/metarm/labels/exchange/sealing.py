@@ -2,12 +2,13 @@
 """Exports on disk: files written whole, with a manifest of format, schema version and SHA-256."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from metarm.errors import DataError, FormatError, RunError
+from metarm.errors import ConfigError, DataError, FormatError, RunError
 from metarm.storage import file_digest, read_json, sync, write_bytes, write_json
 
 __all__ = ["SCHEMA_VERSION", "check_sealed", "manifest_path", "write_sealed"]
@@ -24,7 +25,7 @@ def manifest_path(path: Path) -> Path:
 def write_sealed(
     path: Path, files: Mapping[str, bytes], data_format: str, facts: Mapping[str, Any]
 ) -> None:
-    """Write an export, and then its manifest.
+    """Write an export behind its manifest, which says whose the files are whatever comes between.
 
     Args:
         path: The export: a folder where there are several files, else its file.
@@ -33,14 +34,20 @@ def write_sealed(
         facts: Whatever else the manifest says.
 
     Raises:
+        ConfigError: When a file of that name is there, and no export wrote it.
         RunError: When a file cannot be written.
 
     Writes:
-        The files, each whole or not at all, and the manifest.
+        The manifest, and the files, each whole or not at all; an earlier export is replaced.
     """
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    document = {"schema_version": SCHEMA_VERSION, "format": data_format, **facts}
     try:
         (path if "" not in files else path.parent).mkdir(parents=True, exist_ok=True)
-        manifest_path(path).unlink(missing_ok=True)
+        if "" in files and path.is_dir():
+            raise ConfigError(f"{path} is a folder, and {data_format} is one file: name a file")
+        _refuse_foreign(path, files)
+        write_json(manifest_path(path), {**document, "sha256": digests})
         for name, data in files.items():
             target = path / name if name else path
             temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -49,9 +56,26 @@ def write_sealed(
             sync(target.parent)
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror}. Choose another.") from error
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    document = {"schema_version": SCHEMA_VERSION, "format": data_format, **facts}
-    write_json(manifest_path(path), {**document, "sha256": digests})
+
+
+def _refuse_foreign(path: Path, files: Mapping[str, bytes]) -> None:
+    """Leave alone what no export has written."""
+    place = manifest_path(path)
+    targets = [place, *(path / name if name else path for name in files)]
+    there = [target for target in targets if target.exists()]
+    if there and not _is_manifest(place):
+        raise ConfigError(
+            f"{there[0]} exists, and no export of labels wrote it: name another place, or remove it"
+        )
+
+
+def _is_manifest(place: Path) -> bool:
+    """Whether an export wrote this file."""
+    try:
+        document = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and {"schema_version", "format", "sha256"} <= set(document)
 
 
 def check_sealed(path: Path) -> None:
