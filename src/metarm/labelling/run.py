@@ -92,7 +92,7 @@ def serve_page(
             server = uvicorn_server(
                 page.asgi, max_connections=MAX_CONNECTIONS, end_seconds=END_SECONDS
             )
-            with ending_on_signals(lambda: None):
+            with ending_on_signals(server, lambda: None):
                 on_ready(links)
                 server.run(sockets=[listener])
         finally:

@@ -133,19 +133,20 @@ def uvicorn_server(app: App, *, max_connections: int, end_seconds: int) -> uvico
 
 
 @contextmanager
-def ending_on_signals(on_hang_up: Callable[[], None]) -> Iterator[None]:
+def ending_on_signals(server: uvicorn.Server, on_hang_up: Callable[[], None]) -> Iterator[None]:
     """A block in which SIGHUP calls `on_hang_up`, and an end that was asked for is no error.
 
-    uvicorn ends gracefully on SIGTERM and SIGINT and raises them again afterwards.
+    uvicorn ends gracefully on SIGTERM and SIGINT and raises them again afterwards; one that comes
+    before it listens to them ends it as soon as it has begun.
     """
 
     def hang_up(number: int, frame: FrameType | None) -> None:
         on_hang_up()
 
-    def nothing(number: int, frame: FrameType | None) -> None:
-        pass
+    def end(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
 
-    handlers = {signal.SIGTERM: nothing, signal.SIGINT: nothing}
+    handlers = {signal.SIGTERM: end, signal.SIGINT: end}
     if hasattr(signal, "SIGHUP"):
         handlers[signal.SIGHUP] = hang_up
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

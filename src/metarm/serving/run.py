@@ -67,9 +67,10 @@ def serve_model(
         watcher = Watcher(slot.refresh, seconds=settings.watch_seconds)
         watcher.start()
         listener.listen(socket.SOMAXCONN)
-        with ending_on_signals(watcher.ask):
+        web = web_server(server, settings)
+        with ending_on_signals(web, watcher.ask):
             on_ready(address_of(listener), server)
-            web_server(server, settings).run(sockets=[listener])
+            web.run(sockets=[listener])
         watcher.stop()
 
 
