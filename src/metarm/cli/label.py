@@ -271,16 +271,14 @@ def _check_beside(store: Path, output: Path) -> None:
         ConfigError: When the output is one of them.
     """
     from metarm.errors import ConfigError
+    from metarm.labels.verifying import is_part_of
 
-    own, wanted = store.resolve(), output.resolve()
-    if wanted.parent != own.parent:
-        return
-    if wanted.name == own.name:
+    if output.resolve() == store.resolve():
         raise ConfigError(f"--output: {output} is the store itself: name another file")
-    if wanted.name.startswith((f"{own.name}.", f".{own.name}.")):
+    if is_part_of(store, output):
         raise ConfigError(
             f"--output: {output} may belong to the store {store}, whose files are called "
-            f"{own.name}.*: give it another name, or another folder"
+            f"{store.name}.* and {store.name}-*: give it another name, or another folder"
         )
 
 

@@ -15,7 +15,7 @@ from metarm.labels.entries import Entry, entry_key, read_entries, store_of
 from metarm.labels.journal import JournalContent, journal_path, read_journal
 from metarm.labels.tables import open_reader, write_copy
 
-__all__ = ["Verified", "back_up", "verify_store"]
+__all__ = ["Verified", "back_up", "is_part_of", "verify_store"]
 
 SETTLE_SECONDS: Final = 1.0
 """Time that a writer is given to bring into the journal what it has just committed."""
@@ -107,6 +107,22 @@ def _lacking(content: JournalContent, there: dict[tuple[Any, ...], Entry]) -> tu
 
 def _told(key: tuple[Any, ...]) -> str:
     return " ".join(map(str, key))
+
+
+def is_part_of(store: Path, path: Path) -> bool:
+    """Whether a path is a label store's database or is named like a file kept beside it.
+
+    Those are `STORE.*` and `.STORE.*`, and SQLite's own `STORE-wal`, `STORE-shm` and
+    `STORE-journal`; of a store behind a link, beside the link and beside what it points to.
+    """
+    for own in (store.absolute(), store.resolve()):
+        beside = (f"{own.name}.", f".{own.name}.")
+        databases = {f"{own.name}{end}" for end in ("", "-wal", "-shm", "-journal")}
+        for wanted in (path.absolute(), path.resolve()):
+            is_named = wanted.name in databases or wanted.name.startswith(beside)
+            if is_named and wanted.parent.resolve() == own.parent.resolve():
+                return True
+    return False
 
 
 def back_up(path: Path, copy: Path) -> None:

@@ -36,7 +36,8 @@ def fail(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["l.db", "l.db.journal.jsonl", "l.db.behaviour.jsonl", "l.db.asked", ".l.db.lock"]
+    "name",
+    ["l.db", "l.db.journal.jsonl", "l.db.behaviour.jsonl", "l.db.asked", ".l.db.lock", "l.db-wal"],
 )
 @pytest.mark.parametrize("verb", [("backup",), ("export", "--format", "votes-csv")])
 def test_no_output_stands_on_the_store_or_beside_it(store: Path, fail, verb, name: str) -> None:
@@ -46,6 +47,18 @@ def test_no_output_stands_on_the_store_or_beside_it(store: Path, fail, verb, nam
     error = fail("label", verb[0], store, *verb[1:], "--output", output)
     assert "is the store itself" in error or "may belong to the store" in error
     assert {path.name: path.read_bytes() for path in store.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["l.db", "l.db-journal", "link.db", "link.db.behaviour.jsonl"])
+def test_no_output_stands_beside_a_store_behind_a_link(store: Path, fail, name: str) -> None:
+    link = store.parent / "linked" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(store)
+    output = (link if name.startswith("link") else store).parent / name
+    error = fail("label", "backup", link, "--output", output)
+    assert "is the store itself" in error or "may belong to the store" in error
+    assert link.is_symlink()
+    assert output.exists() == (name in ("l.db", "link.db"))
 
 
 def test_a_backup_replaces_an_earlier_one_and_nothing_else(store: Path) -> None:
