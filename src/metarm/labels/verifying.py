@@ -132,29 +132,42 @@ def back_up(path: Path, copy: Path) -> None:
 
     Raises:
         RunError: When there is no store, or the copy cannot be written; when a file stands there
-            that is no earlier copy of this store.
+            that is no earlier copy of this store, or a copy with entries of its own.
 
     Writes:
         `copy`, whole or not at all; an earlier copy is replaced.
     """
     connection = open_reader(path)
     try:
-        if copy.exists() and _id_of(copy) != store_of(read_entries(connection)):
-            raise RunError(
-                f"{copy} exists and is no copy of {path}: name another file, or remove it first"
-            )
+        if copy.exists():
+            _check_earlier(copy, path, tuple(read_entries(connection)))
         write_copy(connection, copy)
     finally:
         connection.close()
 
 
-def _id_of(path: Path) -> str | None:
-    """The id of the store that a file is; None where it is none."""
+def _check_earlier(copy: Path, path: Path, entries: tuple[Entry, ...]) -> None:
+    """Refuse to replace what is no copy of a store, or a copy that went on by itself."""
+    there = _entries_of(copy)
+    if store_of(there) != store_of(entries):
+        raise RunError(
+            f"{copy} exists and is no copy of {path}: name another file, or remove it first"
+        )
+    known = _by_key(entries)
+    if more := [key for key, entry in _by_key(there).items() if known.get(key) != entry]:
+        raise RunError(
+            f"{copy} exists and has {len(more)} entries that {path} lacks, such as "
+            f"{_told(more[0])}: it is no earlier copy. Name another file."
+        )
+
+
+def _entries_of(path: Path) -> tuple[Entry, ...]:
+    """The entries of the store that a file is; none where it is no store."""
     try:
         connection = open_reader(path)
     except RunError:
-        return None
+        return ()
     try:
-        return store_of(read_entries(connection))
+        return tuple(read_entries(connection))
     finally:
         connection.close()

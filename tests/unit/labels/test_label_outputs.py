@@ -77,6 +77,19 @@ def test_a_backup_replaces_an_earlier_one_and_nothing_else(store: Path) -> None:
         assert (place / name).read_bytes() == before
 
 
+def test_a_backup_spares_a_copy_that_went_on(store: Path) -> None:
+    copy = store.parent / "copy.db"
+    back_up(store, copy)
+    with LabelStore(copy) as opened:
+        opened.record(VoteEvent("one", "Ada", "first", item=opened.next_item("Ada").id))
+    with pytest.raises(RunError, match=r"has 1 entries that .* lacks, such as event one"):
+        back_up(store, copy)
+    with LabelReader(copy) as reader:
+        assert reader.counts().num_votes == 1
+    # The other way round it is an earlier copy.
+    back_up(copy, store)
+
+
 def test_an_export_replaces_an_earlier_one_and_nothing_else(store: Path) -> None:
     with LabelStore(store) as opened:
         item = opened.next_item("Ada")
