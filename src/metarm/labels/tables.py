@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import quote
 
 from metarm.errors import RunError
+from metarm.labels.journal import journal_path, read_journal
 from metarm.storage import sync
 
 __all__ = [
@@ -235,6 +236,15 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 
 def _unreadable(path: Path, error: sqlite3.Error) -> RunError:
+    # A store that is only busy raises an OperationalError: nobody is told to move that away.
+    if type(error) is sqlite3.DatabaseError:
+        content = read_journal(journal_path(path))
+        if content.entries and not content.num_damaged:
+            return RunError(
+                f"{path}: cannot be read as a label store: {error}. The journal beside it is whole "
+                f"({len(content.entries)} entries): move {path.name} itself away, leave the "
+                "journal, and run `metarm label verify --replay`."
+            )
     return RunError(
         f"{path}: cannot be read as a label store: {error}. If a process died while it wrote, "
         "`metarm label verify` mends the file; if it is damaged, restore a backup and run "

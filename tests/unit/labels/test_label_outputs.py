@@ -128,6 +128,26 @@ def test_the_journal_of_another_store_is_called_so(store: Path, fail, tmp_path: 
     assert "that of another store. Move" in fail("label", "verify", store)
 
 
+@pytest.mark.parametrize("words", [("verify",), ("verify", "--replay"), ("status",)])
+def test_a_broken_database_with_a_whole_journal_names_the_mend(store: Path, fail, words) -> None:
+    store.write_bytes(b"no database " * 100)
+    error = fail("label", words[0], store, *words[1:])
+    assert "not a database. The journal beside it is whole" in error
+    assert "move l.db itself away, leave the journal, and run" in error
+    # What it says to do mends the store.
+    store.rename(store.with_name("aside"))
+    assert run_command(["label", "verify", str(store), "--replay"]) in (0, None)
+    with LabelReader(store) as reader:
+        assert reader.counts().num_pairs == 4
+
+
+def test_a_broken_database_with_a_damaged_journal_asks_for_a_backup(store: Path, fail) -> None:
+    store.write_bytes(b"no database " * 100)
+    lines = journal_path(store).read_bytes().splitlines(keepends=True)
+    journal_path(store).write_bytes(b"".join([lines[0], b"damaged\n", *lines[2:]]))
+    assert "restore a backup and run" in fail("label", "verify", store)
+
+
 def test_a_name_mistyped_makes_no_store(fail, tmp_path: Path) -> None:
     error = fail("label", "verify", tmp_path / "typo.db", "--replay")
     assert "expected a label store or its journal, got neither" in error
