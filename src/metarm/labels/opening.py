@@ -52,8 +52,10 @@ def open_store(
 
     Raises:
         RunError: When another process holds it, or database and journal cannot be made the same.
-        ConfigError: When `settings` has another seed than the store.
+        ConfigError: When `settings` has another seed than the store, or the path is a folder.
     """
+    if path.is_dir():
+        raise ConfigError(f"{path}: expected a label store, which is a file, got a folder")
     check_writable(path.parent)
     with open(path.with_name(f".{path.name}.lock"), "w", encoding="utf-8") as lock:
         lock_file(lock, path, "label store")

@@ -154,6 +154,18 @@ def test_a_name_mistyped_makes_no_store(fail, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [("add",), ("verify", "--replay")])
+def test_a_folder_is_no_store(fail, tmp_path: Path, words) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    pairs = tmp_path / "p.jsonl"
+    pairs.write_text('{"prompt": "a", "first": "b", "second": "c"}\n', "utf-8")
+    more = ("--pairs", pairs) if words[0] == "add" else words[1:]
+    error = fail("label", words[0], folder, *more)
+    assert "expected a label store, which is a file, got a folder" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "p.jsonl"]
+
+
 def test_nobody_is_invited_to_nowhere_or_under_a_rules_name(fail, store: Path) -> None:
     with LabelReader(store) as reader:
         before = [one.name for one in reader.annotators()]
