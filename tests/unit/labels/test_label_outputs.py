@@ -119,6 +119,32 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(store: Path) -> None
         export_labels(content, "votes-csv", place / "other")
 
 
+def test_an_export_spares_what_its_earlier_one_did_not_write(store: Path) -> None:
+    with LabelStore(store) as opened:
+        opened.record(VoteEvent("one", "Ada", "first", item=opened.next_item("Ada").id))
+        content = opened.content()
+    place = store.parent / "out"
+    export_labels(content, "argilla", place)
+    (place / "tasks.json").write_text("[]", "utf-8")
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    with pytest.raises(ConfigError, match=r"tasks\.json exists, and no export of labels wrote it"):
+        export_labels(content, "label-studio", place)
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+
+
+def test_an_export_that_fails_leaves_nothing_half_written(store: Path) -> None:
+    with LabelStore(store) as opened:
+        opened.record(VoteEvent("one", "Ada", "first", item=opened.next_item("Ada").id))
+        content = opened.content()
+    place = store.parent / "out"
+    export_labels(content, "argilla", place)
+    (place / "settings.json").unlink()
+    (place / "settings.json").mkdir()
+    with pytest.raises(RunError, match="cannot be written"):
+        export_labels(content, "argilla", place)
+    assert not list(place.glob(".*.tmp"))
+
+
 def test_the_journal_of_another_store_is_called_so(store: Path, fail, tmp_path: Path) -> None:
     make_store(tmp_path / "other.db", plain_pairs(2), "Bo")
     journal_path(store).write_bytes(journal_path(tmp_path / "other.db").read_bytes())

@@ -51,8 +51,11 @@ def write_sealed(
         for name, data in files.items():
             target = path / name if name else path
             temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            write_bytes(temporary, [data])
-            os.replace(temporary, target)
+            try:
+                write_bytes(temporary, [data])
+                os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
             sync(target.parent)
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror}. Choose another.") from error
@@ -61,21 +64,26 @@ def write_sealed(
 def _refuse_foreign(path: Path, files: Mapping[str, bytes]) -> None:
     """Leave alone what no export has written."""
     place = manifest_path(path)
-    targets = [place, *(path / name if name else path for name in files)]
-    there = [target for target in targets if target.exists()]
-    if there and not _is_manifest(place):
-        raise ConfigError(
-            f"{there[0]} exists, and no export of labels wrote it: name another place, or remove it"
-        )
+    targets = {place: None} | {path / name if name else path: name for name in files}
+    own = _exported(place)
+    for target, name in targets.items():
+        if target.exists() and (own is None or (name is not None and name not in own)):
+            raise ConfigError(
+                f"{target} exists, and no export of labels wrote it: name another place, or "
+                "remove it"
+            )
 
 
-def _is_manifest(place: Path) -> bool:
-    """Whether an export wrote this file."""
+def _exported(place: Path) -> frozenset[str] | None:
+    """Names of the files that a manifest is of; None where no export wrote it."""
     try:
         document = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(document, dict) and {"schema_version", "format", "sha256"} <= set(document)
+        return None
+    if not isinstance(document, dict) or not {"schema_version", "format"} <= set(document):
+        return None
+    digests = document.get("sha256")
+    return frozenset(digests) if isinstance(digests, dict) else None
 
 
 def check_sealed(path: Path) -> None:
