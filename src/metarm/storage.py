@@ -45,6 +45,7 @@ __all__ = [
     "write_json",
     "write_json_lines",
     "write_text",
+    "write_whole",
 ]
 
 STAGE_FILE = "stage.json"
@@ -58,17 +59,25 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         RunError: When the place is read-only or full; what stood there before is untouched.
     """
+    write_whole(path, text.encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """The same of bytes.
+
+    Raises:
+        RunError: As `write_text`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = text.encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write_bytes(temporary, [data])
             os.replace(temporary, path)
-        except BaseException:
+        finally:
+            # There is one only where it did not come to stand at `path`.
             with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+                temporary.unlink(missing_ok=True)
         sync(path.parent)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}. {_remedy(error)}") from error

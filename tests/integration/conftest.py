@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A command to run, and one small finished run to look at."""
+"""A command to run, one small finished run to look at, and a browser to look with."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from integration.commands import Command, Finished, start
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture
@@ -35,3 +40,18 @@ def finished_run(smoke: list[str], tmp_path_factory: pytest.TempPathFactory) -> 
     done = start([*smoke, str(folder / "run")], folder, folder).finish()
     assert done.code == 0, done.err
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Headless Chromium. Of one module: while it runs, no event loop can be begun beside it."""
+    chromium = shutil.which("chromium") or "/usr/bin/chromium"
+    if not Path(chromium).exists():
+        pytest.skip("needs Chromium: install the package chromium")
+    from playwright.sync_api import sync_playwright
+
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield launched
+        launched.close()

@@ -3,13 +3,13 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, Route
 
 from hostile_texts import FAR, HOSTILE
 from live_labels import OWNER, SECRETS, LiveLabels, live_labels, make_store, plain_pairs
@@ -17,19 +17,6 @@ from metarm.labels.store import LabelStore
 from metarm.labels.votes import LabelPair
 from metarm.schema import Message
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-if not Path(CHROMIUM).exists():
-    pytest.skip("needs Chromium: install the package chromium", allow_module_level=True)
-
-from playwright.sync_api import (  # noqa: E402 - not without a browser
-    Browser,
-    BrowserContext,
-    Page,
-    Route,
-    sync_playwright,
-)
-
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 WATCH = """
 window.seenViolations = [];
 document.addEventListener("securitypolicyviolation",
@@ -46,14 +33,6 @@ class Seen:
     errors: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     pages: list[Page] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture

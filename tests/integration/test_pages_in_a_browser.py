@@ -4,13 +4,13 @@
 No script runs, no dialog opens, nothing is asked for but the page itself.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, Page
 
 from hostile_texts import FAR, HOSTILE
 from metarm.annotators.label_data import LabelData
@@ -24,13 +24,6 @@ from metarm.storage import read_json
 from tiny_models import save_reward_model
 from unit.reports.explanations import document
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-if not Path(CHROMIUM).exists():
-    pytest.skip("needs Chromium: install the package chromium", allow_module_level=True)
-
-from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402 - not without a browser
-
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 NUM_TOLD = 8
 MARKUP = """() => [...document.querySelectorAll('*')].filter((element) =>
   ['SCRIPT', 'IFRAME', 'OBJECT', 'EMBED', 'VIDEO', 'AUDIO', 'BASE', 'LINK', 'FORM', 'INPUT', 'A',
@@ -55,14 +48,6 @@ class Seen:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda line: self.errors.append(line.text))
         page.on("request", lambda request: self.requests.append(request.url))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metarm.objectives import bradley_terry_loss
-from metarm.training.soft_labels import LabelCollator
+from metarm.training.soft_labels import ColumnCollator
 from unit.reward_problem import distance, make_double_model, make_trainer, pair_rows, weights
 
 
@@ -82,6 +82,6 @@ def test_a_batch_taken_apart_keeps_its_labels(reward_model_dir, tmp_path):
 
 
 def test_a_batch_without_the_column_is_left_as_it_is():
-    collate = LabelCollator(lambda examples: {"rows": len(examples)})
+    collate = ColumnCollator(lambda examples: {"rows": len(examples)}, "p", torch.float)
     assert collate([{}, {}]) == {"rows": 2}
     assert collate([{"p": 1}, {"p": 0.25}])["p"].tolist() == [1.0, 0.25]

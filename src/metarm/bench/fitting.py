@@ -65,7 +65,7 @@ def build_network(
                 own_head=recipe.own_head,
                 reconstructs=recipe.reconstruction > 0,
             )
-        if recipe.is_of_head:
+        if recipe.needs_features:
             raise ConfigError(
                 "dropout, reconstruct and N-labels-apart change a head on frozen features, and "
                 "mix and its like choose labels by one: use them with trained=head"
@@ -162,12 +162,11 @@ def train_network(
     started = time.monotonic()
     draw = torch.Generator().manual_seed(seed * 1009 + member)
     pairs, labels = _training_pairs(problem, recipe, seed)
-    drawn = torch.arange(len(pairs))
-    first = len(problem.pairs)
-    is_own = (drawn >= first) & (drawn < first + LABEL_REPEAT * recipe.num_labels)
+    rows, first = torch.arange(len(pairs)), len(problem.pairs)
+    is_own = (rows >= first) & (rows < first + LABEL_REPEAT * recipe.num_labels)
     if recipe.members > 1:
-        drawn = torch.randint(len(pairs), (len(pairs),), generator=draw)
-        pairs, labels = pairs[drawn], None if labels is None else labels[drawn]
+        rows = torch.randint(len(pairs), (len(pairs),), generator=draw)
+        pairs, labels = pairs[rows], None if labels is None else labels[rows]
     # Averaged weights must lie in one basin: their members share a start.
     start = seed * 1009 + (0 if recipe.averages_weights else member)
     fit = _Fit(
@@ -177,7 +176,7 @@ def train_network(
         build_network(problem, settings, start, recipe),
         pairs,
         labels,
-        is_own[drawn],
+        is_own[rows],
         density_ratios(problem, pairs) if recipe.weighs_pairs else None,
         None,
         StrengthGuard(recipe.least_rank_correlation)

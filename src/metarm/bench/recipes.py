@@ -90,7 +90,7 @@ class Recipe:
         return self.is_oracle or self.num_labels > 0
 
     @property
-    def is_of_head(self) -> bool:
+    def needs_features(self) -> bool:
         """Whether it needs frozen features: changes a head on them, or chooses labels by one."""
         chooses = self.label_choice != RANDOM
         return bool(self.dropout or self.reconstruction or self.own_head or chooses)

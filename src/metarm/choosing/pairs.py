@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from metarm.choosing.pool import Basis, Pool, bootstrap_members, build_pool
 from metarm.choosing.strategies import Chosen, choose
-from metarm.data.preferences import prompt_key
+from metarm.data.preferences import pair_key, prompt_key
 from metarm.errors import EmptySetError
 from metarm.labels.votes import LabelPair
 from metarm.models.ensemble import EnsembleScore
@@ -26,7 +26,6 @@ __all__ = [
     "choose_pairs",
     "list_candidates",
     "name_chosen",
-    "pair_key",
     "pool_of_model",
 ]
 
@@ -61,7 +60,7 @@ def list_candidates(
     Raises:
         EmptySetError: When there is none.
     """
-    known = {pair_key(pair) for pair in labelled}
+    known = {_key_of(pair) for pair in labelled}
     texts: dict[object, dict[str, None]] = {}
     firsts: dict[object, ResponseGroup] = {}
     for group in groups:
@@ -73,7 +72,7 @@ def list_candidates(
         for key, responses in texts.items()
         for first, second in combinations(responses, 2)
     ]
-    pairs = [pair for pair in pairs if pair_key(pair) not in known]
+    pairs = [pair for pair in pairs if _key_of(pair) not in known]
     if not pairs:
         raise EmptySetError(
             f"no pair to choose from in {len(groups)} groups: expected prompts with two different "
@@ -185,9 +184,7 @@ def name_chosen(pairs: Sequence[LabelPair], chosen: Chosen) -> list[LabelPair]:
     ]
 
 
-def pair_key(pair: LabelPair | PreferencePair) -> tuple[object, frozenset[str]]:
-    """What two pairs have in common that are one, whichever side is named first."""
-    texts = (
-        (pair.first, pair.second) if isinstance(pair, LabelPair) else (pair.chosen, pair.rejected)
-    )
-    return prompt_key(pair.prompt), frozenset(texts)
+def _key_of(pair: LabelPair | PreferencePair) -> tuple[object, frozenset[str]]:
+    if isinstance(pair, LabelPair):
+        return pair_key(pair.prompt, pair.first, pair.second)
+    return pair_key(pair.prompt, pair.chosen, pair.rejected)

@@ -39,8 +39,9 @@ from metarm.cli.runs import report, run
 from metarm.cli.select import select
 from metarm.cli.serve import serve
 from metarm.cli.settings_help import settings_of
-from metarm.cli.stretch import adapt, augment, average, pseudo_label
+from metarm.cli.stretch import augment, pseudo_label
 from metarm.cli.train import optimize, reward, sft
+from metarm.cli.transfer import adapt, average
 from metarm.cli.tune import tune
 from metarm.cli.watch import watch
 from metarm.errors import ConfigError, MetarmError, nearest_names

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from metarm.cli.options import AsJson, Seed, answer, note, print_json, print_table
+from metarm.cli.options import AsJson, DataFormat, Seed, answer, note, print_json, print_table
 from metarm.cli.progress import choose_progress
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ def explain(
     num_topics: Annotated[
         int, typer.Option("--topics", metavar="N", min=0, help="Clusters of prompts.")
     ] = 6,
-    data_format: Annotated[
-        str | None, typer.Option("--data-format", metavar="NAME", help="Default: detected.")
-    ] = None,
+    data_format: DataFormat = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:

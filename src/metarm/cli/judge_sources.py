@@ -139,7 +139,6 @@ def _world_gold(run_dir: Path | None) -> Any:
     """The true reward of the world that a run was made in."""
     from metarm.config import RunSettings
     from metarm.config_file import read_settings
-    from metarm.errors import ConfigError
     from metarm.world.language import GoldReward, build_language
 
     if run_dir is None:

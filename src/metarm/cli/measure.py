@@ -11,6 +11,7 @@ import typer
 from metarm.cli.options import (
     AsJson,
     ConfigFile,
+    DataFormat,
     Seed,
     SettingWords,
     answer,
@@ -116,9 +117,7 @@ def evaluate(
         str,
         typer.Option("--preferences", metavar="F", help="Preferences: file or hub id[:split]."),
     ],
-    data_format: Annotated[
-        str | None, typer.Option("--data-format", metavar="NAME", help="Default: detected.")
-    ] = None,
+    data_format: DataFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how a reward model orders labelled pairs."""

@@ -23,11 +23,15 @@ __all__ = [
     "AsJson",
     "CheckpointSteps",
     "ConfigFile",
+    "DataFormat",
+    "NewFolder",
     "OutputFolder",
     "Seed",
     "SettingWords",
     "answer",
     "build_output",
+    "change_text",
+    "estimate_text",
     "note",
     "print_json",
     "print_table",
@@ -53,6 +57,12 @@ CheckpointSteps = Annotated[
         min=1,
         help="Steps between two checkpoints. Default: as often as costs 2 % of the time.",
     ),
+]
+DataFormat = Annotated[
+    str | None, typer.Option("--data-format", metavar="NAME", help="Default: detected.")
+]
+NewFolder = Annotated[
+    Path, typer.Option("--output", metavar="DIR", help="Folder to make; whole or not at all.")
 ]
 OutputFolder = Annotated[
     Path | None, typer.Option("--output", metavar="DIR", help="Folder: output_dir=DIR.")
@@ -103,6 +113,18 @@ def note(text: str) -> None:
     if not is_first():
         return
     print(text, file=sys.stderr, flush=True)
+
+
+def estimate_text(found: Mapping[str, Any]) -> str:
+    """A number with its interval, out of a document."""
+    from metarm.schema import Estimate
+
+    return str(Estimate(**found))
+
+
+def change_text(found: Mapping[str, Any]) -> str:
+    """The same of a change, with its sign."""
+    return f"{found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
 
 def print_json(document: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from metarm.cli.options import AsJson, answer, note, print_json, print_table
+from metarm.cli.options import AsJson, DataFormat, answer, note, print_json, print_table
 from metarm.cli.progress import choose_progress
 
 __all__ = ["promote"]
@@ -46,9 +46,7 @@ def promote(
         float,
         typer.Option("--alpha", metavar="X", help="Chance that one that is worse by it passes."),
     ] = 0.05,
-    data_format: Annotated[
-        str | None, typer.Option("--data-format", metavar="NAME", help="Default: detected.")
-    ] = None,
+    data_format: DataFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Replace the champion by a new reward model, if it is not worse.

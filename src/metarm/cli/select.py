@@ -10,6 +10,7 @@ import typer
 from metarm.cli.options import (
     AsJson,
     ConfigFile,
+    DataFormat,
     Seed,
     SettingWords,
     answer,
@@ -55,9 +56,7 @@ def select(
             "tell is not asked for again. May be given several times.",
         ),
     ] = None,
-    data_format: Annotated[
-        str | None, typer.Option("--data-format", metavar="NAME", help="Default: detected.")
-    ] = None,
+    data_format: DataFormat = None,
     strategy: Annotated[
         str | None, typer.Option("--strategy", metavar="NAME", help="Short for strategy=NAME.")
     ] = None,

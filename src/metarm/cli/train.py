@@ -13,9 +13,12 @@ from metarm.cli.options import (
     AsJson,
     CheckpointSteps,
     ConfigFile,
+    DataFormat,
+    NewFolder,
     Seed,
     SettingWords,
     build_output,
+    estimate_text,
     note,
     print_json,
     print_table,
@@ -43,10 +46,6 @@ _FOR_PROGRAMS: Final = frozenset(
 )
 """What `--json` holds and the table leaves out: said before, or of the trainer's own accounts."""
 
-Output = Annotated[
-    Path, typer.Option("--output", metavar="DIR", help="Folder to make; whole or not at all.")
-]
-
 
 def sft(
     model: Annotated[
@@ -58,7 +57,7 @@ def sft(
             "--demonstrations", metavar="F", help="Rows of `prompt` and `response`, or `messages`."
         ),
     ],
-    output: Output,
+    output: NewFolder,
     words: SettingWords = None,
     config: ConfigFile = None,
     seed: Seed = 0,
@@ -103,7 +102,7 @@ def reward(
         str,
         typer.Option("--preferences", metavar="F", help="Preferences: file or hub id[:split]."),
     ],
-    output: Output,
+    output: NewFolder,
     preferences_test: Annotated[
         str | None, typer.Option("--preferences-test", metavar="F", help="Held-out preferences.")
     ] = None,
@@ -113,9 +112,7 @@ def reward(
             "--test-fraction", metavar="X", help="Prompts held out where there is no test file."
         ),
     ] = 0.1,
-    data_format: Annotated[
-        str | None, typer.Option("--data-format", metavar="NAME", help="Default: detected.")
-    ] = None,
+    data_format: DataFormat = None,
     meta_set: Annotated[
         str | None,
         typer.Option(
@@ -293,7 +290,7 @@ def optimize(
         str, typer.Option("--reward-model", metavar="M", help="Reward model: folder or hub id.")
     ],
     prompts: Annotated[str, typer.Option("--prompts", metavar="F", help="Prompts, one a row.")],
-    output: Output,
+    output: NewFolder,
     reference: Annotated[
         str | None,
         typer.Option("--reference", metavar="M", help="KL is to this model. Default: --policy."),
@@ -455,6 +452,4 @@ def _print_result(output: Path, stage: "Stage | None", *, as_json: bool) -> None
 
 
 def _estimate_text(estimate: dict[str, Any]) -> str:
-    from metarm.schema import Estimate
-
-    return f"{Estimate(**estimate)} (95 % interval, {estimate['count']} prompts)"
+    return f"{estimate_text(estimate)} (95 % interval, {estimate['count']} prompts)"

@@ -17,6 +17,7 @@ __all__ = [
     "LoadReport",
     "PreferenceSet",
     "load_preferences",
+    "pair_key",
     "prompt_key",
     "save_preferences",
     "split_by_prompt",
@@ -235,6 +236,16 @@ def prompt_key(prompt: Prompt) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """The prompt without its case and spacing: what makes two prompts the same."""
     turns = [("", prompt)] if isinstance(prompt, str) else prompt
     return tuple((role, tuple(text.casefold().split())) for role, text in turns)
+
+
+def pair_key(prompt: Prompt, one: str, other: str) -> tuple[object, frozenset[str]]:
+    """What makes two pairs the same, whichever side is named first.
+
+    Example:
+        >>> pair_key("Why?", "a", "b") == pair_key(" why?", "b", "a")
+        True
+    """
+    return prompt_key(prompt), frozenset((one, other))
 
 
 def save_preferences(path: Path, pairs: Sequence[PreferencePair]) -> None:

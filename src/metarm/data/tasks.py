@@ -8,7 +8,7 @@ from typing import Final
 
 from metarm.data.derived import check_apart, without_kin_of
 from metarm.data.preferences import prompt_key, without_prompts_of
-from metarm.errors import ConfigError, DataError
+from metarm.errors import ConfigError, DataError, EmptySetError
 from metarm.schema import PreferencePair, prompt_text
 
 __all__ = ["MAIN", "TaskPairs", "check_tasks", "hold_out_together", "read_task_files"]
@@ -77,10 +77,16 @@ def hold_out_together(
     """
     held_out = _held_out(test_pairs, tasks)
 
-    def rest(given: Sequence[PreferencePair]) -> list[PreferencePair]:
-        return without_kin_of(without_prompts_of(given, held_out), held_out)
+    def rest(name: str, given: Sequence[PreferencePair]) -> list[PreferencePair]:
+        try:
+            return without_kin_of(without_prompts_of(given, held_out), held_out)
+        except EmptySetError as error:
+            raise EmptySetError(
+                f"task {name!r}: expected pairs of prompts that no task holds out, got none of "
+                f"{len(given)}; give it pairs of other prompts"
+            ) from error
 
-    return rest(pairs), [replace(task, pairs=rest(task.pairs)) for task in tasks]
+    return rest(MAIN, pairs), [replace(task, pairs=rest(task.name, task.pairs)) for task in tasks]
 
 
 def check_tasks(

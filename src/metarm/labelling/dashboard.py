@@ -14,7 +14,7 @@ from metarm.labelling.account import Account, account_of, read_votes_of
 from metarm.labelling.changed import Changed, measure_change
 from metarm.labelling.desk import behaviour_path, read_behaviour
 from metarm.labelling.pages import render
-from metarm.labelling.texts import prompt_turns
+from metarm.labelling.texts import duration, prompt_turns
 from metarm.labels.reading import LabelReader
 from metarm.labels.settings import LabelSettings
 from metarm.schema import Estimate
@@ -51,7 +51,7 @@ class Dashboard:
     async def page(self) -> str:
         """The dashboard as HTML."""
         account = await self._fresh()
-        return await asyncio.to_thread(self._render, account, self._settings)
+        return await asyncio.to_thread(self._render, account, self._settings, self._invited)
 
     async def figure(self, name: str, *, is_dark: bool) -> bytes | None:
         """A figure as SVG; None where there is none of that name, or nothing to draw."""
@@ -86,12 +86,12 @@ class Dashboard:
                 self._drawn.clear()
             return self._account
 
-    def _render(self, account: Account, settings: LabelSettings) -> str:
+    def _render(self, account: Account, settings: LabelSettings, invited: list[str]) -> str:
         return render(
             "owner.html.j2",
             name=self.path.name,
             settings=settings,
-            invited=self._invited,
+            invited=invited,
             account=account,
             figures={
                 "agreement": len(account.moments) > 1,
@@ -103,7 +103,7 @@ class Dashboard:
             has_scores=self.scores is not None,
             turns=prompt_turns,
             interval=_interval,
-            minutes=_minutes,
+            duration=duration,
             off=_is_off,
         )
 
@@ -126,17 +126,6 @@ def _interval(estimate: Estimate | Interval | None, *, signed: bool = False) -> 
         "range": f"{estimate.low:{sign}.2f} to {estimate.high:{sign}.2f}",
         "count": estimate.count if isinstance(estimate, Estimate) else None,
     }
-
-
-def _minutes(seconds: float) -> str:
-    """A duration for people.
-
-    Example:
-        >>> _minutes(50), _minutes(3600), _minutes(90_000)
-        ('1 min', '60 min', '25 h')
-    """
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes} min" if minutes < 120 else f"{round(minutes / 60)} h"
 
 
 def _is_off(estimate: Estimate | None, fair: float) -> bool:

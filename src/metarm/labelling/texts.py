@@ -69,10 +69,12 @@ def duration(seconds: float) -> str:
     """A short time for people.
 
     Example:
-        >>> duration(8.4), duration(100.0), duration(750.0), duration(4000.0)
-        ('8 s', '100 s', '12 min', '67 min')
+        >>> duration(8.4), duration(100.0), duration(750.0), duration(4000.0), duration(90_000)
+        ('8 s', '100 s', '12 min', '67 min', '25 h')
     """
-    return f"{max(1, round(seconds))} s" if seconds < 120 else f"{round(seconds / 60)} min"
+    if seconds < 120:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 7200 else f"{round(seconds / 3600)} h"
 
 
 def prompt_turns(prompt: Prompt) -> Sequence[tuple[str, str]]:

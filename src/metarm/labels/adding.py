@@ -157,9 +157,7 @@ def add_invitation(change: Change, name: str, days: float) -> str:
 def find_invited(connection: sqlite3.Connection, token: str, now: float) -> str | None:
     """Whom a token invites; as `LabelStore.annotator_of`."""
     row = connection.execute(
-        "SELECT annotator FROM invitation AS i WHERE token = ? AND expires_at > ? "
-        "AND NOT EXISTS (SELECT 1 FROM revocation AS r "
-        "WHERE r.annotator = i.annotator AND r.last_invitation >= i.number)",
+        f"SELECT annotator FROM invitation AS i WHERE token = ? AND {reading.HOLDS}",
         (_hashed(token), now),
     ).fetchone()
     return None if row is None else str(row["annotator"])

@@ -42,9 +42,10 @@ By this it is in a batch: one that is corrected stays where it was, one that was
 _OWN: Final = f"""
 SELECT v.pair, v.showing, v.choice, v.lead_ms, g.choice AS known, {_BEGAN} AS began
 FROM vote AS v LEFT JOIN gold AS g ON g.pair = v.pair AND v.showing = 0
-WHERE v.annotator = :annotator AND began > :after AND began <= :until ORDER BY began
+WHERE v.annotator = :annotator AND v.number > :after AND began > :after AND began <= :until
+ORDER BY began
 """
-"""The answers of a batch."""
+"""The answers of a batch. No vote came before its answer began: most are told by their number."""
 _LAST: Final = 2**62
 
 

@@ -18,6 +18,7 @@ from metarm.labels.votes import Choice, LabelPair, Vote
 from metarm.schema import prompt_from_json
 
 __all__ = [
+    "HOLDS",
     "LabelReader",
     "StoreCounts",
     "pair_of_row",
@@ -38,6 +39,10 @@ __all__ = [
 ]
 
 DAY_SECONDS: Final = 86_400
+HOLDS: Final = """expires_at > ? AND NOT EXISTS (
+    SELECT 1 FROM revocation AS r WHERE r.annotator = i.annotator AND r.last_invitation >= i.number
+)"""
+"""Whether the invitation `i` is neither over at a time nor revoked."""
 _EVENT_FIELDS: Final = tuple(field.name for field in fields(Event))
 
 
@@ -173,10 +178,7 @@ def read_annotators(connection: sqlite3.Connection) -> list[Annotator]:
 def read_invited(connection: sqlite3.Connection, now: float) -> list[str]:
     """Names that have an invitation which holds at `now`, neither over nor revoked; sorted."""
     rows = connection.execute(
-        "SELECT DISTINCT annotator FROM invitation AS i WHERE expires_at > ? "
-        "AND NOT EXISTS (SELECT 1 FROM revocation AS r "
-        "WHERE r.annotator = i.annotator AND r.last_invitation >= i.number) ORDER BY annotator",
-        (now,),
+        f"SELECT DISTINCT annotator FROM invitation AS i WHERE {HOLDS} ORDER BY annotator", (now,)
     ).fetchall()
     return [str(row["annotator"]) for row in rows]
 

@@ -4,7 +4,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -151,7 +151,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
     except sqlite3.Error as error:
         raise RunError(f"{path}: cannot be opened: {error}. Choose another place.") from error
-    try:
+    with _closed_unless_ready(connection, path):
         _prepare(connection)
         connection.execute("PRAGMA foreign_keys = ON")
         _check_kind(connection, path, is_new_fine=True)
@@ -160,13 +160,23 @@ def open_writer(path: Path) -> sqlite3.Connection:
         if found.upper() != mode:
             raise RunError(f"{path}: expected journal mode {mode}, got {found}: is it read-only?")
         connection.execute("PRAGMA synchronous = FULL")
-    except sqlite3.Error as error:
-        connection.close()
-        raise _unreadable(path, error) from error
-    except BaseException:
-        connection.close()
-        raise
     return connection
+
+
+@contextmanager
+def _closed_unless_ready(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """A block that prepares a connection: whatever ends it closes that; SQLite's errors are told.
+
+    Raises:
+        RunError: When the file cannot be read.
+    """
+    with ExitStack() as undone:
+        undone.callback(connection.close)
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise _unreadable(path, error) from error
+        undone.pop_all()
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
@@ -180,7 +190,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
     if not is_made(path):
         raise RunError(f"{path}: no such label store. Make it with `metarm label add`.")
     connection = _connect_to_read(path)
-    try:
+    with _closed_unless_ready(connection, path):
         _check_kind(connection, path, is_new_fine=False)
         version = schema_version(connection)
         lacking = range(version + 1, len(MIGRATIONS) + 1)
@@ -189,12 +199,6 @@ def open_reader(path: Path) -> sqlite3.Connection:
         for number in lacking:
             for statement in STAND_INS[number]:
                 connection.execute(statement)
-    except sqlite3.Error as error:
-        connection.close()
-        raise _unreadable(path, error) from error
-    except BaseException:
-        connection.close()
-        raise
     return connection
 
 
@@ -221,11 +225,8 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"file:{place}?mode=ro", uri=True, isolation_level=None, timeout=BUSY_SECONDS
     )
-    try:
+    with _closed_unless_ready(connection, path):
         _prepare(connection)
-    except sqlite3.Error as error:
-        connection.close()
-        raise _unreadable(path, error) from error
     return connection
 
 
@@ -286,10 +287,9 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         try:
             yield
             connection.execute("COMMIT")
-        except BaseException:
+        finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            raise
     except sqlite3.OperationalError as error:
         raise RunError(
             f"the label store cannot be written: {error}. Nothing was taken: mend the place and "

@@ -47,9 +47,9 @@ class Verified:
     @property
     def is_whole(self) -> bool:
         """Whether database and journal are whole and say the same."""
-        found = (self.problems, self.only_database, self.only_journal, self.different)
-        is_torn = self.num_damaged_lines or self.has_torn_line or self.is_foreign_journal
-        return not any(found) and not is_torn
+        between = (self.problems, self.only_database, self.only_journal, self.different)
+        of_journal = (self.num_damaged_lines, self.has_torn_line, self.is_foreign_journal)
+        return not any((*between, *of_journal))
 
     def to_json(self) -> dict[str, Any]:
         """The findings as plain JSON values."""

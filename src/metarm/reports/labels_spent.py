@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each label bought: gold, gold at equal KL and accuracy against labels spent, by arm."""
 
-import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -224,10 +223,10 @@ def _styles(run: Run, families: Sequence[Sequence[str]]) -> list[dict[str, Any]]
 
 def _family_name(family: Sequence[str]) -> str:
     """`random-25, 50, 100`: what the names have in common is said once."""
-    letters = zip(*family, strict=False)
-    alike = itertools.takewhile(lambda column: len(set(column)) == 1, letters)
-    shared = sum(1 for _ in alike) if len(family) > 1 else 0
-    return ", ".join([name_in_figure(family[0]), *(arm[shared:] or arm for arm in family[1:])])
+    heads = {arm.rpartition("-")[0] for arm in family}
+    is_shared = len(heads) == 1 and heads != {""}
+    more = (arm.rpartition("-")[2] if is_shared else arm for arm in family[1:])
+    return ", ".join(map(name_in_figure, (family[0], *more)))
 
 
 def _draw_panel(

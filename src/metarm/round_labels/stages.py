@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metarm.choosing.pairs import list_candidates, name_chosen, pair_key, pool_of_model
+from metarm.choosing.pairs import list_candidates, name_chosen, pool_of_model
 from metarm.choosing.strategies import RANDOM, choose
 from metarm.config import ArmSettings, RunSettings
 from metarm.config_labels import GOLD, PEOPLE
 from metarm.data.meta_sets import load_groups
-from metarm.data.preferences import load_preferences, save_preferences
+from metarm.data.preferences import load_preferences, pair_key, save_preferences
 from metarm.gold_labels import draw_pairs, gold_gaps, told_apart
 from metarm.labels.votes import LabelPair, Vote
 from metarm.models.ensemble import EnsembleScore, load_reward
@@ -153,9 +153,10 @@ def _ask(work: LabelWork, samples: Stage, reward: Stage, earlier: Sequence[Stage
 
 def _drawn(work: LabelWork, samples: Stage, earlier: Sequence[Stage]) -> list[LabelPair]:
     """Pairs at random that are not labelled yet, spread over the prompts."""
-    known = {pair_key(pair) for pair in [*work.sources.pairs, *load_labels(earlier)]}
+    labelled = [*work.sources.pairs, *load_labels(earlier)]
+    known = {pair_key(pair.prompt, pair.chosen, pair.rejected) for pair in labelled}
     drawn = draw_pairs(load_groups(samples.folder / "groups.jsonl"), seed=work.draw)
-    drawn = [pair for pair in drawn if pair_key(pair) not in known]
+    drawn = [p for p in drawn if pair_key(p.prompt, p.first, p.second) not in known]
     count = work.own.labels_per_round
     if work.own.labels_from == GOLD:
         drawn = [told.pair for told in told_apart(drawn, work.gold, count)]

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -192,7 +193,9 @@ class ScoreQueue:
         # One reading: a model that is swapped meanwhile scores the next batch.
         model = self._slot.current
         started = time.monotonic()
-        try:
+        with ExitStack() as deserted:
+            # For those that the thread dies on; whoever has an answer keeps it.
+            deserted.callback(_desert, batch)
             ready = [job for job in batch if self._encode(model, job)]
             if len(ready) > 1:
                 try:
@@ -206,10 +209,7 @@ class ScoreQueue:
                 except _FAILURES as error:
                     job.settle(_failure(error))
             self._note_rate(sum(len(job.items) for job in batch), time.monotonic() - started)
-        except BaseException:
-            for job in batch:
-                job.settle(RefusedError("failed", "the thread of the model has died"))
-            raise
+            deserted.pop_all()
 
     def _encode(self, model: ServedModel, job: _Job) -> bool:
         """Whether the job's items can be scored; the answer is given where they cannot."""
@@ -249,3 +249,8 @@ def _failure(error: BaseException) -> RefusedError:
     """What is told of a model's error: its kind, for its words may quote a request."""
     logger.error("no scores: %s", type(error).__name__)
     return RefusedError("failed", f"the model gave no scores ({type(error).__name__})")
+
+
+def _desert(batch: Sequence[_Job]) -> None:
+    for job in batch:
+        job.settle(RefusedError("failed", "the thread of the model has died"))

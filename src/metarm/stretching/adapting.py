@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from metarm.chunk_log import ChunkLog
 from metarm.config import RewardSettings
 from metarm.data.derived import check_apart, without_kin_of
-from metarm.data.preferences import prompt_key
+from metarm.data.preferences import prompt_key, without_prompts_of
 from metarm.errors import ConfigError, EmptySetError, nearest_names
 from metarm.evaluation.champion import NonInferiority, non_inferiority
 from metarm.metrics import accuracy_estimate, pair_accuracy
@@ -41,7 +41,6 @@ __all__ = [
     "adapt_reward_model",
     "choose_adaptation",
     "split_into_folds",
-    "without_prompts_of_few",
 ]
 
 ADAPT_FILE: Final = "adapt.json"
@@ -129,12 +128,19 @@ def adapt_reward_model(
     for name in settings.candidates:
         if name not in ADAPTATIONS:
             raise ConfigError(f"unknown candidate {name!r}: {nearest_names(name, ADAPTATIONS)}")
-    num_given = len(original)
-    original = without_prompts_of_few(original, few)
-    check_apart(few, original, "original pairs")
-    num_left_out = num_given - len(original)
+    try:
+        # Few labels are dear, original pairs are many: it is these that give way.
+        apart = without_prompts_of(original, few)
+    except EmptySetError as error:
+        raise EmptySetError(
+            f"expected original pairs of prompts that no few label is of, got none of "
+            f"{len(original)}: every way is trained on those prompts. Give original pairs of "
+            "others, or take some of these prompts out of the few labels"
+        ) from error
+    check_apart(few, apart, "original pairs")
+    num_left_out = len(original) - len(apart)
     score = load_score_function(model)
-    few, original = score.fitting_pairs(few), score.fitting_pairs(original)
+    few, original = score.fitting_pairs(few), score.fitting_pairs(apart)
     labelled = [pair for pair in few if not pair.parent_id]
     derived = [pair for pair in few if pair.parent_id]
     folds = split_into_folds(labelled, settings.folds)
@@ -169,27 +175,6 @@ def adapt_reward_model(
     )
     write_json(output_dir / ADAPT_FILE, report.to_json())
     return report
-
-
-def without_prompts_of_few(
-    original: Sequence[PreferencePair], few: Sequence[PreferencePair]
-) -> list[PreferencePair]:
-    """The original pairs whose prompt no few label has; case and spacing do not count.
-
-    Few labels are dear, original pairs are many: it is these that give way.
-
-    Raises:
-        EmptySetError: When none is left.
-    """
-    adapted_to = {prompt_key(pair.prompt) for pair in few}
-    kept = [pair for pair in original if prompt_key(pair.prompt) not in adapted_to]
-    if original and not kept:
-        raise EmptySetError(
-            f"expected original pairs of prompts that no few label is of, got none: all "
-            f"{len(original)} share theirs with the few labels that every way is trained on. Give "
-            "original pairs of other prompts, or take some of these prompts out of the few labels"
-        )
-    return kept
 
 
 def split_into_folds(pairs: Sequence[PreferencePair], count: int) -> list[list[int]]:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarm.data.derived import group_id, join_ids, pair_id
-from metarm.data.preferences import prompt_key
+from metarm.data.preferences import pair_key, prompt_key
 from metarm.errors import ConfigError, EmptySetError, nearest_names
 from metarm.protocols import ScoreFunction
 from metarm.schema import PreferencePair, Prompt, ResponseGroup, prompt_to_json
@@ -170,14 +170,15 @@ def augment(material: Material, kinds: Sequence[str], *, per_prompt: int = 4) ->
         if missing := [field for field in KINDS[name].needs if not getattr(material, field)]:
             flags = " and ".join(f"--{field}" for field in missing)
             raise ConfigError(f"{name} is made from {' and '.join(missing)}: give {flags}")
-    seen = {key for pair in material.pairs for key in _keys(pair)}
+    seen = {pair_key(pair.prompt, pair.chosen, pair.rejected) for pair in material.pairs}
     rows = []
     counts: Counter[str] = Counter()
     for name in kinds:
         for row in KINDS[name].make(material, per_prompt):
-            if row.chosen == row.rejected or not _keys(row).isdisjoint(seen):
+            key = pair_key(row.prompt, row.chosen, row.rejected)
+            if row.chosen == row.rejected or key in seen:
                 continue
-            seen |= _keys(row)
+            seen.add(key)
             rows.append(row)
             counts[name] += 1
         if not counts[name]:
@@ -210,11 +211,6 @@ def check_side_swap(score: ScoreFunction, pairs: Sequence[PreferencePair]) -> fl
     # In another order of the pairs as well: a batch's company is another then.
     back = gaps(pairs[::-1], turned=True)[::-1]
     return float(np.abs(gaps(pairs, turned=False) + back).max())
-
-
-def _keys(pair: PreferencePair) -> set[tuple[Prompt, str, str]]:
-    """A pair in both orders."""
-    return {(pair.prompt, pair.chosen, pair.rejected), (pair.prompt, pair.rejected, pair.chosen)}
 
 
 def _cross_prompt(material: Material, most: int) -> Iterator[PreferencePair]:

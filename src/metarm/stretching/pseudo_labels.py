@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from metarm.data.derived import group_id
-from metarm.data.preferences import prompt_key
+from metarm.data.preferences import pair_key
 from metarm.errors import ConfigError
 from metarm.metrics import mean_estimate
 from metarm.protocols import ScoreFunction
@@ -96,10 +96,10 @@ def without_known(
         candidates: Of several groups of a prompt, perhaps.
         known: Rows that are trained on anyway.
     """
-    seen = {(prompt_key(row.prompt), frozenset((row.chosen, row.rejected))) for row in known}
+    seen = {pair_key(row.prompt, row.chosen, row.rejected) for row in known}
     kept = []
     for candidate in candidates:
-        key = (prompt_key(candidate.prompt), frozenset((candidate.first, candidate.second)))
+        key = pair_key(candidate.prompt, candidate.first, candidate.second)
         if key not in seen:
             seen.add(key)
             kept.append(candidate)

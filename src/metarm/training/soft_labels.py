@@ -10,12 +10,12 @@ from typing import Any, Final
 import torch
 from trl import RewardTrainer
 
-__all__ = ["LabelCollator", "SoftLabelTrainer"]
+__all__ = ["ColumnCollator", "SoftLabelTrainer"]
 
 LABEL: Final = "p"
 
 
-class LabelCollator:
+class ColumnCollator:
     """Another collator, whose batch gains a column where the examples have it, shape (pairs,).
 
     Args:
@@ -27,8 +27,8 @@ class LabelCollator:
     def __init__(
         self,
         collate: Callable[[Any], dict[str, Any]],
-        name: str = LABEL,
-        dtype: torch.dtype = torch.float,
+        name: str,
+        dtype: torch.dtype,
     ) -> None:
         self._collate, self._name, self._dtype = collate, name, dtype
 
@@ -36,8 +36,8 @@ class LabelCollator:
         """The other's batch, and the column."""
         batch = self._collate(examples)
         if self._name in examples[0]:
-            labels = [example[self._name] for example in examples]
-            batch[self._name] = torch.tensor(labels, dtype=self._dtype)
+            values = [example[self._name] for example in examples]
+            batch[self._name] = torch.tensor(values, dtype=self._dtype)
         return batch
 
 
@@ -55,15 +55,20 @@ class SoftLabelTrainer(RewardTrainer):
     """
 
     data_collator: Any
+    _columns: tuple[str, ...] = ()
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.data_collator = LabelCollator(self.data_collator)
+        self.take_column(LABEL, torch.float)
+
+    def take_column(self, name: str, dtype: torch.dtype) -> None:
+        """Have a column of the examples in the batches, where there is one, shape (pairs,)."""
+        self.data_collator = ColumnCollator(self.data_collator, name, dtype)
+        self._columns = (*self._columns, name)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if LABEL not in self._signature_columns:
-            self._signature_columns.append(LABEL)
+        self._signature_columns += [c for c in self._columns if c not in self._signature_columns]
 
     def compute_loss(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metarm.errors import ConfigError, DataError
 from metarm.models.task_heads import reading, task_heads
-from metarm.training.soft_labels import LabelCollator, SoftLabelTrainer
+from metarm.training.soft_labels import SoftLabelTrainer
 
 __all__ = ["NO_COMMON_ZERO", "TASK", "TaskTrainer", "main_rows", "main_sides"]
 
@@ -35,7 +35,6 @@ class TaskTrainer(SoftLabelTrainer):
 
     Overrides, and why:
         `compute_loss`: the parent's, where each row reads its own layer.
-        `_set_signature_columns_if_needed`: columns that are not named there are dropped.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -44,7 +43,7 @@ class TaskTrainer(SoftLabelTrainer):
         self.has_tasks = bool(heads)
         if not heads:
             return
-        self.data_collator = LabelCollator(self.data_collator, TASK, torch.long)
+        self.take_column(TASK, torch.long)
         self._refuse_with_tasks()
         known = range(heads[0].out_features)
         if TASK in (getattr(self.train_dataset, "column_names", None) or ()):
@@ -67,11 +66,6 @@ class TaskTrainer(SoftLabelTrainer):
         for reason, holds in reasons.items():
             if holds:
                 raise ConfigError(f"several tasks on one trunk do not go along with {reason}")
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if self.has_tasks and TASK not in self._signature_columns:
-            self._signature_columns.append(TASK)
 
     def compute_loss(
         self,

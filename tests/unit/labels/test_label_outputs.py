@@ -140,7 +140,7 @@ def test_an_export_that_fails_leaves_nothing_half_written(store: Path) -> None:
     export_labels(content, "argilla", place)
     (place / "settings.json").unlink()
     (place / "settings.json").mkdir()
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(RunError, match="cannot write"):
         export_labels(content, "argilla", place)
     assert not list(place.glob(".*.tmp"))
 

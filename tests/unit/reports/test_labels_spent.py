@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from metarm.reports.labels_spent import (
+    _family_name,
     common_kl,
     draw_labels_spent,
     labels_spent,
@@ -130,3 +131,11 @@ def test_the_page_has_the_table_and_says_what_waits(labelled: Path) -> None:
     assert page.count("What the labels bought") == 3, "the figure, its text, and the table"
     assert "18 votes on random pairs" in page
     assert "It is waiting for 3 labels (crowd): metarm label serve" in page
+
+
+def test_a_familys_name_says_once_what_its_names_have_in_common() -> None:
+    assert _family_name(["random-25", "random-50", "random-100"]) == "random-25, 50, 100"
+    # `mix-5` begins `mix-50` too, and is no less a number of its own.
+    assert _family_name(["mix-5", "mix-50"]) == "mix-5, 50"
+    assert _family_name(["few", "fresh"]) == "few, fresh"
+    assert _family_name(["plain"]) == "plain"

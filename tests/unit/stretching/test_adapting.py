@@ -17,7 +17,6 @@ from metarm.stretching.adapting import (
     Adaptation,
     choose_adaptation,
     split_into_folds,
-    without_prompts_of_few,
 )
 from metarm.stretching.pseudo_labels import paired_change
 
@@ -26,18 +25,6 @@ PROMPTS = st.lists(st.sampled_from(["p", "P ", "q", "r", "s  t", "S t"]), max_si
 
 def pairs_of(prompts: list[str]) -> list[PreferencePair]:
     return [PreferencePair(prompt, f" {n}", " x") for n, prompt in enumerate(prompts)]
-
-
-@given(PROMPTS, PROMPTS)
-def test_no_original_pair_is_of_a_few_labels_prompt(original, few) -> None:
-    given_pairs, few_pairs = pairs_of(original), pairs_of(few)
-    adapted_to = {prompt_key(pair.prompt) for pair in few_pairs}
-    expected = [pair for pair in given_pairs if prompt_key(pair.prompt) not in adapted_to]
-    if given_pairs and not expected:
-        with pytest.raises(EmptySetError, match=r"Give\s+original pairs of other prompts"):
-            without_prompts_of_few(given_pairs, few_pairs)
-        return
-    assert without_prompts_of_few(given_pairs, few_pairs) == expected
 
 
 @given(PROMPTS, st.integers(2, 6))

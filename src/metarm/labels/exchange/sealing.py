@@ -3,13 +3,12 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from metarm.errors import ConfigError, DataError, FormatError, RunError
-from metarm.storage import file_digest, read_json, sync, write_bytes, write_json
+from metarm.errors import ConfigError, DataError, FormatError
+from metarm.storage import check_writable, file_digest, read_json, write_json, write_whole
 
 __all__ = ["SCHEMA_VERSION", "check_sealed", "manifest_path", "write_sealed"]
 
@@ -42,23 +41,15 @@ def write_sealed(
     """
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     document = {"schema_version": SCHEMA_VERSION, "format": data_format, **facts}
-    try:
-        (path if "" not in files else path.parent).mkdir(parents=True, exist_ok=True)
-        if "" in files and path.is_dir():
-            raise ConfigError(f"{path} is a folder, and {data_format} is one file: name a file")
-        _refuse_foreign(path, files)
-        write_json(manifest_path(path), {**document, "sha256": digests})
-        for name, data in files.items():
-            target = path / name if name else path
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            try:
-                write_bytes(temporary, [data])
-                os.replace(temporary, target)
-            finally:
-                temporary.unlink(missing_ok=True)
-            sync(target.parent)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}. Choose another.") from error
+    if "" in files and path.is_dir():
+        raise ConfigError(f"{path} is a folder, and {data_format} is one file: name a file")
+    if "" not in files:
+        # It makes the folder, too: without one the manifest would be beside it.
+        check_writable(path)
+    _refuse_foreign(path, files)
+    write_json(manifest_path(path), {**document, "sha256": digests})
+    for name, data in files.items():
+        write_whole(path / name if name else path, data)
 
 
 def _refuse_foreign(path: Path, files: Mapping[str, bytes]) -> None:
