@@ -86,10 +86,10 @@ def shell(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 def kept_in(run: Path, stage: str) -> list[Path]:
     """Checkpoints, half-written ones too; not the note, or its draft, of what they belong to."""
     return [
-        path
-        for place in run.rglob(f".{stage}.checkpoints")
-        for path in place.iterdir()
-        if path.is_dir()
+        Path(parent, name)
+        for parent, names, _ in os.walk(run)  # unlike rglob, it outlives folders that vanish
+        if Path(parent).name == f".{stage}.checkpoints"
+        for name in names
     ]
 
 
