@@ -50,7 +50,7 @@ from metarm.models.saving import save_reward_model
 from metarm.progress import SilentProgress
 from metarm.schema import Estimate, PreferencePair, Prompt
 from metarm.storage import build_stage, fingerprint, read_json, remove_folder, write_json
-from metarm.stretching.adapting import ADAPTATIONS, adapt_reward_model
+from metarm.stretching.adapting import ADAPTATIONS, GAPS_FILE, adapt_reward_model
 from metarm.stretching.pseudo_labels import gaps_of
 from metarm.stretching.settings import AdaptSettings, FewLabelSettings
 from metarm.training import train_reward_model
@@ -81,7 +81,6 @@ TAKEN: Final = "taken"
 START: Final = RewardSettings(meta_mode="off", max_length=MAX_TOKENS, bf16=True)
 ADAPT: Final = AdaptSettings(
     folds=2,
-    margin=MARGIN,
     reward=FewLabelSettings(max_length=MAX_TOKENS, num_train_epochs=2.0, bf16=True),
 )
 
@@ -282,9 +281,10 @@ def adapt(
     for way in ADAPTATIONS:
         stage = read_json(working / way / "stage.json")
         ways[way] = {**measure_both(working / way, split), "seconds": stage["seconds"]}
+    gaps = read_json(output / GAPS_FILE)
     shutil.rmtree(working)
     remove_folder(output)
-    return {"seconds": seconds, "ways": ways, "report": report.to_json()}
+    return {"seconds": seconds, "ways": ways, "report": report.to_json(), "gaps": gaps}
 
 
 def rounded(estimate: Estimate) -> dict[str, float]:
