@@ -9,7 +9,8 @@
 score fitted on the encoder's states, then all weights), adapts it to labelled pairs of the strong
 models' answers, and measures every way on test pairs that nothing was trained on or chosen by. Each
 finished part is kept in the folder; the same command goes on. `keep` takes what is finished into
-benchmarks/results/adapting.json, `write` puts its tables into docs/stretching.md.
+benchmarks/results/adapting.json, with what other rules would have taken of the same trainings;
+`write` puts its tables into docs/stretching.md.
 
 So that one slow core can do it, texts are cut to 72 tokens, steps are few, and numbers are bfloat16
 where autocast makes them so: the constants below, which are no tuning of `adapt`.
@@ -22,9 +23,10 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -53,13 +55,17 @@ from metarm.storage import build_stage, fingerprint, read_json, remove_folder, w
 from metarm.stretching.adapting import ADAPTATIONS, GAPS_FILE, adapt_reward_model
 from metarm.stretching.pseudo_labels import gaps_of
 from metarm.stretching.settings import AdaptSettings, FewLabelSettings
+from metarm.stretching.ways import Evidence, choose_adaptation, judge_ways
 from metarm.training import train_reward_model
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = REPOSITORY / "docs" / "stretching.md"
 RESULTS: Final = REPOSITORY / "benchmarks" / "results" / "adapting.json"
 
-SEEDS: Final = (0, 1, 2, 3)
+SEEN: Final = (0, 1, 2)
+"""Splits whose outcomes were known when the rule that chooses was made."""
+FRESH: Final = (3, 4, 5, 6, 7, 8, 9, 10)
+"""Splits that nobody had looked at then."""
 NUM_LABELS: Final = (30, 100, 300)
 MAX_TOKENS: Final = 72
 MAX_PROMPT_TOKENS: Final = 36
@@ -70,19 +76,58 @@ NUM_FITTED: Final = 1500
 NUM_TRAINED: Final = 480
 """Of them those that all weights are trained on, once."""
 NUM_ORIGINAL: Final = 160
-"""Pairs that say whether a way holds: so few can show no less than MARGIN."""
-MARGIN: Final = 0.1
+"""Pairs that say whether a way passes."""
 NUM_TEST_ORIGINAL: Final = 160
 NUM_TEST_SHIFTED: Final = 240
 SIDES: Final = ("original", "shifted")
 WAYS: Final = ("none", *ADAPTATIONS)
 TAKEN: Final = "taken"
 """What `metarm adapt` chose."""
+BEFORE: Final = "before"
+"""What it chose when it asked for proof of a gain and of holding on original pairs."""
+AGAINST: Final = "taken minus before"
 START: Final = RewardSettings(meta_mode="off", max_length=MAX_TOKENS, bf16=True)
 ADAPT: Final = AdaptSettings(
     folds=2,
     reward=FewLabelSettings(max_length=MAX_TOKENS, num_train_epochs=2.0, bf16=True),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A way to choose."""
+
+    name: str
+    by_accuracy: bool
+    """Of 0/1 outcomes on the few labels, not of their log loss."""
+    settings: AdaptSettings
+
+
+# So few original pairs can prove no margin below 0.1, which all but the first row here have.
+PROOF: Final = AdaptSettings(margin=0.1, alpha=0.05, gain_alpha=0.2)
+BEST: Final = AdaptSettings(margin=0.1)
+RULES: Final[Mapping[str, Rule]] = MappingProxyType(
+    {
+        "margin": Rule("the same with a margin of 0.1", False, BEST),
+        "by log loss": Rule(
+            "by log loss, holding proven", False, PROOF.model_copy(update={"gain_alpha": 0.5})
+        ),
+        "by estimate": Rule(
+            "gain proven, holding estimated", True, PROOF.model_copy(update={"alpha": 0.5})
+        ),
+        BEFORE: Rule("both proven, as before", True, PROOF),
+    }
+)
+"""Key in the results -> what else could choose of the same trainings."""
+NAMES: Final = MappingProxyType(
+    {
+        **{way: f"`{way}`" for way in WAYS},
+        TAKEN: "what `adapt` takes",
+        **{key: rule.name for key, rule in RULES.items()},
+        AGAINST: "what it takes, minus as before",
+    }
+)
+"""Way in the results -> in the table."""
 
 
 def with_mean_pooling(backbone: str, encoder: Encoder, seed: int) -> PreTrainedModel:
@@ -292,39 +337,81 @@ def rounded(estimate: Estimate) -> dict[str, float]:
     return {key: round(value, 5) for key, value in asdict(estimate).items()}
 
 
+def chosen(rule: Rule, evidence: Evidence) -> str:
+    """The way that a rule takes; by accuracy each test asks whether errors became fewer."""
+    taken, _, found = judge_ways(evidence, rule.settings)
+    if not rule.by_accuracy:
+        return taken
+    errors: dict[str, NDArray[np.float64]] = {}
+    for one in found:
+        # The first keeps the model, and is always there.
+        if not errors or one.original.holds:
+            few = evidence.ways[one.name].few
+            errors[one.name] = 1.0 - pair_accuracy(few, np.ones_like(few))
+    return choose_adaptation(errors, evidence.prompts, rule.settings.gain_alpha)
+
+
+def way_of(row: Mapping[str, Any], way: str) -> str:
+    """Which of its ways a split took."""
+    if way == TAKEN:
+        return str(row["report"]["taken"])
+    rule = RULES.get(way)
+    return chosen(rule, Evidence.from_json(row["gaps"])) if rule else way
+
+
 def right_of(row: Mapping[str, Any], way: str, side: str) -> NDArray[np.float64]:
-    """Of one split's test pairs; `taken` is whichever way that split took."""
-    name = row["report"]["taken"] if way == TAKEN else way
-    return np.array(row["ways"][name][side]["right"])
+    """Of one split's test pairs."""
+    return np.array(row["ways"][way][side]["right"])
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], way: str) -> dict[str, Any]:
     """Accuracies and changes of a way over splits, clustered by prompt; each split's change too."""
     found: dict[str, Any] = {}
+    own = [way_of(row, TAKEN if way == AGAINST else way) for row in rows]
+    against = [way_of(row, BEFORE if way == AGAINST else "none") for row in rows]
     for side in SIDES:
         prompts = [prompt for row in rows for prompt in row["ways"]["none"][side]["prompts"]]
-        own = [right_of(row, way, side) for row in rows]
-        changes = [now - right_of(row, "none", side) for now, row in zip(own, rows, strict=True)]
-        found[side] = rounded(accuracy_estimate(np.concatenate(own), prompts))
+        right = [right_of(row, name, side) for row, name in zip(rows, own, strict=True)]
+        changes = [
+            now - right_of(row, name, side)
+            for now, row, name in zip(right, rows, against, strict=True)
+        ]
+        by_split = [float(change.mean()) for change in changes]
+        found[side] = rounded(accuracy_estimate(np.concatenate(right), prompts))
         found[f"{side}_change"] = rounded(mean_estimate(np.concatenate(changes), prompts))
-        found[f"{side}_by_split"] = [round(float(change.mean()), 4) for change in changes]
+        found[f"{side}_splits"] = rounded(mean_estimate(by_split))
+        found[f"{side}_by_split"] = [round(value, 4) for value in by_split]
+    if way in (TAKEN, *RULES):
+        found["taken"] = own
     if way == TAKEN:
-        found["taken"] = [row["report"]["taken"] for row in rows]
         found["reasons"] = [row["report"]["reason"] for row in rows]
         found["seconds"] = round(float(np.mean([row["seconds"] for row in rows])), 1)
     elif way in ADAPTATIONS:
         judged = [
             next(one for one in row["report"]["candidates"] if one["name"] == way) for row in rows
         ]
-        found["holds"] = [one["original"]["holds"] for one in judged]
-        found["cross_validated"] = [round(one["gain"]["change"]["value"], 4) for one in judged]
+        found["passes"] = [one["original"]["holds"] for one in judged]
+        for key, name in (("log_loss_change", "log_loss_change"), ("gain", "cross_validated")):
+            found[name] = [round(one[key]["change"]["value"], 4) for one in judged]
         seconds = [row["ways"][way]["seconds"] for row in rows]
         found["seconds"] = round(float(np.mean(seconds)), 1)
     return found
 
 
+def read_rows(folder: Path, seeds: Sequence[int], ways: Sequence[str]) -> list[dict[str, Any]]:
+    """Figures of the splits that are finished, for each number of labels."""
+    found = []
+    for number in NUM_LABELS:
+        paths = {seed: folder / f"seed_{seed}" / f"labels_{number}.json" for seed in seeds}
+        rows = {seed: read_json(path) for seed, path in paths.items() if path.exists()}
+        for way in ways if rows else ():
+            told = {"labels": number, "way": way, "seeds": list(rows)}
+            found.append({**told, **summarise(list(rows.values()), way)})
+    return found
+
+
 def keep(folder: Path) -> None:
-    """Figures of the splits that are finished for a number of labels."""
+    """Figures of fresh splits, and of those that the rule had been made after."""
     document: dict[str, Any] = {
         "max_tokens": MAX_TOKENS,
         "pairs": {
@@ -336,14 +423,9 @@ def keep(folder: Path) -> None:
         },
         "start": START.model_dump(),
         "adapt": ADAPT.model_dump(),
-        "rows": [],
+        "rows": read_rows(folder, FRESH, tuple(NAMES)),
+        "seen_rows": read_rows(folder, SEEN, ("none", *ADAPTATIONS, TAKEN, BEFORE, AGAINST)),
     }
-    for number in NUM_LABELS:
-        paths = {seed: folder / f"seed_{seed}" / f"labels_{number}.json" for seed in SEEDS}
-        rows = {seed: read_json(path) for seed, path in paths.items() if path.exists()}
-        for way in (*WAYS, TAKEN) if rows else ():
-            told = {"labels": number, "way": way, "seeds": list(rows)}
-            document["rows"].append({**told, **summarise(list(rows.values()), way)})
     RESULTS.write_text(f"{json.dumps(document, indent=1)}\n", encoding="utf-8")
 
 
@@ -354,23 +436,30 @@ def points(estimate: Mapping[str, float]) -> str:
     return text if low <= 0 <= high else f"**{text}**"
 
 
-def table(document: Mapping[str, Any]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A row a way and number of labels."""
     lines = [
-        "| labels | way | splits | shifted | original | worst split, shifted | holds | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| labels | way | splits | shifted | over splits | original | worst split, shifted "
+        "| passes | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in document["rows"]:
+    for row in rows:
         way, count = row["way"], len(row["seeds"])
         is_none = way == "none"
+        passes = f"{sum(row['passes'])} of {count}" if "passes" in row else ""
+        if "taken" in row:
+            passes = ", ".join(
+                f"{row['taken'].count(name)} `{name}`" for name in WAYS if name in row["taken"]
+            )
         cells = (
             str(row["labels"]),
-            f"`{way}`" if way != TAKEN else "what `adapt` took",
+            NAMES[way],
             str(count),
             f"{row['shifted']['value']:.3f}" if is_none else points(row["shifted_change"]),
+            "" if is_none or count < 2 else points(row["shifted_splits"]),
             f"{row['original']['value']:.3f}" if is_none else points(row["original_change"]),
             "" if is_none else f"{100 * min(row['shifted_by_split']):+.1f}",
-            f"{sum(row['holds'])} of {count}" if "holds" in row else "",
+            passes,
             f"{row['seconds']:.0f}" if "seconds" in row else "",
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -378,10 +467,13 @@ def table(document: Mapping[str, Any]) -> str:
 
 
 def render(page: str, document: Mapping[str, Any]) -> str:
-    """The page with its table made anew."""
-    made = f"<!-- adapting: table -->\n{table(document)}\n<!-- end -->"
+    """The page with its tables made anew."""
+    made = {"table": table(document["rows"]), "seen": table(document["seen_rows"])}
     return re.sub(
-        r"<!-- adapting: table -->\n.*?<!-- end -->", lambda _: made, page, flags=re.DOTALL
+        r"(<!-- adapting: (table|seen) -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}{made[found[2]]}\n{found[3]}",
+        page,
+        flags=re.DOTALL,
     )
 
 
@@ -392,7 +484,7 @@ def main() -> None:
     measuring.add_argument("source", type=Path)
     measuring.add_argument("backbone")
     measuring.add_argument("folder", type=Path)
-    measuring.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    measuring.add_argument("--seeds", type=int, nargs="+", default=(*FRESH, *SEEN))
     measuring.add_argument("--labels", type=int, nargs="+", default=NUM_LABELS)
     verbs.add_parser("keep").add_argument("folder", type=Path)
     verbs.add_parser("write")

@@ -214,37 +214,36 @@ def choose_adaptation(
 
 def _reason(taken: str, found: Sequence[Adaptation], settings: AdaptSettings) -> str:
     """One sentence: what was taken, by which figures, and what was refused."""
-    by_name = {one.name: one for one in found}
-    kept, chosen = found[0], by_name[taken]
-    refused = [one for one in found[1:] if not one.original.holds]
-    if len(found) == 1:
-        text = "no other way was tried"
-    elif chosen is not kept:
-        text = (
-            f"{taken} has a lower log loss on the few labels, {chosen.log_loss.value:.3f}, than "
-            f"keeping the model, {kept.log_loss.value:.3f} (p {chosen.log_loss_change.p_value:.3f})"
-        )
-    elif len(refused) == len(found) - 1:
+    kept, *others = found
+    passing = [one for one in others if one.original.holds]
+    if not others:
+        return "no other way was tried"
+    if not passing:
         text = "no way passes on original pairs"
     else:
-        low = min((one for one in found[1:] if one.original.holds), key=_log_loss)
+        shown = min(passing, key=_log_loss)
+        verb = "comes nearest to"
+        if taken != kept.name:
+            shown = next(one for one in passing if one.name == taken)
+            verb = "is better than"
         text = (
-            f"{low.name} has a log loss of {low.log_loss.value:.3f} on the few labels, keeping the "
-            f"model {kept.log_loss.value:.3f} (p {low.log_loss_change.p_value:.3f})"
+            f"{shown.name} {verb} the model as it is: log loss {shown.log_loss.value:.4f} against "
+            f"{kept.log_loss.value:.4f} on labels not seen (p {shown.log_loss_change.p_value:.3f})"
         )
-    return text + "".join(f"; {_refusal(one, settings)}" for one in refused)
+    refused = [_refusal(one, settings) for one in others if not one.original.holds]
+    return "; ".join([text, *refused])
 
 
 def _refusal(one: Adaptation, settings: AdaptSettings) -> str:
     held = one.original
     if held.num_prompts < held.fewest_prompts:
         return (
-            f"{one.name} is refused: original pairs of {held.num_prompts} prompts are too few, "
-            f"{held.fewest_prompts} are the least"
+            f"{one.name} is refused: original pairs of {held.num_prompts} prompts tell nothing, of "
+            f"{held.fewest_prompts} might"
         )
     return (
-        f"{one.name} is refused: {one.change_original.value:+.3f} on original pairs, margin "
-        f"{settings.margin:g}, p {held.p_value:.3f} above alpha {settings.alpha:g}"
+        f"{one.name} is refused: {held.difference:+.3f} on original pairs, of which "
+        f"{settings.margin:g} may be lost (p {held.p_value:.3f}, alpha {settings.alpha:g})"
     )
 
 
