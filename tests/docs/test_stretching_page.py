@@ -12,7 +12,7 @@ from metarm.stretching.settings import AdaptSettings
 PAGE = (REPOSITORY / "docs" / "stretching.md").read_text(encoding="utf-8")
 SCRIPT = runpy.run_path(str(REPOSITORY / "benchmarks" / "adapting.py"))
 RESULTS = SCRIPT["RESULTS"]
-BLOCK = re.compile(r"<!-- adapting: table -->\n(.*?)<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- adapting: (?:table|seen) -->\n(.*?)<!-- end -->", re.DOTALL)
 CHANGE = {"value": 0.02, "low": 0.01, "high": 0.03}
 ROWS = [
     {
@@ -23,10 +23,12 @@ ROWS = [
         "original": CHANGE,
         "shifted_change": CHANGE,
         "original_change": {**CHANGE, "low": -0.01},
+        "shifted_splits": {**CHANGE, "low": 0.0},
         "shifted_by_split": [0.05, -0.01],
-        **({"holds": [True, False], "seconds": 12.4} if way in ADAPTATIONS else {}),
+        **({"passes": [True, False], "seconds": 12.4} if way in ADAPTATIONS else {}),
+        **({"taken": ["full", "none"]} if way in SCRIPT["RULES"] else {}),
     }
-    for way in SCRIPT["WAYS"]
+    for way in ("none", "head", SCRIPT["BEFORE"])
 ]
 
 
@@ -35,15 +37,26 @@ def test_the_table_is_that_of_the_results() -> None:
     if RESULTS.exists():
         assert SCRIPT["render"](PAGE, read_json(RESULTS)) == PAGE
     else:
-        assert [match[1] for match in BLOCK.finditer(PAGE)] == [""]
+        assert [match[1] for match in BLOCK.finditer(PAGE)] == ["", ""]
 
 
 def test_a_row_has_what_a_way_changes() -> None:
-    (body,) = (match[1] for match in BLOCK.finditer(SCRIPT["render"](PAGE, {"rows": ROWS})))
-    none, head, *_ = body.splitlines()[2:]
-    assert none == "| 30 | `none` | 2 | 0.020 | 0.020 |  |  |  |"
-    changes = "**+2.0 [+1.0, +3.0]** | +2.0 [-1.0, +3.0] | -1.0"
+    page = SCRIPT["render"](PAGE, {"rows": ROWS, "seen_rows": ROWS[:2]})
+    body, seen = (match[1] for match in BLOCK.finditer(page))
+    none, head, before = body.splitlines()[2:]
+    assert none == "| 30 | `none` | 2 | 0.020 |  | 0.020 |  |  |  |"
+    changes = "**+2.0 [+1.0, +3.0]** | +2.0 [+0.0, +3.0] | +2.0 [-1.0, +3.0] | -1.0"
     assert head == f"| 30 | `head` | 2 | {changes} | 1 of 2 | 12 |"
+    name = SCRIPT["NAMES"][SCRIPT["BEFORE"]]
+    assert before == f"| 30 | {name} | 2 | {changes} | 1 `none`, 1 `full` |  |"
+    assert seen.splitlines()[2:] == [none, head]
+
+
+def test_splits_that_were_looked_at_are_not_among_those_that_judge() -> None:
+    assert not set(SCRIPT["SEEN"]) & set(SCRIPT["FRESH"])
+    if RESULTS.exists():
+        results = read_json(RESULTS)
+        assert {seed for row in results["rows"] for seed in row["seeds"]} <= set(SCRIPT["FRESH"])
 
 
 def test_numbers_are_those_of_the_code() -> None:
@@ -56,6 +69,7 @@ def test_numbers_are_those_of_the_code() -> None:
         f"{settings.folds} folds instead of {AdaptSettings().folds}",
         f"{settings.reward.num_train_epochs:g} passes instead of "
         f"{AdaptSettings().reward.num_train_epochs:g}",
-        f"margin of {settings.margin:g} instead of {AdaptSettings().margin:g}",
     ):
         assert text in part, text
+    for key in ("margin", "alpha", "gain_alpha"):
+        assert getattr(settings, key) == getattr(AdaptSettings(), key), key

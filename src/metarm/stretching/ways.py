@@ -159,15 +159,17 @@ def judge_ways(
     first = next(iter(evidence.ways))
     found = tuple(
         Adaptation(
-            name,
-            mean_estimate(losses[name], prompts),
-            paired_change(losses[name], losses[first], prompts),
-            inverse[name],
-            accuracy_estimate(right[name], prompts),
-            paired_change(right[name], right[first], prompts),
-            accuracy_estimate(right_original[name], original_prompts),
-            mean_estimate(right_original[name] - right_original[first], original_prompts),
-            non_inferiority(
+            name=name,
+            log_loss=mean_estimate(losses[name], prompts),
+            log_loss_change=paired_change(losses[name], losses[first], prompts),
+            inverse_temperature=inverse[name],
+            accuracy=accuracy_estimate(right[name], prompts),
+            gain=paired_change(right[name], right[first], prompts),
+            accuracy_original=accuracy_estimate(right_original[name], original_prompts),
+            change_original=mean_estimate(
+                right_original[name] - right_original[first], original_prompts
+            ),
+            original=non_inferiority(
                 right_original[name],
                 right_original[first],
                 original_prompts,
