@@ -106,16 +106,18 @@ def test_below_one_half_it_must_be_shown_by_a_paired_test(seed: int) -> None:
             assert choose_adaptation(twice, prompts * 2, level) == expected
 
 
-@given(st.integers(0, 100), st.integers(0, 100))
-def test_at_one_half_a_way_passes_that_by_the_best_estimate_loses_no_more(wins, losses) -> None:
+@given(st.integers(0, 100), st.integers(0, 100), st.sampled_from([6, 16]))
+def test_at_one_half_a_way_passes_that_by_the_best_estimate_loses_no_more(
+    wins, losses, most
+) -> None:
     """Up to the half prompt by which the test is corrected."""
     few = {"none": np.array([-1.0, -1.0]), "full": np.array([1.0, 1.0])}
     none = np.repeat([-1.0, 1.0], [wins, 200 - wins])
     full = np.repeat([1.0, -1.0, 1.0], [wins, losses, 200 - wins - losses])
     found = evidence(few, {"none": none, "full": full})
-    taken, reason, (_, judged) = judge_ways(found, AdaptSettings(margin=0.03))
+    taken, reason, (_, judged) = judge_ways(found, AdaptSettings(margin=most / 200))
     # In halves of a pair, so that nothing is rounded.
-    passes = 2 * (wins - losses) + 2 * 6 - 1 >= 0
+    passes = 2 * (wins - losses) + 2 * most - 1 >= 0
     assert judged.original.holds == passes
     assert taken == ("full" if passes else "none")
     assert ("full is refused" in reason) == (not passes)
@@ -133,6 +135,16 @@ def test_alpha_goes_from_proof_of_holding_to_proof_of_losing() -> None:
             judge_ways(found, AdaptSettings(alpha=alpha))[0] for alpha in (0.05, 0.5, 0.8)
         ]
     assert verdicts == {0: ["none", "full", "full"], -8: ["none", "none", "full"]}
+
+
+def test_levels_of_gain_and_of_holding_are_two() -> None:
+    """A gain that no test shows, by a way that surely holds on original pairs."""
+    few = {"none": np.full(4, -1.0), "full": np.array([-0.5, 0.9, 0.8, 1.0])}
+    found = evidence(few, {"none": np.ones(400), "full": np.ones(400)})
+    for level, expected in ((0.05, "none"), (0.5, "full")):
+        taken, _, (_, full) = judge_ways(found, AdaptSettings(alpha=0.05, gain_alpha=level))
+        assert taken == expected
+        assert 0.05 < full.log_loss_change.p_value < 0.5
 
 
 def test_few_original_pairs_tell_nothing_and_the_reason_says_so() -> None:
