@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What label verbs write never stands on a store, its files, or somebody else's."""
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from live_labels import make_store, plain_pairs
@@ -15,6 +20,7 @@ from metarm.labels.exchange.sealing import check_sealed
 from metarm.labels.journal import journal_path
 from metarm.labels.reading import LabelReader
 from metarm.labels.store import LabelStore
+from metarm.labels.tables import open_reader, open_writer
 from metarm.labels.verifying import back_up, verify_store
 
 
@@ -152,6 +158,39 @@ def test_the_journal_of_another_store_is_called_so(store: Path, fail, tmp_path: 
     assert found.is_foreign_journal
     assert not found.is_whole
     assert "that of another store. Move" in fail("label", "verify", store)
+
+
+@pytest.mark.parametrize(
+    "finding",
+    [
+        {"problems": ("a row of nothing",)},
+        {"only_database": ("vote one",)},
+        {"only_journal": ("vote one",)},
+        {"different": ("vote one",)},
+        {"num_damaged_lines": 1},
+        {"has_torn_line": True},
+        {"is_foreign_journal": True},
+    ],
+    ids=lambda finding: next(iter(finding)),
+)
+def test_any_single_finding_is_enough(store: Path, finding: dict[str, Any]) -> None:
+    found = verify_store(store)
+    assert found.is_whole
+    assert not replace(found, **finding).is_whole
+
+
+@pytest.mark.parametrize("open_it", [open_writer, open_reader])
+def test_a_file_that_is_no_store_is_let_go(
+    open_it: Callable[[Path], sqlite3.Connection], tmp_path: Path
+) -> None:
+    path = tmp_path / "foreign.db"
+    with closing(sqlite3.connect(path)) as foreign:
+        foreign.execute("CREATE TABLE recipe (name TEXT)")
+    # The error that is held holds every frame it came through, and what they hold.
+    with pytest.raises(RunError) as told:
+        open_it(path)
+    assert str(path) not in {file.path for file in psutil.Process().open_files()}
+    assert str(path) in str(told.value)
 
 
 @pytest.mark.parametrize("words", [("verify",), ("verify", "--replay"), ("status",)])
