@@ -19,7 +19,6 @@ where autocast makes them so: the constants below, which are no tuning of `adapt
 import argparse
 import json
 import random
-import re
 import shutil
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -32,6 +31,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from page_tables import points, with_tables
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -429,13 +429,6 @@ def keep(folder: Path) -> None:
     RESULTS.write_text(f"{json.dumps(document, indent=1)}\n", encoding="utf-8")
 
 
-def points(estimate: Mapping[str, float]) -> str:
-    """A change in points; bold where its interval leaves out zero."""
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    text = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-    return text if low <= 0 <= high else f"**{text}**"
-
-
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A row a way and number of labels."""
     lines = [
@@ -468,13 +461,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def render(page: str, document: Mapping[str, Any]) -> str:
     """The page with its tables made anew."""
-    made = {"table": table(document["rows"]), "seen": table(document["seen_rows"])}
-    return re.sub(
-        r"(<!-- adapting: (table|seen) -->\n).*?(<!-- end -->)",
-        lambda found: f"{found[1]}{made[found[2]]}\n{found[3]}",
-        page,
-        flags=re.DOTALL,
-    )
+    tables = {"adapting: table": table(document["rows"])}
+    return with_tables(page, {**tables, "adapting: seen": table(document["seen_rows"])})
 
 
 def main() -> None:
