@@ -9,8 +9,8 @@
 score fitted on the encoder's states, then all weights), adapts it to labelled pairs of the strong
 models' answers, and measures every way on test pairs that nothing was trained on or chosen by. Each
 finished part is kept in the folder; the same command goes on. `keep` takes what is finished into
-benchmarks/results/adapting.json, with what other rules would have taken of the same trainings;
-`write` puts its tables into docs/stretching.md.
+benchmarks/results/adapting.json: what `adapt` takes is worked out anew from the gaps that are kept,
+and what other rules take of the same trainings. `write` puts its tables into docs/stretching.md.
 
 So that one slow core can do it, texts are cut to 72 tokens, steps are few, and numbers are bfloat16
 where autocast makes them so: the constants below, which are no tuning of `adapt`.
@@ -353,10 +353,10 @@ def chosen(rule: Rule, evidence: Evidence) -> str:
 
 def way_of(row: Mapping[str, Any], way: str) -> str:
     """Which of its ways a split took."""
+    evidence = Evidence.from_json(row["gaps"])
     if way == TAKEN:
-        return str(row["report"]["taken"])
-    rule = RULES.get(way)
-    return chosen(rule, Evidence.from_json(row["gaps"])) if rule else way
+        return judge_ways(evidence, ADAPT)[0]
+    return chosen(RULES[way], evidence) if way in RULES else way
 
 
 def right_of(row: Mapping[str, Any], way: str, side: str) -> NDArray[np.float64]:
@@ -384,15 +384,18 @@ def summarise(rows: Sequence[Mapping[str, Any]], way: str) -> dict[str, Any]:
     if way in (TAKEN, *RULES):
         found["taken"] = own
     if way == TAKEN:
-        found["reasons"] = [row["report"]["reason"] for row in rows]
+        found["reasons"] = [judge_ways(Evidence.from_json(row["gaps"]), ADAPT)[1] for row in rows]
         found["seconds"] = round(float(np.mean([row["seconds"] for row in rows])), 1)
     elif way in ADAPTATIONS:
         judged = [
-            next(one for one in row["report"]["candidates"] if one["name"] == way) for row in rows
+            next(one for one in judge_ways(evidence, ADAPT)[2] if one.name == way)
+            for evidence in (Evidence.from_json(row["gaps"]) for row in rows)
         ]
-        found["passes"] = [one["original"]["holds"] for one in judged]
-        for key, name in (("log_loss_change", "log_loss_change"), ("gain", "cross_validated")):
-            found[name] = [round(one[key]["change"]["value"], 4) for one in judged]
+        found["passes"] = [one.original.holds for one in judged]
+        found["cross_validated"] = {
+            "log_loss": [round(one.log_loss_change.change.value, 4) for one in judged],
+            "accuracy": [round(one.gain.change.value, 4) for one in judged],
+        }
         seconds = [row["ways"][way]["seconds"] for row in rows]
         found["seconds"] = round(float(np.mean(seconds)), 1)
     return found

@@ -106,7 +106,6 @@ def test_taken_minus_before_is_paired_by_split_and_prompt() -> None:
             way: {side: {"prompts": ["p", "q", "r"], "right": right} for side in SCRIPT["SIDES"]}
             for way, right in sides.items()
         },
-        "report": {"taken": taken, "reason": reason},
         "gaps": found.to_json(),
         "seconds": 1.0,
     }
@@ -115,4 +114,5 @@ def test_taken_minus_before_is_paired_by_split_and_prompt() -> None:
     assert both["shifted_change"]["count"] == 3
     assert both["shifted_splits"]["count"] == 2
     assert SCRIPT["summarise"]([row], SCRIPT["BEFORE"])["taken"] == ["none"]
-    assert SCRIPT["summarise"]([row], SCRIPT["TAKEN"])["taken"] == ["full"]
+    now = SCRIPT["summarise"]([row], SCRIPT["TAKEN"])
+    assert (now["taken"], now["reasons"]) == (["full"], [reason])
