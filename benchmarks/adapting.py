@@ -22,7 +22,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -30,6 +30,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from adapting_rules import BEFORE, RULES, TAKEN, WAYS, chosen
 from numpy.typing import NDArray
 from page_tables import points, with_tables
 from transformers import (
@@ -55,7 +56,7 @@ from metarm.storage import build_stage, fingerprint, read_json, remove_folder, w
 from metarm.stretching.adapting import ADAPTATIONS, GAPS_FILE, adapt_reward_model
 from metarm.stretching.pseudo_labels import gaps_of
 from metarm.stretching.settings import AdaptSettings, FewLabelSettings
-from metarm.stretching.ways import Evidence, choose_adaptation, judge_ways
+from metarm.stretching.ways import Evidence, judge_ways
 from metarm.training import train_reward_model
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
@@ -80,11 +81,6 @@ NUM_ORIGINAL: Final = 160
 NUM_TEST_ORIGINAL: Final = 160
 NUM_TEST_SHIFTED: Final = 240
 SIDES: Final = ("original", "shifted")
-WAYS: Final = ("none", *ADAPTATIONS)
-TAKEN: Final = "taken"
-"""What `metarm adapt` chose."""
-BEFORE: Final = "before"
-"""What it chose when it asked for proof of a gain and of holding on original pairs."""
 AGAINST: Final = "taken minus before"
 START: Final = RewardSettings(meta_mode="off", max_length=MAX_TOKENS, bf16=True)
 ADAPT: Final = AdaptSettings(
@@ -93,36 +89,9 @@ ADAPT: Final = AdaptSettings(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A way to choose."""
-
-    name: str
-    by_accuracy: bool
-    """Of 0/1 outcomes on the few labels, not of their log loss."""
-    settings: AdaptSettings
-
-
-# So few original pairs can prove no margin below 0.1, which all but the first row here have.
-PROOF: Final = AdaptSettings(margin=0.1, alpha=0.05, gain_alpha=0.2)
-BEST: Final = AdaptSettings(margin=0.1)
-RULES: Final[Mapping[str, Rule]] = MappingProxyType(
-    {
-        "margin": Rule("the same with a margin of 0.1", False, BEST),
-        "by log loss": Rule(
-            "by log loss, holding proven", False, PROOF.model_copy(update={"gain_alpha": 0.5})
-        ),
-        "by estimate": Rule(
-            "gain proven, holding estimated", True, PROOF.model_copy(update={"alpha": 0.5})
-        ),
-        BEFORE: Rule("both proven, as before", True, PROOF),
-    }
-)
-"""Key in the results -> what else could choose of the same trainings."""
 NAMES: Final = MappingProxyType(
     {
         **{way: f"`{way}`" for way in WAYS},
-        TAKEN: "what `adapt` takes",
         **{key: rule.name for key, rule in RULES.items()},
         AGAINST: "what it takes, minus as before",
     }
@@ -337,26 +306,10 @@ def rounded(estimate: Estimate) -> dict[str, float]:
     return {key: round(value, 5) for key, value in asdict(estimate).items()}
 
 
-def chosen(rule: Rule, evidence: Evidence) -> str:
-    """The way that a rule takes; by accuracy each test asks whether errors became fewer."""
-    taken, _, found = judge_ways(evidence, rule.settings)
-    if not rule.by_accuracy:
-        return taken
-    errors: dict[str, NDArray[np.float64]] = {}
-    for one in found:
-        # The first keeps the model, and is always there.
-        if not errors or one.original.holds:
-            few = evidence.ways[one.name].few
-            errors[one.name] = 1.0 - pair_accuracy(few, np.ones_like(few))
-    return choose_adaptation(errors, evidence.prompts, rule.settings.gain_alpha)
-
-
 def way_of(row: Mapping[str, Any], way: str) -> str:
     """Which of its ways a split took."""
-    evidence = Evidence.from_json(row["gaps"])
-    if way == TAKEN:
-        return judge_ways(evidence, ADAPT)[0]
-    return chosen(RULES[way], evidence) if way in RULES else way
+    rule = RULES.get(way)
+    return chosen(rule, Evidence.from_json(row["gaps"])) if rule else way
 
 
 def right_of(row: Mapping[str, Any], way: str, side: str) -> NDArray[np.float64]:
@@ -381,7 +334,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], way: str) -> dict[str, Any]:
         found[f"{side}_change"] = rounded(mean_estimate(np.concatenate(changes), prompts))
         found[f"{side}_splits"] = rounded(mean_estimate(by_split))
         found[f"{side}_by_split"] = [round(value, 4) for value in by_split]
-    if way in (TAKEN, *RULES):
+    if way in RULES:
         found["taken"] = own
     if way == TAKEN:
         found["reasons"] = [judge_ways(Evidence.from_json(row["gaps"]), ADAPT)[1] for row in rows]

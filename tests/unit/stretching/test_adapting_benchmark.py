@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from adapting_rules import BEFORE, RULES, TAKEN, chosen
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -89,9 +90,9 @@ def test_the_rule_before_is_a_paired_test_of_outcomes_behind_proof_of_holding(se
     turned = same * [[1], [-1]]
     right = (few > 0).astype(float)
     p_value = stats.ttest_rel(right[1], right[0], alternative="greater").pvalue
-    rule = SCRIPT["RULES"][SCRIPT["BEFORE"]]
-    assert SCRIPT["chosen"](rule, evidence_of(few, same)) == ("full" if p_value <= 0.2 else "none")
-    assert SCRIPT["chosen"](rule, evidence_of(few, turned)) == "none"
+    rule = RULES[BEFORE]
+    assert chosen(rule, evidence_of(few, same)) == ("full" if p_value <= 0.2 else "none")
+    assert chosen(rule, evidence_of(few, turned)) == "none"
 
 
 def test_taken_minus_before_is_paired_by_split_and_prompt() -> None:
@@ -113,6 +114,6 @@ def test_taken_minus_before_is_paired_by_split_and_prompt() -> None:
     assert both["shifted_by_split"] == [round(0.5 / 3, 4)] * 2
     assert both["shifted_change"]["count"] == 3
     assert both["shifted_splits"]["count"] == 2
-    assert SCRIPT["summarise"]([row], SCRIPT["BEFORE"])["taken"] == ["none"]
-    now = SCRIPT["summarise"]([row], SCRIPT["TAKEN"])
+    assert SCRIPT["summarise"]([row], BEFORE)["taken"] == ["none"]
+    now = SCRIPT["summarise"]([row], TAKEN)
     assert (now["taken"], now["reasons"]) == (["full"], [reason])
