@@ -4,6 +4,8 @@
 import re
 import runpy
 
+import adapting_rules
+
 from docs.pages import REPOSITORY
 from metarm.storage import read_json
 from metarm.stretching.adapting import ADAPTATIONS
@@ -12,7 +14,7 @@ from metarm.stretching.settings import AdaptSettings
 PAGE = (REPOSITORY / "docs" / "stretching.md").read_text(encoding="utf-8")
 SCRIPT = runpy.run_path(str(REPOSITORY / "benchmarks" / "adapting.py"))
 RESULTS = SCRIPT["RESULTS"]
-BLOCK = re.compile(r"<!-- adapting: (?:table|seen) -->\n(.*?)<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- adapting: table -->\n(.*?)<!-- end -->", re.DOTALL)
 CHANGE = {"value": 0.02, "low": 0.01, "high": 0.03}
 ROWS = [
     {
@@ -37,26 +39,26 @@ def test_the_table_is_that_of_the_results() -> None:
     if RESULTS.exists():
         assert SCRIPT["render"](PAGE, read_json(RESULTS)) == PAGE
     else:
-        assert [match[1] for match in BLOCK.finditer(PAGE)] == ["", ""]
+        assert [match[1] for match in BLOCK.finditer(PAGE)] == [""]
 
 
 def test_a_row_has_what_a_way_changes() -> None:
-    page = SCRIPT["render"](PAGE, {"rows": ROWS, "seen_rows": ROWS[:2]})
-    body, seen = (match[1] for match in BLOCK.finditer(page))
+    page = SCRIPT["render"](PAGE, {"rows": ROWS})
+    (body,) = (match[1] for match in BLOCK.finditer(page))
     none, head, before = body.splitlines()[2:]
     assert none == "| 30 | `none` | 2 | 0.020 |  | 0.020 |  |  |  |"
     changes = "**+2.0 [+1.0, +3.0]** | +2.0 [+0.0, +3.0] | +2.0 [-1.0, +3.0] | -1.0"
     assert head == f"| 30 | `head` | 2 | {changes} | 1 of 2 | 12 |"
     name = SCRIPT["NAMES"][SCRIPT["BEFORE"]]
     assert before == f"| 30 | {name} | 2 | {changes} | 1 `none`, 1 `full` |  |"
-    assert seen.splitlines()[2:] == [none, head]
 
 
-def test_splits_that_were_looked_at_are_not_among_those_that_judge() -> None:
-    assert not set(SCRIPT["SEEN"]) & set(SCRIPT["FRESH"])
-    if RESULTS.exists():
-        results = read_json(RESULTS)
-        assert {seed for row in results["rows"] for seed in row["seeds"]} <= set(SCRIPT["FRESH"])
+def test_what_rules_take_where_truth_is_known_is_that_of_the_results() -> None:
+    assert adapting_rules.render(PAGE, read_json(adapting_rules.RESULTS)) == PAGE
+
+
+def test_splits_that_the_rule_was_made_after_do_not_judge_it() -> None:
+    assert not {0, 1, 2} & {seed for row in read_json(RESULTS)["rows"] for seed in row["seeds"]}
 
 
 def test_numbers_are_those_of_the_code() -> None:
