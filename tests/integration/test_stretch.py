@@ -3,6 +3,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,7 @@ def test_adapt_leaves_original_pairs_of_few_labels_prompts_out(
     done = metarm(*words, "--original", "both.jsonl", "--output", "ad")
     assert done.code == 0, done.err
     assert "4 original pairs left out: they are of few labels' prompts" in done.out
+    assert re.search(r"\nhead  few labels: log loss [+-].* \((passes|refused)\)\n", done.out)
     told = json.loads((data / "ad" / "adapt.json").read_text())
     assert (told["num_original"], told["num_original_left_out"]) == (len(pairs), 4)
     # The very pairs, and none else: there is nothing to tell by.
