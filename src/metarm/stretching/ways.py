@@ -244,8 +244,8 @@ def _refusal(one: Adaptation, settings: AdaptSettings) -> str:
             f"{held.fewest_prompts} might"
         )
     return (
-        f"{one.name} is refused: {held.difference:+.3f} on original pairs, of which "
-        f"{settings.margin:g} may be lost (p {held.p_value:.3f}, alpha {settings.alpha:g})"
+        f"{one.name} is refused: accuracy on original pairs changes by {held.difference:+.3f}, "
+        f"and {settings.margin:g} may be lost (p {held.p_value:.3f}, alpha {settings.alpha:g})"
     )
 
 
