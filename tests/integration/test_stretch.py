@@ -21,7 +21,8 @@ from metarm.schema import PreferencePair, ResponseGroup
 from metarm.stretching import adapting
 from metarm.stretching.adapting import adapt_reward_model
 from metarm.stretching.pseudo_labels import draw_candidates
-from metarm.stretching.settings import AdaptSettings
+from metarm.stretching.rounds import train_on_pseudo_labels
+from metarm.stretching.settings import AdaptSettings, PseudoLabelSettings, RoundRewardSettings
 from metarm.stretching.ways import Evidence, judge_ways
 from tiny_models import WORDS, save_reward_model
 
@@ -124,21 +125,27 @@ def test_rounds_keep_held_out_prompts_out_and_go_on_after_a_kill(
     check_apart([], kept, "pairs")
 
 
-def test_sides_are_balanced_where_some_pairs_are_known(
-    data: Path, metarm: Callable[..., Finished]
-) -> None:
+def test_sides_are_balanced_where_some_pairs_are_known(data: Path) -> None:
     pairs = load_preferences(data / "pairs.jsonl").pairs
     groups = [ResponseGroup(p.prompt, (p.chosen, p.rejected, " c d")) for p in pairs]
     save_groups(data / "known.jsonl", groups)
-    found = document(metarm(
-        "pseudo-label", "--model", "one", "--preferences", "pairs.jsonl", "--unlabelled",
-        "known.jsonl", "--output", "ps", "--json", "num_rounds=1", "confidence=0.5",
-        "alpha=0.01", "most_share=0.7", "reward.learning_rate=0.01",
-        "reward.num_train_epochs=4.0", "reward.max_length=24", "test_fraction=0.3",
-    ))  # fmt: skip
-    assert found["kept"] == 1
-    rows = load_preferences(data / "ps" / "pseudo_labels.jsonl").pairs
-    assert len(rows) == found["rounds"][1]["num_pseudo"] > 4
+    reward = RoundRewardSettings(learning_rate=0.01, num_train_epochs=4.0, max_length=24)
+    (data / "ps").mkdir()
+    found = train_on_pseudo_labels(
+        model=str(data / "one"),
+        pairs=pairs,
+        groups=groups,
+        settings=PseudoLabelSettings(
+            num_rounds=1, confidence=0.5, most_share=0.7, test_fraction=0.3, reward=reward
+        ),
+        output_dir=data / "ps",
+        place=data / "place",
+        seed=0,
+        progress=SilentProgress(),
+    )
+    # Of the round itself: which of the two is kept, its accuracy decides.
+    rows = load_preferences(data / "place" / "round_1" / "pseudo_labels.jsonl").pairs
+    assert len(rows) == found.rounds[1].num_pseudo > 4
     known = {(p.prompt, frozenset((p.chosen, p.rejected))) for p in pairs}
     assert not known & {(r.prompt, frozenset((r.chosen, r.rejected))) for r in rows}
     first = {(c.prompt, c.first, c.second) for c in draw_candidates(groups, 3, seed=0)}
