@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from metarm.config import ArmSettings, RunSettings
-from metarm.config_labels import GOLD, MODEL
+from metarm.config_labels import GOLD, MODEL, PEOPLE
 from metarm.endpoint.client import Endpoint
 from metarm.errors import RunError
 from metarm.gold_labels import gold_gaps
@@ -19,13 +19,21 @@ from metarm.judging.judge_all import judge_all, load_judge
 from metarm.judging.score_judge import ScoreJudge
 from metarm.judging.templates import load_template
 from metarm.labels.votes import Choice, LabelPair, Vote
+from metarm.progress import SilentProgress
 from metarm.protocols import Judge, ProgressReporter, ScoreFunction
 from metarm.resolve import load_gold, resolve_name
 from metarm.schema import Verdict
 from metarm.served_score import is_served_url
 from metarm.streams import draw_seed
 
-__all__ = ["Answers", "answer_by_gold", "answer_by_judge", "judge_record", "load_arm_judge"]
+__all__ = [
+    "Answers",
+    "answer_by_gold",
+    "answer_by_judge",
+    "check_arm_judge",
+    "judge_record",
+    "load_arm_judge",
+]
 
 _CHOICES: Final[Mapping[Verdict, Choice]] = {
     "first": "first",
@@ -109,6 +117,17 @@ def judge_record(settings: RunSettings, arm: ArmSettings) -> dict[str, Any]:
         "temperature": judge.temperature,
         "max_answer_tokens": judge.max_answer_tokens,
     }
+
+
+def check_arm_judge(settings: RunSettings, arm: ArmSettings) -> None:
+    """Refuse an arm whose judge cannot be had; nobody is asked anything.
+
+    Raises:
+        ConfigError: When there is no such function or template, or the address is none.
+    """
+    if arm.labels_from in (GOLD, PEOPLE) or is_served_url(arm.labels_from):
+        return
+    load_arm_judge(settings, arm, Path(), SilentProgress())
 
 
 def load_arm_judge(
