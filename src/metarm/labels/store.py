@@ -20,6 +20,7 @@ from metarm.labels.adding import (
     add_pairs,
     add_settings,
     find_invited,
+    is_known,
     revoke_invitations,
 )
 from metarm.labels.changes import Change
@@ -112,6 +113,10 @@ class LabelStore:
             self._journal.append(self._owed)
             self._owed = []
 
+    def _looking(self) -> Change:
+        """A change that nothing is added to."""
+        return Change(self._connection, self.settings, self.seed, self._clock())
+
     def add_pairs(
         self,
         pairs: Iterable[LabelPair],
@@ -147,6 +152,14 @@ class LabelStore:
         """
         with self._changing() as change:
             add_annotator(change, name, kind)
+
+    def has_annotator(self, name: str, kind: AnnotatorKind) -> bool:
+        """Whether there is an annotator of this name; nobody is added.
+
+        Raises:
+            ConfigError: When `add_annotator` would refuse the name.
+        """
+        return is_known(self._looking(), name, kind)
 
     def invite(self, name: str, *, days: float) -> str:
         """A new invitation of an annotator, who is added as a person where unknown.
@@ -285,9 +298,9 @@ class LabelStore:
         Raises:
             ConfigError: When there is no such annotator.
         """
-        now = self._clock()
-        check_annotator(Change(self._connection, self.settings, self.seed, now), annotator)
-        return reading.read_progress(self._connection, annotator, now)
+        look = self._looking()
+        check_annotator(look, annotator)
+        return reading.read_progress(self._connection, annotator, look.now)
 
     def content(self) -> LabelContent:
         """All that can go to another place."""
