@@ -36,6 +36,8 @@ __all__ = [
     "content_digest",
     "file_digest",
     "fingerprint",
+    "json_lines_text",
+    "json_text",
     "read_json",
     "read_json_lines",
     "remove_folder",
@@ -143,7 +145,12 @@ def check_writable(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON document, indented, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """A JSON document as `write_json` writes it."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -165,8 +172,13 @@ def read_json(path: Path) -> Any:
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line, whole or not at all."""
-    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    write_text(path, json_lines_text(rows))
+
+
+def json_lines_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """JSON lines as `write_json_lines` writes them."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
