@@ -28,6 +28,7 @@ from metarm.labels.entries import Entry
 from metarm.labels.events import Annotator, Event, Item, LabelContent, Progress, Recorded, VoteEvent
 from metarm.labels.opening import open_store
 from metarm.labels.settings import LabelSettings
+from metarm.labels.standings import make_standings, read_strategies
 from metarm.labels.tables import transaction
 from metarm.labels.votes import AnnotatorKind, Choice, LabelPair, Vote
 from metarm.labels.voting import (
@@ -84,6 +85,7 @@ class LabelStore:
                 open_store(self.path, self._given, self._clock(), replay=self._replay)
             )
             self._connection, self._journal = opened.connection, opened.journal
+            make_standings(self._connection)
             self.settings = reading.read_settings(self._connection)
             self.seed = reading.read_seed(self._connection)
             self.opened = opened
@@ -309,6 +311,22 @@ class LabelStore:
     def pairs(self) -> list[LabelPair]:
         """Every pair, in the order of its coming."""
         return reading.read_pairs(self._connection)
+
+    def pair(self, pair: str) -> LabelPair | None:
+        """The pair of an id; None where there is none."""
+        return reading.find_pair(self._connection, pair)
+
+    def event(self, key: str) -> Event | None:
+        """The event of a key; None where there is none."""
+        return reading.find_event(self._connection, key)
+
+    def is_gold(self, pair: str) -> bool:
+        """Whether a pair has a known answer."""
+        return self._looking().has("gold", "pair", pair)
+
+    def strategies(self) -> list[str]:
+        """Which strategies chose pairs that have no known answer, sorted."""
+        return read_strategies(self._connection)
 
     def gold(self) -> dict[str, Choice]:
         """Pair -> its known answer."""
