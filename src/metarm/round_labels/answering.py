@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from metarm.config import ArmSettings, RunSettings
 from metarm.config_labels import GOLD, MODEL, PEOPLE
+from metarm.endpoint.call_ledger import CallLedger
+from metarm.endpoint.caps import Caps
 from metarm.endpoint.client import Endpoint
 from metarm.errors import RunError
 from metarm.gold_labels import gold_gaps
@@ -41,6 +43,8 @@ _CHOICES: Final[Mapping[Verdict, Choice]] = {
     "tie": "tie",
     "malformed": "skip",
 }
+CALLS_FILE: Final = "label_calls.jsonl"
+"""In the run's folder: what every call to a model for labels took."""
 _TOLD: Final = ("cost", "spent", "served_models")
 """Facts of a judge that are kept with the labels."""
 
@@ -95,7 +99,8 @@ def answer_by_judge(
         why = facts.get("stopped") or ", ".join(facts.get("failures", {})) or "no reason told"
         raise RunError(
             f"{name} left {missing} of {len(pairs)} pairs unjudged ({why}). Its answers are kept: "
-            "raise the cap or mend the server, and run the same command again."
+            "raise the cap (labels.max_* holds for the whole run, labels.judge.endpoint.max_* for "
+            "the labels of one round) or mend the server, and run the same command again."
         )
     votes = [
         Vote(pair.id, name, _CHOICES[one.verdict]) for pair, one in zip(pairs, judged, strict=True)
@@ -152,11 +157,19 @@ def load_arm_judge(
         where, model = settings.labels.url, settings.labels.model
         assert where is not None  # RunSettings has checked both
         assert model is not None
-        there = Endpoint(where, model, judging.endpoint)
+        there = Endpoint(where, model, judging.endpoint, _ledger_of(settings))
         return EndpointJudge(there, answers, judging, progress), model
     if is_served_url(name) or _takes_two(name):
         return ScoreJudge(load_gold(name, what="labels_from"), judging.tie_margin), name
     return load_judge(name, what="labels_from"), name
+
+
+def _ledger_of(settings: RunSettings) -> CallLedger:
+    """The calls of all rounds, arms and seeds of a run, and its caps."""
+    labels = settings.labels
+    own = (labels.max_calls, labels.max_total_tokens, labels.max_cost)
+    caps = Caps("labels", labels.judge.endpoint, *own)
+    return CallLedger(settings.output_dir / CALLS_FILE, caps)
 
 
 def _takes_two(name: str) -> bool:
