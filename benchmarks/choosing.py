@@ -17,7 +17,6 @@ pool's true order. `write` puts the tables into docs/choosing.md.
 
 import argparse
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
+from page_tables import with_tables
 from scipy.special import expit
 
 from metarm.choosing.pool import Basis, Pool, bootstrap_members, build_pool
@@ -311,12 +311,7 @@ def tables(document: dict[str, Any]) -> dict[str, str]:
 
 def render(page: str, made: dict[str, str]) -> str:
     """The page with its tables made anew."""
-    return re.sub(
-        r"<!-- choosing: ([\w ]+) -->\n.*?<!-- end -->",
-        lambda block: f"<!-- choosing: {block[1]} -->\n{made[block[1]]}\n<!-- end -->",
-        page,
-        flags=re.DOTALL,
-    )
+    return with_tables(page, {f"choosing: {name}": table for name, table in made.items()})
 
 
 def main() -> None:

@@ -22,6 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from page_tables import points
+
 from metarm.bench.results import Cell, clustered_difference
 from metarm.metrics import mean_estimate
 
@@ -49,15 +51,6 @@ HEADER = (
 )
 
 
-def points(change: dict[str, float] | None) -> str:
-    """A change with its interval, in points; bold where the interval leaves out zero."""
-    if change is None:
-        return "-"
-    value, low, high = (100 * change[key] for key in ("value", "low", "high"))
-    text = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-    return text if low <= 0 <= high else f"**{text}**"
-
-
 def number(value: float | None, pattern: str, scale: float = 1.0) -> str:
     """A number, or a dash where there is none."""
     return "-" if value is None else format(scale * value, pattern)
@@ -79,14 +72,14 @@ def table(kept: dict[str, Any], shift: str) -> str:
             continue
         cells = (
             f"`{row['method']}`",
-            points(row["original_change"]),
-            points(row["shifted_change"]),
+            points(row["original_change"], "-"),
+            points(row["shifted_change"], "-"),
             number(row["length_balanced_change"], "+.1f", 100),
             number(row["worst_change"], "+.1f", 100),
             number(row["gap_recovered"], ".0f", 100) + " %" if row["gap_recovered"] else "-",
             row["label_equivalent"] or "-",
             number(row["rank_correlation"], ".2f"),
-            points(over := at_all_steps.get((shift, row["method"]))),
+            points(over := at_all_steps.get((shift, row["method"])), "-"),
             number(min(over["splits"]), "+.1f", 100) if over else "-",
         )
         rows.append(f"| {' | '.join(cells)} |")
@@ -112,7 +105,7 @@ def choices_table(kept: dict[str, Any], shift: str) -> str:
         cells = (
             f"`{method}`",
             f"{(row['forward'] + row['backward']) / plain:.2f}",
-            points(row["shifted_change"]) if method != "plain" else "",
+            points(row["shifted_change"], "-") if method != "plain" else "",
             *(
                 points(change[key]) if change else ""
                 for key in ("shifted", "all_steps", "original")
@@ -138,11 +131,11 @@ def costs_table(kept: dict[str, Any], shift: str) -> str:
         cells = (
             f"`{method}`",
             f"{(row['forward'] + row['backward']) / passes:.1f}",
-            points(row["original_change"]),
-            points(row["shifted_change"]),
+            points(row["original_change"], "-"),
+            points(row["shifted_change"], "-"),
             number(row["length_balanced_change"], "+.1f", 100),
             number(row["worst_change"], "+.1f", 100),
-            points(over.get(method)),
+            points(over.get(method), "-"),
         )
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join([COSTS_HEADER, *rows])

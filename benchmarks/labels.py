@@ -12,12 +12,12 @@ its figure; `write` puts the tables into docs/choosing.md.
 
 import argparse
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
+from page_tables import points, with_tables
 
 from metarm.bench.recipes import read_recipe
 from metarm.bench.results import Cell, clustered_difference, clustered_mean
@@ -120,13 +120,6 @@ def worths(rows: list[dict[str, Any]], key: str) -> dict[str, str]:
     return found
 
 
-def points(estimate: dict[str, float]) -> str:
-    """A change in points; bold where its interval leaves out zero."""
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    text = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-    return text if low <= 0 <= high else f"**{text}**"
-
-
 def table(document: dict[str, Any]) -> str:
     """A row a method: how good, what choice and step change, what both are worth."""
     lines = [
@@ -154,8 +147,7 @@ def table(document: dict[str, Any]) -> str:
 
 def render(page: str, document: dict[str, Any]) -> str:
     """The page with its table made anew."""
-    made = f"<!-- labels: table -->\n{table(document)}\n<!-- end -->"
-    return re.sub(r"<!-- labels: table -->\n.*?<!-- end -->", lambda _: made, page, flags=re.DOTALL)
+    return with_tables(page, {"labels: table": table(document)})
 
 
 def draw(document: dict[str, Any]) -> None:

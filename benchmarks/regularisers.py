@@ -16,13 +16,13 @@ benchmarks/results/regularisers.json, `write` puts the table into docs/stretchin
 
 import argparse
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from labels_to_accuracy import Problem
+from page_tables import points, with_tables
 
 from metarm.metrics import mean_estimate, paired_difference
 from metarm.storage import append_json_line, write_json
@@ -41,7 +41,6 @@ SETTINGS: Final[dict[str, dict[str, Any]]] = {
     "text_loss_coefficient=0.01": {"text_loss_coefficient": 0.01},
 }
 NUM_LABELS: Final = (0, 50)
-BLOCK: Final = re.compile(r"<!-- regularisers -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def read_cells(path: Path) -> dict[tuple[int, str, int], float]:
@@ -93,15 +92,6 @@ def summarise(kept: Path) -> dict[str, Any]:
     return {"seeds": seeds, "rows": rows}
 
 
-def points(change: dict[str, float] | None) -> str:
-    """A change in points; bold where its interval leaves out zero."""
-    if change is None:
-        return ""
-    value, low, high = (100 * change[key] for key in ("value", "low", "high"))
-    text = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-    return text if low <= 0 <= high else f"**{text}**"
-
-
 def render(page: str, found: dict[str, Any]) -> str:
     """The page with its table made anew."""
     by = {(row["setting"], row["labels"]): row for row in found["rows"]}
@@ -115,8 +105,7 @@ def render(page: str, found: dict[str, Any]) -> str:
             row = by[name, count]
             cells += [f"{row['accuracy']['value']:.3f}", points(row["change"])]
         lines.append(f"| {' | '.join(cells)} |")
-    table = "\n".join(lines)
-    return BLOCK.sub(lambda _: f"<!-- regularisers -->\n{table}\n<!-- end -->", page)
+    return with_tables(page, {"regularisers": "\n".join(lines)})
 
 
 def main() -> None:

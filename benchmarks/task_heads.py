@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from page_tables import with_tables
 
 from metarm.config import RewardSettings, WorldSettings
 from metarm.data.tasks import TaskPairs
@@ -40,7 +41,6 @@ from metarm.world.language import GoldReward, build_language, draw_prompt
 
 RESULTS = Path(__file__).parent / "results" / "task_heads.json"
 PAGE = Path(__file__).parents[1] / "docs" / "stretching.md"
-BEGIN, END = "<!-- task heads -->\n", "<!-- end of task heads -->"
 COUNTS = (50, 200)
 REPEAT = 4
 NUM_PAIRS, NUM_TEST = 2000, 1000
@@ -166,13 +166,12 @@ def table(kept: dict[str, Any]) -> str:
         for arm in ARMS[1:]:
             base = None if arm == "mixed" else f"mixed {count}"
             lines.append(row(str(count), f"`{arm}`", f"{arm} {count}", base))
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def render(page: str, kept: dict[str, Any]) -> str:
     """The page with the table of these results between its marks."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}{table(kept)}{END}{rest.partition(END)[2]}"
+    return with_tables(page, {"task heads": table(kept)})
 
 
 def main() -> None:

@@ -40,10 +40,3 @@ def test_choices_stand_beside_the_method_that_they_are_about() -> None:
     rows = SCRIPT["choices_table"](kept, "s").splitlines()[2:]
     assert [row.split("`")[1] for row in rows] == [names[n] for n in (0, 4, 1, 3, 2)]
     assert rows[3] == "| `joint+every-4` | 1.30 |" + " -1.0 [-2.0, +0.1] |" * 4
-
-
-def test_a_change_is_bold_where_zero_is_left_out() -> None:
-    points = SCRIPT["points"]
-    assert points({"value": 0.01, "low": 0.002, "high": 0.018}) == "**+1.0 [+0.2, +1.8]**"
-    assert points({"value": -0.01, "low": -0.03, "high": 0.01}) == "-1.0 [-3.0, +1.0]"
-    assert points(None) == "-"

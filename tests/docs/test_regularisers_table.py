@@ -2,9 +2,6 @@
 """The table of regularisers on docs/stretching.md is that of the kept results."""
 
 import runpy
-import sys
-
-import pytest
 
 from docs.pages import REPOSITORY
 from metarm.storage import read_json
@@ -12,9 +9,7 @@ from metarm.storage import read_json
 PAGE = REPOSITORY / "docs" / "stretching.md"
 
 
-def test_the_table_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The script is run beside others, as from the command line.
-    monkeypatch.setattr(sys, "path", [str(REPOSITORY / "benchmarks"), *sys.path])
+def test_the_table_is_that_of_the_results() -> None:
     script = runpy.run_path(str(REPOSITORY / "benchmarks" / "regularisers.py"))
     page, kept = PAGE.read_text(encoding="utf-8"), read_json(script["RESULTS"])
     assert script["render"](page, kept) == page

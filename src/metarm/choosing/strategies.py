@@ -248,18 +248,17 @@ def _thompson(pool: Pool, count: int, room: Room, draw: np.random.Generator) -> 
     """
     factor = np.linalg.cholesky(pool.covariance)
     rows_of = [np.flatnonzero(room.prompts == prompt) for prompt in range(len(room.counts))]
+    rewards_of = [_rewards_of_gaps(pool.sides[rows]) for rows in rows_of]
     picks: list[Pick] = []
     for _ in range(MOST_DRAWS * count):
         if len(picks) == count:
             break
-        rows = rows_of[int(draw.integers(len(rows_of)))]
+        prompt = int(draw.integers(len(rows_of)))
+        rows, (responses, rewards) = rows_of[prompt], rewards_of[prompt]
         deviations = pool.gaps[rows] @ factor
         first, second = (
-            _best_response(
-                pool.sides[rows],
-                pool.means[rows] + deviations @ draw.standard_normal(factor.shape[1]),
-            )
-            for _ in range(2)
+            int(responses[np.argmax(rewards @ (pool.means[rows] + deviations @ drawn))])
+            for drawn in draw.standard_normal((2, factor.shape[1]))
         )
         allowed = room.allowed
         for row in rows:
@@ -274,13 +273,16 @@ def _thompson(pool: Pool, count: int, room: Room, draw: np.random.Generator) -> 
     ]
 
 
-def _best_response(sides: NDArray[np.int64], gaps: Floats) -> int:
-    """The response that wins most of its prompt's pairs."""
+def _rewards_of_gaps(sides: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
+    """A prompt's responses, and what makes pairs' reward gaps their rewards, up to a constant.
+
+    By least squares: exact however many pairs are not in the pool, as long as those that are
+    connect the responses; counting the pairs that each wins is not.
+    """
     responses, places = np.unique(sides, return_inverse=True)
-    winners = np.where(
-        gaps > 0, places.reshape(sides.shape)[:, 0], places.reshape(sides.shape)[:, 1]
-    )
-    return int(responses[np.bincount(winners, minlength=len(responses)).argmax()])
+    first, second = places.reshape(sides.shape).T
+    design = np.eye(len(responses))[first] - np.eye(len(responses))[second]
+    return responses, np.linalg.pinv(design)
 
 
 def _mixed(other: Strategy) -> Strategy:

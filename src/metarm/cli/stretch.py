@@ -98,7 +98,7 @@ def pseudo_label(
         return
     for found in document["rounds"]:
         change = found["change"]
-        against = f", {change_text(change['change'])} against the one before" if change else ""
+        against = f", {change_text(change['change'])} against the best before" if change else ""
         answer(
             f"round {found['number']}: {found['num_pseudo']} pseudo-labels, held-out accuracy "
             f"{estimate_text(found['accuracy'])}{against}"

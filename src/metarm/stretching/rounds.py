@@ -38,7 +38,16 @@ from metarm.stretching.pseudo_labels import (
 from metarm.stretching.settings import PseudoLabelSettings
 from metarm.training import train_reward_model
 
-__all__ = ["PSEUDO_FILE", "ROUNDS_FILE", "Round", "RoundsReport", "train_on_pseudo_labels"]
+__all__ = [
+    "PSEUDO_FILE",
+    "ROUNDS_FILE",
+    "Round",
+    "RoundsReport",
+    "best_round",
+    "train_on_pseudo_labels",
+]
+
+Right = NDArray[np.float64]
 
 PSEUDO_FILE: Final = "pseudo_labels.jsonl"
 ROUNDS_FILE: Final = "rounds.json"
@@ -57,7 +66,7 @@ class Round:
     accuracy: Estimate
     """On the held-out pairs that stop, clustered by prompt."""
     change: PairedChange | None
-    """Against the model kept so far, on the same pairs; None in round 0."""
+    """Against the best round before it, on the same pairs; None in round 0."""
     calibration: Calibration
     """Of this model, by the held-out pairs that calibrate."""
 
@@ -68,6 +77,7 @@ class RoundsReport:
 
     rounds: tuple[Round, ...]
     kept: int
+    """The best on held-out pairs."""
     reason: str
     num_labelled: int
     num_calibration: int
@@ -121,25 +131,29 @@ def train_on_pseudo_labels(
     """
     sets = _split(pairs, groups, settings, seed)
     rounds: list[Round] = []
+    rights: list[Right] = []
     pseudo: list[PreferencePair] = []
-    kept, right, calibration = 0, np.zeros(0), None
     reason = f"all {settings.num_rounds} rounds are done"
     for number in range(settings.num_rounds + 1):
-        if calibration is not None:
-            pseudo = _pseudo_labels(place / f"round_{kept}", sets, calibration, settings, seed)
+        if rounds:
+            teacher, calibration = place / f"round_{number - 1}", rounds[-1].calibration
+            pseudo = _pseudo_labels(teacher, sets, calibration, settings, seed)
             if not pseudo:
-                reason = f"round {kept}'s model is sure of no pair"
+                reason = f"round {number - 1}'s model is sure of no pair"
                 break
         folder = place / f"round_{number}"
-        _train(folder, model, sets, pseudo, settings, seed, progress, kept=kept)
-        found, calibration_now, own = _measure(folder, sets)
-        change = paired_change(own, right, _prompts(sets.stop)) if rounds else None
+        _train(folder, model, sets, pseudo, settings, seed, progress)
+        found, own = _measure(folder, sets)
+        change = (
+            paired_change(own, rights[best_round(rights)], _prompts(sets.stop)) if rights else None
+        )
+        rights.append(own)
         rounds.append(replace(found, number=number, num_pseudo=len(pseudo), change=change,
                               mean_confidence=_mean_confidence(pseudo)))  # fmt: skip
         if change is not None and change.is_drop(settings.alpha):
             reason = f"held-out accuracy dropped in round {number}: {change.change}"
             break
-        kept, right, calibration = number, own, calibration_now
+    kept = best_round(rights)
     copy_model_folder(place / f"round_{kept}", output_dir)
     report = RoundsReport(
         tuple(rounds), kept, reason, len(sets.train), len(sets.calibration), len(sets.stop),
@@ -147,6 +161,23 @@ def train_on_pseudo_labels(
     )  # fmt: skip
     write_json(output_dir / ROUNDS_FILE, report.to_json())
     return report
+
+
+def best_round(rights: Sequence[Right]) -> int:
+    """The round of the highest held-out accuracy, of equal ones the last.
+
+    Each round is tested against it: against the one before, a loss too small to tell could go on
+    from round to round for ever.
+
+    Args:
+        rights: Of each round, on the same pairs: 1 right, 0 wrong, 0.5 a tie, shape (pairs,).
+
+    Example:
+        >>> best_round([np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([0.0, 0.0])])
+        1
+    """
+    accuracies = [float(right.mean()) for right in rights]
+    return len(rights) - 1 - int(np.argmax(accuracies[::-1]))
 
 
 def _split(
@@ -205,8 +236,6 @@ def _train(
     settings: PseudoLabelSettings,
     seed: int,
     progress: ProgressReporter,
-    *,
-    kept: int,
 ) -> None:
     """A round's reward model and its pseudo-labels, as a folder that is made once."""
     training = [*sets.train, *pseudo]
@@ -227,10 +256,10 @@ def _train(
         return dict(result.metrics)
 
     # What decides everything else decided the folder that this one is in.
-    build_stage(folder, {"round": folder.name, "teacher": kept, "pseudo": len(pseudo)}, [], build)
+    build_stage(folder, {"round": folder.name, "pseudo": len(pseudo)}, [], build)
 
 
-def _measure(folder: Path, sets: _Sets) -> tuple[Round, Calibration, NDArray[np.float64]]:
+def _measure(folder: Path, sets: _Sets) -> tuple[Round, Right]:
     """A round's model on both held-out sets."""
     score = load_score_function(folder)
     fitting = score.fitting_pairs(sets.calibration)
@@ -244,7 +273,7 @@ def _measure(folder: Path, sets: _Sets) -> tuple[Round, Calibration, NDArray[np.
     gaps = np.nan_to_num(gaps)
     right = pair_accuracy(gaps, np.ones_like(gaps))
     accuracy = accuracy_estimate(right, _prompts(sets.stop))
-    return Round(0, 0, None, accuracy, None, calibration), calibration, right
+    return Round(0, 0, None, accuracy, None, calibration), right
 
 
 def _prompts(pairs: Sequence[PreferencePair]) -> list[str]:

@@ -142,6 +142,21 @@ def test_thompson_takes_the_best_of_two_heads() -> None:
     assert "at random" in choose(sure, "thompson", 1, seed=0).reasons[0]
 
 
+def test_thompson_knows_the_best_response_by_the_pairs_that_are_left() -> None:
+    """Of A = 3, B = 6, C = 0 and E = 6 + x, B has lost its pairs with A and C to earlier labels."""
+    rewards, x = np.array([3.0, 6.0, 0.0, 6.0]), np.array([0.0, 0.0, 0.0, 1.0])
+    sides = np.array([[0, 2], [0, 3], [1, 3], [2, 3]])
+    pool = build_pool(
+        (x[sides[:, 0]] - x[sides[:, 1]])[:, None],
+        np.zeros(4),
+        means=rewards[sides[:, 0]] - rewards[sides[:, 1]],
+        sides=sides,
+    )
+    found = [choose(pool, "thompson", 1, seed=seed) for seed in range(20)]
+    assert {one.indices for one in found} == {(2,)}
+    assert {one.reasons for one in found} == {("best by two drawn heads",)}
+
+
 def test_near_ties_come_first() -> None:
     pool, _ = make_pool(2)
     found = choose(pool, "near-tie", 3, seed=0)

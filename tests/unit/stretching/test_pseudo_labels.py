@@ -18,6 +18,7 @@ from metarm.stretching.pseudo_labels import (
     take_confident,
     without_known,
 )
+from metarm.stretching.rounds import best_round
 
 GROUPS = [ResponseGroup(f"p{n}", (" a", " b", " c", " c", f" {n}")) for n in range(30)]
 
@@ -109,3 +110,24 @@ def test_what_is_out_of_range_is_refused() -> None:
         most_pseudo_labels(10, 1.0)
     with pytest.raises(ConfigError, match=r"from 0\.5 to 1"):
         take_confident([0.5], confidence=0.4, most=2, seed=0)
+
+
+def test_small_losses_do_not_add_up_unseen() -> None:
+    """Two of 60 held-out pairs lost a round: never a drop from the round before."""
+    draw = np.random.default_rng(0)
+    rights, steps, stops = [np.array([1.0] * 42 + [0.0] * 18)], [], []
+    for _ in range(6):
+        own = rights[-1].copy()
+        right, wrong = np.flatnonzero(own == 1), np.flatnonzero(own == 0)
+        own[draw.choice(right, 4, replace=False)] = 0
+        own[draw.choice(wrong, 2, replace=False)] = 1
+        steps.append(paired_change(own, rights[-1]).is_drop(0.2))
+        stops.append(paired_change(own, rights[best_round(rights)]).is_drop(0.2))
+        rights.append(own)
+    assert not any(steps)
+    assert stops[-1]
+    assert best_round(rights) == 0
+
+
+def test_of_equal_rounds_the_last_is_best() -> None:
+    assert best_round([np.ones(3), np.array([1.0, 0.5, 0.5]), np.ones(3), np.zeros(3)]) == 2
