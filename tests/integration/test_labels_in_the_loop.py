@@ -140,6 +140,7 @@ def test_people_are_waited_for_and_the_same_command_goes_on(begun: Path, metarm,
         told = read_json(stage / "stage.json")["metrics"]
         assert (told["num_asked"], told["num_labels"], told["num_skips"]) == (6, 4 + number, 1)
         assert told["votes_by"] == ({"ann": 5} if number == 1 else {"ann": 5, "bob": 6})
+        assert told["num_votes_beside"] == (0 if number == 1 else 5), "those of the first round"
         assert told["annotator_seconds"] == 12.0 * number
         for pair in labels_of(stage):
             assert len(pair.chosen) >= len(pair.rejected)

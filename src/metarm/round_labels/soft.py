@@ -20,16 +20,23 @@ def soft_labels(
     pairs: Sequence[LabelPair],
     votes: Sequence[Vote],
     features: Callable[[], Mapping[str, ArrayLike]],
+    *,
+    history: Sequence[Vote] = (),
+    gold: Mapping[str, Choice] = MappingProxyType({}),
 ) -> dict[str, float | None]:
     """Pair id -> probability that the first response is better; None where nobody says.
 
     Of one annotator, what they say: a tie is one half, a skip nothing, two votes on one pair their
-    mean. Of several, what the joint model of rewards and annotators makes of all their votes.
+    mean. Of several, what the joint model of rewards and annotators makes of all their votes: a
+    round's own are few to judge somebody by.
 
     Args:
         pairs: What was asked.
         votes: On these pairs.
-        features: Gives each pair's features, first response minus second; asked where needed.
+        features: Gives the features of every pair that is voted on, first response minus second;
+            asked where needed.
+        history: Votes on other pairs: of earlier rounds, or on pairs with known answers.
+        gold: Pair -> its known answer.
 
     Example:
         >>> pair = LabelPair("p", "a", "b")
@@ -40,7 +47,8 @@ def soft_labels(
     said = [vote for vote in votes if vote.choice in WORTH]
     for vote in said:
         given[vote.pair].append(WORTH[vote.choice])
-    if len({vote.annotator for vote in said}) < 2:
+    told = [*said, *(vote for vote in history if vote.choice in WORTH)]
+    if len({vote.annotator for vote in told}) < 2:
         return {pair: sum(worth) / len(worth) if worth else None for pair, worth in given.items()}
-    belief = fit_annotators(said, features())
+    belief = fit_annotators(told, features(), gold=gold)
     return {pair: belief.label_of(pair) if worth else None for pair, worth in given.items()}

@@ -36,7 +36,9 @@ from metarm.round_labels.waiting import (
     LABELS,
     PAIRS_FILE,
     STORE_FILE,
+    KnownAnswers,
     Waiting,
+    read_known_answers,
     read_store_votes,
 )
 from metarm.schema import PreferencePair
@@ -123,7 +125,7 @@ def buy_labels(
         found = read_store_votes(path, ids, _votes_per_pair(asked))
         if found.answered < ids:
             return Waiting(work.arm, work.seed, work.round, len(ids), len(found.answered))
-    return _answer(work, asked, pairs, reward)
+    return _answer(work, asked, pairs, reward, earlier)
 
 
 def _votes_per_pair(asked: Stage) -> int:
@@ -195,7 +197,13 @@ def _chosen(
     ]
 
 
-def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: Stage) -> Stage:
+def _answer(
+    work: LabelWork,
+    asked: Stage,
+    pairs: Sequence[LabelPair],
+    reward: Stage,
+    earlier: Sequence[Stage],
+) -> Stage:
     """Every answer, what is trained on, and what the labels came to.
 
     The fingerprint is also of the labels: people and models may say otherwise another time.
@@ -204,7 +212,14 @@ def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: S
 
     def build(folder: Path) -> dict[str, Any]:
         answers = _answers(work, asked, pairs, folder)
-        believed = soft_labels(pairs, answers.votes, lambda: _features(pairs, reward))
+        past = _read_past(work, earlier)
+        believed = soft_labels(
+            pairs,
+            answers.votes,
+            lambda: _features([*pairs, *past.pairs], reward),
+            history=past.votes,
+            gold=past.answers,
+        )
         labels = [
             _label(pair, believed[pair.id]) for pair in pairs if believed[pair.id] is not None
         ]
@@ -219,6 +234,7 @@ def _answer(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], reward: S
             "num_labels": len(labels),
             "num_votes": len(given),
             "num_skips": len(answers.votes) - len(given),
+            "num_votes_beside": sum(vote.choice != "skip" for vote in past.votes),
             "num_random": sum(pair.chosen_by == RANDOM for pair in pairs),
             "votes_by": dict(Counter(vote.annotator for vote in given)),
             "kinds": dict(answers.kinds),
@@ -253,6 +269,20 @@ def _answers(work: LabelWork, asked: Stage, pairs: Sequence[LabelPair], folder: 
     kept = checkpoints_of(folder) / ANSWERS_FILE
     judge, name = load_arm_judge(work.settings, own, kept, work.progress)
     return answer_by_judge(pairs, judge, name, both_orders=answers.judge.both_orders)
+
+
+def _read_past(work: LabelWork, earlier: Sequence[Stage]) -> KnownAnswers:
+    """What tells of a round's annotators beside it: the arm's earlier votes, and known answers.
+
+    Not what other arms have asked: they would share what each has paid for.
+    """
+    rows = [row for stage in earlier for row in read_json_lines(stage.folder / ANSWERS_FILE)]
+    pairs = tuple(LabelPair.from_json(row) for row in rows)
+    votes = tuple(Vote(row["id"], **vote) for row in rows for vote in row["votes"])
+    if work.own.labels_from != PEOPLE:
+        return KnownAnswers(pairs, votes, {})
+    known = read_known_answers(work.settings.output_dir / STORE_FILE)
+    return KnownAnswers((*pairs, *known.pairs), (*votes, *known.votes), known.answers)
 
 
 def _features(pairs: Sequence[LabelPair], reward: Stage) -> dict[str, Any]:

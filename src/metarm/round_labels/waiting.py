@@ -13,7 +13,7 @@ from metarm.errors import RunError
 from metarm.labels.reading import LabelReader, vote_of_event
 from metarm.labels.store import LabelStore
 from metarm.labels.tables import is_made
-from metarm.labels.votes import LabelPair, Vote
+from metarm.labels.votes import Choice, LabelPair, Vote
 from metarm.storage import STAGE_FILE, read_json, read_json_lines
 
 __all__ = [
@@ -21,10 +21,12 @@ __all__ = [
     "LABELS",
     "PAIRS_FILE",
     "STORE_FILE",
+    "KnownAnswers",
     "StoreVotes",
     "Waiting",
     "hand_out",
     "mend_store",
+    "read_known_answers",
     "read_store_votes",
     "read_waiting",
     "waiting_text",
@@ -59,6 +61,15 @@ class Waiting:
         return {**place, "num_asked": self.num_asked, "num_answered": self.num_answered}
 
 
+class KnownAnswers(NamedTuple):
+    """What annotators said where the truth is known."""
+
+    pairs: tuple[LabelPair, ...]
+    votes: tuple[Vote, ...]
+    answers: dict[str, Choice]
+    """Pair -> its known answer."""
+
+
 class StoreVotes(NamedTuple):
     """The votes that count in a store on some pairs, and which of the pairs have enough."""
 
@@ -89,6 +100,18 @@ def read_store_votes(path: Path, pairs: Collection[str], votes_per_pair: int) ->
     answered = frozenset(pair for pair, names in people.items() if len(names) >= votes_per_pair)
     own = {vote.annotator for vote in votes}
     return StoreVotes(votes, {name: kinds[name] for name in kinds if name in own}, answered)
+
+
+def read_known_answers(path: Path) -> KnownAnswers:
+    """The pairs of a label store that its owner knows the answer to, and the votes on them."""
+    if not is_made(path):
+        return KnownAnswers((), (), {})
+    with LabelReader(path) as store:
+        gold = store.gold()
+        pairs = sorted((pair for pair in store.pairs() if pair.id in gold), key=lambda one: one.id)
+        events = [event for event in store.vote_events() if event.pair in gold]
+    events.sort(key=lambda event: (event.pair, event.annotator, event.showing))
+    return KnownAnswers(tuple(pairs), tuple(map(vote_of_event, events)), gold)
 
 
 def read_waiting(run_dir: Path) -> list[Waiting]:

@@ -2,6 +2,7 @@
 """Who answers a round's pairs, and what the votes come to."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -117,6 +118,62 @@ def test_votes_of_one_annotator_are_taken_as_they_are() -> None:
     assert soft_labels(PAIRS[:4], votes, dict) == {a.id: 1.0, b.id: 0.0, c.id: 0.5, d.id: None}
     again = [*votes, Vote(a.id, "ann", "second", is_turned=True)]
     assert soft_labels([a], again[:1] + again[-1:], dict) == {a.id: 0.5}
+
+
+@pytest.fixture(scope="module")
+def rounds():
+    """Five rounds of 50 pairs and five people, one a pair: one the reverse, one always the left."""
+    found = []
+    for seed in range(6):
+        draw = np.random.default_rng(seed)
+        features = draw.normal(size=(250, 16))
+        gaps = features @ (draw.normal(size=16) * 0.7)
+        pairs = [LabelPair(f"q{n}", " a", " b") for n in range(250)]
+        votes = []
+        for n, (pair, gap) in enumerate(zip(pairs, gaps, strict=True)):
+            is_turned = bool(draw.random() < 0.5)
+            informed = 1 / (1 + np.exp(-2 * gap))
+            chance = (informed, informed, informed, 1 - informed, 0.05 if is_turned else 0.95)
+            choice = "first" if draw.random() < chance[n % 5] else "second"
+            votes.append(Vote(pair.id, f"w{n % 5}", choice, is_turned=is_turned))
+        of = {pair.id: row for pair, row in zip(pairs, features, strict=True)}
+        found.append((pairs, gaps, votes, of))
+    return found
+
+
+def _share_right(rounds, **more):
+    """Of the last round's labels, over the draws."""
+    right = []
+    for pairs, gaps, votes, features in rounds:
+        extra = {name: choose(pairs, gaps, votes) for name, choose in more.items()}
+        asked = {vote.pair for vote in [*votes[200:], *extra.get("history", [])]}
+        own = {pair: row for pair, row in features.items() if pair in asked}
+        believed = soft_labels(pairs[200:], votes[200:], lambda own=own: own, **extra)
+        assert set(believed) == {pair.id for pair in pairs[200:]}
+        right += [
+            (believed[p.id] > 0.5) == (g > 0) for p, g in zip(pairs[200:], gaps[200:], strict=True)
+        ]
+    return np.mean(right)
+
+
+def test_votes_of_earlier_rounds_tell_whom_to_believe(rounds) -> None:
+    alone = _share_right(rounds)
+    with_earlier = _share_right(rounds, history=lambda pairs, gaps, votes: votes[:200])
+    assert with_earlier > alone + 0.05
+
+
+def test_known_answers_tell_whom_to_believe(rounds) -> None:
+    def known(pairs, gaps, votes):
+        return votes[:100]
+
+    def answers(pairs, gaps, votes, sign=1):
+        told = zip(pairs[:100], gaps[:100], strict=True)
+        return {pair.id: "first" if sign * gap > 0 else "second" for pair, gap in told}
+
+    assert _share_right(rounds, history=known, gold=answers) > 0.85
+    # Were they the reverse, it would be the one who votes the reverse that is right.
+    turned = _share_right(rounds, history=known, gold=partial(answers, sign=-1))
+    assert turned < 0.3
 
 
 def test_of_several_annotators_who_says_the_reverse_is_believed_less() -> None:

@@ -21,6 +21,7 @@ from metarm.round_labels.waiting import (
     Waiting,
     hand_out,
     mend_store,
+    read_known_answers,
     read_store_votes,
     read_waiting,
     waiting_text,
@@ -140,7 +141,26 @@ def test_the_order_in_which_votes_came_changes_nothing(tmp_path: Path) -> None:
     assert len(found[0].answered) == len(PAIRS)
 
 
+def test_known_answers_are_read_with_the_votes_on_them(tmp_path: Path) -> None:
+    gold = LabelPair("known", " x", " y")
+    ask(tmp_path, "a", PAIRS[:1])
+    hand_out(tmp_path)
+    with LabelStore(tmp_path / STORE_FILE) as store:
+        store.add_pairs([gold], gold={gold.id: "second"})
+    for name, choice in (("bob", "first"), ("ann", "second")):
+        vote(tmp_path, name, gold, choice)
+        vote(tmp_path, name, PAIRS[0], "first")
+    found = read_known_answers(tmp_path / STORE_FILE)
+    assert found.pairs == (gold,)
+    assert [(v.pair, v.annotator, v.choice) for v in found.votes] == [
+        (gold.id, "ann", "second"),
+        (gold.id, "bob", "first"),
+    ]
+    assert found.answers == {gold.id: "second"}
+
+
 def test_without_a_store_nothing_is_answered(tmp_path: Path) -> None:
+    assert read_known_answers(tmp_path / STORE_FILE) == ((), (), {})
     assert read_store_votes(tmp_path / STORE_FILE, {"x"}, 1) == ((), {}, frozenset())
     assert read_waiting(tmp_path) == []
     assert hand_out(tmp_path) == 0
