@@ -15,11 +15,11 @@ from metarm.annotators.fitting import MODELS
 from metarm.annotators.label_data import read_label_data
 from metarm.labels.events import VoteEvent
 from metarm.labels.store import LabelStore
+from patience import PATIENCE_SECONDS
 from unit.annotators.crowds import write_crowd
 
 PAGE = (REPOSITORY / "docs" / "annotators.md").read_text(encoding="utf-8")
 RESULT = json.loads((REPOSITORY / "benchmarks/results/crowd.json").read_text(encoding="utf-8"))
-HANGS_SECONDS = 600
 
 
 def _cells(first: str) -> list[list[str]]:
@@ -55,7 +55,7 @@ def test_training_on_the_labels_is_a_command_that_is_there(tmp_path: Path) -> No
         env=reader_environment(),
         capture_output=True,
         text=True,
-        timeout=HANGS_SECONDS,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert "expected pairs of at least 2 prompts" in done.stderr
@@ -88,7 +88,7 @@ def test_the_page_can_be_typed(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=HANGS_SECONDS,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

@@ -12,10 +12,10 @@ from docs.pages import REPOSITORY, fenced_blocks, reader_environment, reader_fol
 from metarm.explaining.attributing import FIRST_STEPS, PathSettings
 from metarm.explaining.slices import LEAST_PROMPTS, NUM_PERMUTATIONS
 from metarm.storage import read_json
+from patience import PATIENCE_SECONDS
 
 PAGE = (REPOSITORY / "docs" / "explaining.md").read_text(encoding="utf-8")
 RESULTS = read_json(REPOSITORY / "benchmarks" / "results" / "explaining.json")
-HANGS_SECONDS = 600
 
 
 def test_the_tables_are_those_of_the_results() -> None:
@@ -62,7 +62,7 @@ def test_the_commands_can_be_typed(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=HANGS_SECONDS,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

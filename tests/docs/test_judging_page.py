@@ -15,9 +15,9 @@ from metarm.endpoint.client import FATAL_STATUS, TEMPLATE_TOKENS, TRY_AGAIN_STAT
 from metarm.judging.length_control import LENGTH_PRIOR_SD
 from metarm.judging.templates import TEMPLATES
 from metarm.judging.win_rates import WinRate
+from patience import PATIENCE_SECONDS
 
 PAGE = (REPOSITORY / "docs" / "judging.md").read_text(encoding="utf-8")
-HANGS_SECONDS = 600
 
 
 def test_every_figure_in_its_order() -> None:
@@ -52,7 +52,7 @@ def test_the_page_can_be_typed(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=HANGS_SECONDS,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

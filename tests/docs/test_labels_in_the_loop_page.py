@@ -12,9 +12,9 @@ from docs.pages import REPOSITORY, fenced_blocks, reader_environment, reader_fol
 from metarm.config import ArmSettings
 from metarm.round_labels.waiting import read_waiting, waiting_text
 from metarm.storage import read_json
+from patience import PATIENCE_SECONDS
 
 PAGE = (REPOSITORY / "docs" / "labels-in-the-loop.md").read_text(encoding="utf-8")
-HANGS_SECONDS = 600
 
 
 def test_settings_and_defaults_are_those_of_an_arm() -> None:
@@ -39,7 +39,7 @@ def test_the_commands_can_be_typed(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=HANGS_SECONDS,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

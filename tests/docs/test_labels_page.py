@@ -16,9 +16,9 @@ from metarm.labels.exchange.raw_votes import COLUMNS
 from metarm.labels.queue import BETWEEN
 from metarm.labels.reading import LabelReader
 from metarm.labels.verifying import verify_store
+from patience import PATIENCE_SECONDS
 
 PAGE = (REPOSITORY / "docs" / "labels.md").read_text(encoding="utf-8")
-HANGS_SECONDS = 600
 
 
 def _rows(after: str) -> list[list[str]]:
@@ -56,7 +56,7 @@ def test_the_page_can_be_typed(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=HANGS_SECONDS,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from docs.pages import REPOSITORY, fenced_blocks, reader_environment, reader_folder
-
-HANGS_SECONDS = 600
+from patience import PATIENCE_SECONDS
 
 
 @pytest.mark.slow
@@ -25,7 +24,7 @@ def test_the_tutorial_can_be_typed(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=HANGS_SECONDS,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

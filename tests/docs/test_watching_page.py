@@ -12,9 +12,9 @@ from docs.pages import REPOSITORY, fenced_blocks, reader_environment, reader_fol
 from metarm.evaluation.champion import PromotionRules, fewest_prompts
 from metarm.storage import read_json, read_json_lines
 from metarm.watching.watch import STATES, TESTS, WatchRules
+from patience import PATIENCE_SECONDS
 
 PAGE = (REPOSITORY / "docs" / "watching.md").read_text(encoding="utf-8")
-HANGS_SECONDS = 600
 
 
 def test_words_and_tests_are_those_of_the_code() -> None:
@@ -47,7 +47,7 @@ def test_the_commands_can_be_typed(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=HANGS_SECONDS,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
