@@ -3,6 +3,7 @@
 
 import os
 import random
+import secrets
 import signal
 import zlib
 from pathlib import Path
@@ -60,6 +61,13 @@ def pytest_fixture_setup(
 def pytest_runtest_call(item: pytest.Item) -> None:
     """A test draws the same whatever ran before it."""
     _seed(item.config, item.nodeid)
+
+
+@pytest.fixture(autouse=True)
+def _secrets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets of this process, such as a label store's seed, follow from the test too."""
+    draw = random.Random(f"{request.config.getoption('randomly_seed', SEED)} {request.node.nodeid}")
+    monkeypatch.setattr(secrets, "token_bytes", lambda size=None: draw.randbytes(size or 32))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

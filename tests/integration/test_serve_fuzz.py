@@ -14,6 +14,7 @@ from schemathesis import GenerationMode
 
 from live_server import live_server
 from metarm.serving.refusals import STATUSES
+from patience import PATIENCE_SECONDS
 from tiny_models import save_reward_model
 
 ALLOWED = {200, *STATUSES.values()} - {500, 503, 504}
@@ -60,7 +61,7 @@ def run_cases(folder: Path, num_cases: int, seed: int) -> dict[int, int]:
                 )
                 @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
                 def one(case: Any) -> None:
-                    reply = case.call(base_url=live.url, session=session, timeout=30)
+                    reply = case.call(base_url=live.url, session=session, timeout=PATIENCE_SECONDS)
                     check(reply.status_code, reply.content, case.operation.path)
                     counts[reply.status_code] = counts.get(reply.status_code, 0) + 1
 
