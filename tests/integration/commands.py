@@ -5,7 +5,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
@@ -71,22 +71,27 @@ def ready() -> None:
     forkserver.ensure_running()
 
 
-def start(words: Sequence[str], cwd: Path, logs: Path) -> Command:
+def start(
+    words: Sequence[str], cwd: Path, logs: Path, environment: Mapping[str, str] | None = None
+) -> Command:
     """Start `metarm` with these words in the folder `cwd`; its output goes into `logs`."""
     ready()
     context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=_run, args=(list(map(str, words)), str(cwd), str(logs)))
+    process = context.Process(
+        target=_run, args=(list(map(str, words)), str(cwd), str(logs), dict(environment or {}))
+    )
     process.start()
     return Command(process, logs)
 
 
-def _run(words: list[str], cwd: str, logs: str) -> None:
+def _run(words: list[str], cwd: str, logs: str, environment: dict[str, str]) -> None:
     from metarm.cli.app import run_command
 
     name = multiprocessing.current_process().name
     for descriptor, kind in ((1, "out"), (2, "err")):
         stream = os.open(Path(logs, f"{name}.{kind}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(stream, descriptor)
+    os.environ.update(environment)
     os.chdir(cwd)
     os.setsid()  # a process group of its own, as a shell would give it
     sys.argv = ["metarm", *words]

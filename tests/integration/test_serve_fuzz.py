@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thousands of requests made from the server's own description: each ends in one clear answer."""
+"""Requests made from the server's own description: each ends in one clear answer.
+
+METARM_SERVE_CASES=2600 makes that many of them.
+"""
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +81,9 @@ def test_a_few_generated_requests(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_thousand_generated_requests(tmp_path: Path) -> None:
-    counts = run_cases(save_reward_model(tmp_path / "model"), 2600, seed=1)
-    assert sum(counts.values()) >= 2000, counts
-    assert counts[200] > 100, counts
-    assert counts[422] > 100, counts
+def test_more_generated_requests(tmp_path: Path) -> None:
+    num_cases = int(os.environ.get("METARM_SERVE_CASES", "650"))
+    counts = run_cases(save_reward_model(tmp_path / "model"), num_cases, seed=1)
+    assert sum(counts.values()) >= num_cases * 0.77, counts
+    assert counts[200] > num_cases / 26, counts
+    assert counts[422] > num_cases / 26, counts
