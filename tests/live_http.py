@@ -12,6 +12,8 @@ from typing import Any
 
 import uvicorn
 
+from patience import PATIENCE_SECONDS
+
 __all__ = ["Reply", "ask", "running"]
 
 
@@ -41,7 +43,7 @@ def ask(port: int, method: str, path: str, body: Any, headers: dict[str, str]) -
     if body is not None and not isinstance(body, bytes):
         body = json.dumps(body).encode()
         own = {"Content-Type": "application/json", **own}
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
     try:
         connection.request(method, path, body, own)
         response = connection.getresponse()
@@ -59,6 +61,6 @@ def running(server: uvicorn.Server, listener: socket.socket) -> Iterator[int]:
         yield listener.getsockname()[1]
     finally:
         server.should_exit = True
-        thread.join(60)
+        thread.join(PATIENCE_SECONDS)
         listener.close()
         assert not thread.is_alive(), "the server does not end"

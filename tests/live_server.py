@@ -16,6 +16,7 @@ from metarm.serving.guard import Token
 from metarm.serving.model_slot import ModelSlot
 from metarm.serving.run import web_server
 from metarm.serving.settings import ServeSettings
+from patience import PATIENCE_SECONDS
 
 __all__ = ["Gated", "Live", "live_server"]
 
@@ -54,7 +55,7 @@ class Gated:
     def score(self, items: list[Any]) -> Any:
         self.sizes.append(len(items))
         self.has_begun.set()
-        assert self.is_open.wait(60)
+        assert self.is_open.wait(PATIENCE_SECONDS)
         return self.model.score(items)
 
 

@@ -4,13 +4,13 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from docs.pages import REPOSITORY, fenced_blocks, reader_environment
+from docs.pages import REPOSITORY, fenced_blocks
+from docs.typed import type_out
+from integration.commands import start
 from metarm.annotators.fitting import MODELS
 from metarm.annotators.label_data import read_label_data
 from metarm.labels.events import VoteEvent
@@ -19,7 +19,6 @@ from unit.annotators.crowds import write_crowd
 
 PAGE = (REPOSITORY / "docs" / "annotators.md").read_text(encoding="utf-8")
 RESULT = json.loads((REPOSITORY / "benchmarks/results/crowd.json").read_text(encoding="utf-8"))
-HANGS_SECONDS = 600
 
 
 def _cells(first: str) -> list[list[str]]:
@@ -49,16 +48,8 @@ def test_training_on_the_labels_is_a_command_that_is_there(tmp_path: Path) -> No
     path = tmp_path / words[words.index("--preferences") + 1]
     path.parent.mkdir(parents=True)
     path.write_text('{"prompt": "q", "chosen": "a", "rejected": "b", "p": 0.8}\n')
-    done = subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=tmp_path,
-        env=reader_environment(),
-        capture_output=True,
-        text=True,
-        timeout=HANGS_SECONDS,
-        check=False,
-    )
-    assert "expected pairs of at least 2 prompts" in done.stderr
+    done = start(words[1:], tmp_path, tmp_path).finish()
+    assert "expected pairs of at least 2 prompts" in done.error
 
 
 @pytest.mark.slow
@@ -79,19 +70,7 @@ def test_the_page_can_be_typed(tmp_path: Path) -> None:
         for block in fenced_blocks(PAGE)
         if block.language == "sh" and "no-run" not in block.info
     ]
-    environment = reader_environment()
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euc", "\n".join(blocks)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=HANGS_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    type_out("\n".join(blocks), tmp_path)
     for folder in ("believed", "believed-joint"):
         written = {path.name for path in (tmp_path / "runs" / folder).iterdir()}
         table = PAGE.split("| file |")[1].split("\n\n")[0]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from docs.pages import REPOSITORY, reader_environment, reader_folder
+from patience import PATIENCE_SECONDS
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
 SLOW_SECONDS = 10
-HANGS_SECONDS = 600
 _STATED = re.compile(r"\b(\d+) ?(s|seconds?|minutes?)\b")
 
 
@@ -45,7 +45,7 @@ def test_examples_run(example: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=HANGS_SECONDS,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, f"{example.name}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

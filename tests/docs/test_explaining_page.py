@@ -2,20 +2,18 @@
 """The page on explaining: its figures are the kept results; its commands can be typed."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from docs.pages import REPOSITORY, fenced_blocks, reader_environment, reader_folder
+from docs.pages import REPOSITORY, fenced_blocks, reader_folder
+from docs.typed import type_out
 from metarm.explaining.attributing import FIRST_STEPS, PathSettings
 from metarm.explaining.slices import LEAST_PROMPTS, NUM_PERMUTATIONS
 from metarm.storage import read_json
 
 PAGE = (REPOSITORY / "docs" / "explaining.md").read_text(encoding="utf-8")
 RESULTS = read_json(REPOSITORY / "benchmarks" / "results" / "explaining.json")
-HANGS_SECONDS = 600
 
 
 def test_the_tables_are_those_of_the_results() -> None:
@@ -53,19 +51,7 @@ def test_numbers_are_those_of_the_code() -> None:
 @pytest.mark.slow
 def test_the_commands_can_be_typed(tmp_path: Path) -> None:
     (typed,) = (block.text for block in fenced_blocks(PAGE) if block.language == "sh")
-    environment = reader_environment()
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euc", typed],
-        cwd=reader_folder(tmp_path),
-        env=environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=HANGS_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    type_out(typed, reader_folder(tmp_path))
     document = read_json(tmp_path / "runs/explanation/explain.json")
     assert len(document["pairs"]) == 2
     assert document["slices"][0]["change"] is not None

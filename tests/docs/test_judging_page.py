@@ -3,21 +3,19 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from docs.pages import REPOSITORY, fenced_blocks, reader_environment, reader_folder
+from docs.pages import REPOSITORY, fenced_blocks, reader_folder
+from docs.typed import type_out
 from metarm.endpoint.client import FATAL_STATUS, TEMPLATE_TOKENS, TRY_AGAIN_STATUS
 from metarm.judging.length_control import LENGTH_PRIOR_SD
 from metarm.judging.templates import TEMPLATES
 from metarm.judging.win_rates import WinRate
 
 PAGE = (REPOSITORY / "docs" / "judging.md").read_text(encoding="utf-8")
-HANGS_SECONDS = 600
 
 
 def test_every_figure_in_its_order() -> None:
@@ -43,19 +41,7 @@ def test_the_page_can_be_typed(tmp_path: Path) -> None:
         if block.language == "sh" and "no-run" not in block.info
     ]
     run = "metarm run --config configs/smoke.yaml --output runs/smoke\n"
-    environment = reader_environment()
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euc", "\n".join([run, *blocks])],
-        cwd=reader_folder(tmp_path),
-        env=environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=HANGS_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    type_out("\n".join([run, *blocks]), reader_folder(tmp_path))
     judged = json.loads((tmp_path / "runs/judged/judge.json").read_text(encoding="utf-8"))
     assert set(judged["judges"]) == {"gold", "first-rm"}
     assert (tmp_path / "runs/judged/judge.html").exists()

@@ -2,19 +2,17 @@
 """The page on labels in the loop: its settings are the code's, its commands can be typed."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from docs.pages import REPOSITORY, fenced_blocks, reader_environment, reader_folder
+from docs.pages import REPOSITORY, fenced_blocks, reader_folder
+from docs.typed import type_out
 from metarm.config import ArmSettings
 from metarm.round_labels.waiting import read_waiting, waiting_text
 from metarm.storage import read_json
 
 PAGE = (REPOSITORY / "docs" / "labels-in-the-loop.md").read_text(encoding="utf-8")
-HANGS_SECONDS = 600
 
 
 def test_settings_and_defaults_are_those_of_an_arm() -> None:
@@ -29,23 +27,11 @@ def test_settings_and_defaults_are_those_of_an_arm() -> None:
 def test_the_commands_can_be_typed(tmp_path: Path) -> None:
     blocks = [block.text for block in fenced_blocks(PAGE) if block.language == "sh"]
     typed = [text for text in blocks if "benchmarks/" not in text]
-    environment = reader_environment()
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     folder = reader_folder(tmp_path)
-    done = subprocess.run(
-        ["bash", "-euc", "\n".join(typed)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=HANGS_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    _, err = type_out("\n".join(typed), folder)
     mixed = tmp_path / "runs/asked/seed_0/arms/mixed/round_01/labels/stage.json"
     assert read_json(mixed)["metrics"]["num_random"] == 5
     waiting = read_waiting(tmp_path / "runs/people")
     text = waiting_text(Path("runs/people"), waiting)
     assert f"```text\n{text}\n```" in PAGE
-    assert text in done.stderr
+    assert text in err

@@ -2,13 +2,12 @@
 """The page on labels: its commands run in their order, its tables name what there is."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from docs.pages import REPOSITORY, fenced_blocks, reader_environment
+from docs.pages import REPOSITORY, fenced_blocks
+from docs.typed import type_out
 from metarm.cli.settings_help import settings_of
 from metarm.labels.asking import CHUNK
 from metarm.labels.exchange.formats import FORMATS, read_labels
@@ -18,7 +17,6 @@ from metarm.labels.reading import LabelReader
 from metarm.labels.verifying import verify_store
 
 PAGE = (REPOSITORY / "docs" / "labels.md").read_text(encoding="utf-8")
-HANGS_SECONDS = 600
 
 
 def _rows(after: str) -> list[list[str]]:
@@ -47,19 +45,7 @@ def test_the_page_can_be_typed(tmp_path: Path) -> None:
     typed = [one.text for one in blocks if one.language == "sh" and "no-run" not in one.info]
     (tmp_path / "pairs.jsonl").write_text(next(b.text for b in blocks if b.language == "json"))
     (tmp_path / "rules.py").write_text(next(b.text for b in blocks if b.language == "python"))
-    environment = reader_environment()
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euc", "".join(typed)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=HANGS_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    type_out("".join(typed), tmp_path)
     assert verify_store(tmp_path / "labels.db").is_whole
     with LabelReader(tmp_path / "labels.db") as one, LabelReader(tmp_path / "again.db") as other:
         assert one.content() == other.content()

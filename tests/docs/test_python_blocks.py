@@ -17,6 +17,7 @@ from docs.pages import (
     reader_environment,
     reader_folder,
 )
+from patience import PATIENCE_SECONDS
 
 
 def _python(page: Path, *, run: bool) -> list[Block]:
@@ -47,7 +48,7 @@ def test_blocks_run(page: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=300,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, f"{page_id(page)}:\n{done.stdout}\n{done.stderr}"

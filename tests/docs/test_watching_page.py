@@ -2,19 +2,17 @@
 """The page on watching: its commands can be typed; its words and numbers are the code's."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from docs.pages import REPOSITORY, fenced_blocks, reader_environment, reader_folder
+from docs.pages import REPOSITORY, fenced_blocks, reader_folder
+from docs.typed import type_out
 from metarm.evaluation.champion import PromotionRules, fewest_prompts
 from metarm.storage import read_json, read_json_lines
 from metarm.watching.watch import STATES, TESTS, WatchRules
 
 PAGE = (REPOSITORY / "docs" / "watching.md").read_text(encoding="utf-8")
-HANGS_SECONDS = 600
 
 
 def test_words_and_tests_are_those_of_the_code() -> None:
@@ -38,19 +36,7 @@ def test_numbers_are_those_of_the_code() -> None:
 def test_the_commands_can_be_typed(tmp_path: Path) -> None:
     blocks = [block.text for block in fenced_blocks(PAGE) if block.language == "sh"]
     typed = [text for text in blocks if "benchmarks/" not in text]
-    environment = reader_environment()
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euc", "\n".join(typed)],
-        cwd=reader_folder(tmp_path),
-        env=environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=HANGS_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    type_out("\n".join(typed), reader_folder(tmp_path))
     looks = list(read_json_lines(tmp_path / "runs/watch/looks.jsonl"))
     assert [look["number"] for look in looks] == list(range(1, len(looks) + 1))
     assert len(looks) == 5

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command in processes of its own that have its imports behind them: a start takes no time."""
 
+import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 
-__all__ = ["Command", "Finished", "inodes", "scorecards", "start"]
+from patience import PATIENCE_SECONDS
+
+__all__ = ["Command", "Finished", "has_kept", "inodes", "ready", "scorecards", "start"]
 
 HEAVY = (
     "metarm.cli.app",
@@ -17,7 +21,6 @@ HEAVY = (
     "transformers.models.llama.modeling_llama",
     "transformers.models.llama.tokenization_llama",
 )
-TIMEOUT = 300
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,11 @@ class Command:
     def kill(self) -> None:
         """End it as a loss of power would."""
         self.process.kill()
-        self.process.join(TIMEOUT)
+        self.process.join(PATIENCE_SECONDS)
 
     def finish(self) -> Finished:
         """Wait for its end."""
-        self.process.join(TIMEOUT)
+        self.process.join(PATIENCE_SECONDS)
         assert self.process.exitcode is not None, "it hangs"
         out, err = (
             (self.folder / f"{self.process.name}.{kind}").read_text("utf-8")
@@ -61,23 +64,34 @@ class Command:
         return Finished(self.process.exitcode, out, err)
 
 
-def start(words: Sequence[str], cwd: Path, logs: Path) -> Command:
-    """Start `metarm` with these words in the folder `cwd`; its output goes into `logs`."""
+def ready() -> None:
+    """Start what commands are forked from: its environment and folder are those of this moment."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    forkserver.set_forkserver_preload(list(HEAVY))
+    forkserver.ensure_running()
+
+
+def start(
+    words: Sequence[str], cwd: Path, logs: Path, environment: Mapping[str, str] | None = None
+) -> Command:
+    """Start `metarm` with these words in the folder `cwd`; its output goes into `logs`."""
+    ready()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(HEAVY))
-    process = context.Process(target=_run, args=(list(map(str, words)), str(cwd), str(logs)))
+    process = context.Process(
+        target=_run, args=(list(map(str, words)), str(cwd), str(logs), dict(environment or {}))
+    )
     process.start()
     return Command(process, logs)
 
 
-def _run(words: list[str], cwd: str, logs: str) -> None:
+def _run(words: list[str], cwd: str, logs: str, environment: dict[str, str]) -> None:
     from metarm.cli.app import run_command
 
     name = multiprocessing.current_process().name
     for descriptor, kind in ((1, "out"), (2, "err")):
         stream = os.open(Path(logs, f"{name}.{kind}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(stream, descriptor)
+    os.environ.update(environment)
     os.chdir(cwd)
     os.setsid()  # a process group of its own, as a shell would give it
     sys.argv = ["metarm", *words]
@@ -91,6 +105,14 @@ def _run(words: list[str], cwd: str, logs: str) -> None:
         sys.__stdout__.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def has_kept(place: Path, count: int) -> bool:
+    """Whether that many checkpoints of a training are there, at a moment when they may all go."""
+    names: list[str] = []
+    with contextlib.suppress(FileNotFoundError):
+        names = os.listdir(place)
+    return sum(name.startswith("checkpoint-") for name in names) >= count
 
 
 def inodes(folder: Path) -> dict[str, tuple[int, int]]:

@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from integration.commands import Command, Finished, start
+from integration.commands import Command, Finished, ready, start
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ready() -> None:
+    """Before any test changes the environment, which all later commands would inherit."""
+    ready()
 
 
 @pytest.fixture

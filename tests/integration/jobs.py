@@ -25,7 +25,9 @@ def says_when(file: Path, *, progress: ProgressReporter) -> None:
 
 def sleeps(file: Path, *, progress: ProgressReporter) -> None:
     """Write down its process and never end."""
-    file.write_text(str(os.getpid()), encoding="utf-8")
+    draft = file.with_name("draft")  # whoever sees the file may end this process at once
+    draft.write_text(str(os.getpid()), encoding="utf-8")
+    draft.replace(file)
     time.sleep(600)
 
 

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import sys
-import time
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +19,7 @@ from integration.commands import Command, Finished
 from metarm.cli.app import run_command
 from metarm.metrics import win_tie_lose
 from metarm.storage import read_json_lines
+from patience import PATIENCE_SECONDS, wait_until
 
 PROMPTS = [f"prompt {number}" for number in range(12)]
 ARMS = {"new": "longer answer", "old": "short", "odd": "<script>alert(1)</script>"}
@@ -173,14 +174,20 @@ def test_a_killed_judging_goes_on_and_pays_for_nothing_twice(
     launch: Callable[..., Command],
     metarm: Callable[..., Finished],
 ) -> None:
-    with serve(prefer_long) as server:
+    is_killed = threading.Event()
+
+    def plan(call: Call) -> Reply:
+        if call.number >= 12:
+            is_killed.wait(PATIENCE_SECONDS)
+        return prefer_long(call)
+
+    with serve(plan) as server:
         command = [*words, *at(server), "endpoint.num_in_flight=2", "--json"]
         started = launch(*command)
-        while server.num_replied < 9:
-            assert started.process.is_alive()
-            time.sleep(0.005)
+        wait_until(lambda: server.num_replied >= 9 or not started.process.is_alive())
         started.kill()
         before = len(server.calls)
+        is_killed.set()
         document = result(metarm(*command))
         asked = Counter(call.text for call in server.calls)
         assert before < 72, "it was killed in the middle"

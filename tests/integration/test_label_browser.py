@@ -16,6 +16,7 @@ from live_labels import OWNER, SECRETS, LiveLabels, live_labels, make_store, pla
 from metarm.labels.store import LabelStore
 from metarm.labels.votes import LabelPair
 from metarm.schema import Message
+from patience import PATIENCE_SECONDS, held_port
 
 WATCH = """
 window.seenViolations = [];
@@ -47,7 +48,7 @@ def open_context(browser: Browser, seen: Seen) -> Iterator[Callable[..., Browser
 
     def make(**more: Any) -> BrowserContext:
         context = browser.new_context(**more)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(1000 * PATIENCE_SECONDS)
         context.add_init_script(WATCH)
         context.on("page", lambda page: watch(page, seen))
         contexts.append(context)
@@ -239,7 +240,7 @@ def test_back_and_forward_answer_nothing_twice(tmp_path: Path, page_of) -> None:
         page.reload()
         page.wait_for_selector("#item:not([hidden])")
         page.keyboard.press("u")
-        assert page.evaluate(CURRENT) == second
+        page.wait_for_selector(f"#prompt .text:text-is('{second}')")
         wait_saved(page)
         assert len(live.votes()) == 1
 
@@ -325,18 +326,18 @@ def test_a_page_that_is_closed_before_its_answers_are_sent(tmp_path: Path, page_
 def test_a_server_that_goes_and_comes(tmp_path: Path, page_of) -> None:
     path = tmp_path / "labels.db"
     [token] = make_store(path, plain_pairs(6), "Robin")
-    with live_labels(path) as live:
-        page = page_of(live, token)
-        page.wait_for_load_state("networkidle")
-        next_key(page, "1")
-        wait_saved(page)
-        port = live.port
-    next_key(page, "5")
-    page.wait_for_selector("#status[data-state=offline]")
-    with live_labels(path, port=port) as live:
-        wait_saved(page)
-        assert len(live.events()) == len(live.votes()) == 2
-        page.close()
+    with held_port() as port:
+        with live_labels(path, port=port) as live:
+            page = page_of(live, token)
+            page.wait_for_load_state("networkidle")
+            next_key(page, "1")
+            wait_saved(page)
+        next_key(page, "5")
+        page.wait_for_selector("#status[data-state=offline]")
+        with live_labels(path, port=port) as live:
+            wait_saved(page)
+            assert len(live.events()) == len(live.votes()) == 2
+            page.close()
 
 
 def test_an_invitation_that_ends_loses_nothing(tmp_path: Path, page_of) -> None:
@@ -386,11 +387,16 @@ def test_two_people_in_one_browser_are_not_mixed(tmp_path: Path, page_of) -> Non
 
 
 def wait_for_event(page: Page, live: LiveLabels, count: int) -> None:
-    for _ in range(100):
-        if len(live.events()) >= count:
+    wait_in(page, lambda: len(live.events()) >= count)
+
+
+def wait_in(page: Page, holds: Callable[[], bool]) -> None:
+    """As `wait_until`, while the browser's own events are taken in."""
+    for _ in range(20 * PATIENCE_SECONDS):
+        if holds():
             return
-        page.wait_for_timeout(100)
-    raise AssertionError(live.events())
+        page.wait_for_timeout(50)
+    raise AssertionError("it never came")
 
 
 def test_nothing_that_is_delivered_tells_the_sides(tmp_path: Path, page_of) -> None:
@@ -615,8 +621,7 @@ def test_a_batch_and_undo_across_its_border(tmp_path: Path, page_of) -> None:
         for number in range(10):
             wait_saved(page)
             page.wait_for_load_state("networkidle")
-            told = page.locator("#batch-pace").inner_text()
-            assert told == f"{number} of 10 in this batch"
+            page.wait_for_selector(f"#batch-pace:text-is('{number} of 10 in this batch')")
             last = next_key(page, "3" if number % 2 else "1")
         page.wait_for_selector("#away-title:has-text('A batch of 10 is done')")
         assert page.evaluate("document.activeElement.id") == "away-title"
@@ -651,7 +656,7 @@ def test_a_batch_and_undo_across_its_border(tmp_path: Path, page_of) -> None:
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         page.wait_for_selector("#item:not([hidden])")
-        assert page.locator("#batch-pace").inner_text() == "0 of 10 in this batch"
+        page.wait_for_selector("#batch-pace:text-is('0 of 10 in this batch')")
         # What is behind the border cannot be undone.
         assert page.is_disabled("#undo")
         page.keyboard.press("u")
@@ -682,7 +687,7 @@ def test_an_undo_of_a_batch_that_another_tab_closed(tmp_path: Path, page_of) -> 
         assert len(live.votes()) == len(live.events()) == 4
         # The next batch has begun.
         page.wait_for_selector("#item:not([hidden])")
-        assert page.locator("#batch-pace").inner_text() == "0 of 4 in this batch"
+        page.wait_for_selector("#batch-pace:text-is('0 of 4 in this batch')")
 
 
 def test_a_batch_that_ends_offline(tmp_path: Path, page_of) -> None:
@@ -783,14 +788,15 @@ def test_how_long_each_side_was_in_view(tmp_path: Path, page_of, is_phone: bool)
     size = {"viewport": {"width": 360, "height": 640}} if is_phone else {}
     with live_labels(path) as live:
         page = page_of(live, token, **size)
-        page.wait_for_timeout(600)
+        page.wait_for_timeout(1500)
         if is_phone:
             page.evaluate("window.scrollTo(0, document.querySelector('#title-b').offsetTop + 1e5)")
-            page.wait_for_timeout(400)
+            page.wait_for_timeout(1500)
         page.keyboard.press("?")
-        page.wait_for_timeout(700)
+        page.wait_for_timeout(1500)
         page.keyboard.press("Escape")
         next_key(page, "1")
+        page.wait_for_timeout(1000)
         next_key(page, "1")
         wait_saved(page)
         first, second = (
@@ -829,6 +835,7 @@ def test_a_form_waits_for_its_script(tmp_path: Path, open_context, script: str) 
         page.route(f"**/static/{script}.js", lambda route: held.append(route))
         page.goto(f"{live.url}/{script}", wait_until="commit")
         page.wait_for_selector(field)
+        wait_in(page, lambda: bool(held))
         page.wait_for_timeout(200)
         assert len(held) == 1
         page.fill(field, text)

@@ -17,6 +17,7 @@ from schemathesis import GenerationMode
 
 from live_labels import OWNER, live_labels, make_store, plain_pairs
 from metarm.labelling.refusals import PAGE_STATUSES
+from patience import PATIENCE_SECONDS
 
 ALLOWED = {200, 303, *PAGE_STATUSES.values()} - {500, 503}
 LEAVING = {"/api/leave", "/api/owner/leave"}
@@ -68,7 +69,7 @@ def run_cases(folder: Path, num_cases: int, seed: int) -> dict[int, int]:
                     reply = case.call(
                         base_url=live.url,
                         session=session,
-                        timeout=30,
+                        timeout=PATIENCE_SECONDS,
                         allow_redirects=False,
                         headers={"Cookie": cookies},
                     )
@@ -95,6 +96,6 @@ def test_generated_requests(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_generated_requests(tmp_path: Path) -> None:
-    counts = run_cases(tmp_path, 1800, seed=1)
-    assert sum(counts.values()) >= 1000, counts
+def test_half_a_thousand_generated_requests(tmp_path: Path) -> None:
+    counts = run_cases(tmp_path, 900, seed=1)
+    assert sum(counts.values()) >= 500, counts

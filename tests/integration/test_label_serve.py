@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 from integration.commands import Command, Finished
 from live_labels import make_store, plain_pairs
 from metarm.labels.reading import LabelReader
+from patience import PATIENCE_SECONDS, held_port, wait_until
 
 TOKEN = "0123456789abcdef0123"
 
@@ -38,11 +38,13 @@ def serve(launch: Callable[..., Command]) -> Iterator[Callable[..., tuple[Comman
         command = launch("label", "serve", *words)
         started.append(command)
         out = command.folder / f"{command.process.name}.out"
-        end = time.monotonic() + 120
-        while len(found := re.findall(r"http://\S+", out.read_text() if out.exists() else "")) < 2:
-            assert command.process.is_alive(), command.finish()
-            assert time.monotonic() < end
-            time.sleep(0.02)
+
+        def said() -> list[str]:
+            return re.findall(r"http://\S+(?=\s)", out.read_text() if out.exists() else "")
+
+        wait_until(lambda: len(said()) == 2 or not command.process.is_alive())
+        found = said()
+        assert len(found) == 2, command.finish()
         return command, found[0].rstrip('",'), found[1].rstrip('",')
 
     yield begin
@@ -53,7 +55,9 @@ def serve(launch: Callable[..., Command]) -> Iterator[Callable[..., tuple[Comman
 
 def post(url: str, path: str, body: Any, cookie: str = "") -> tuple[int, Any, str]:
     place = urlsplit(url)
-    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
+    connection = http.client.HTTPConnection(
+        place.hostname or "", place.port, timeout=PATIENCE_SECONDS
+    )
     headers = {"Content-Type": "application/json", "Cookie": cookie}
     connection.request("POST", path, json.dumps(body), headers)
     response = connection.getresponse()
@@ -141,16 +145,16 @@ def test_killed_at_once_and_started_again(
     metarm: Callable[..., Finished], serve, store: Path
 ) -> None:
     token = metarm("label", "invite", store, "Robin").out.strip().partition("#")[2]
-    command, url, _ = serve(store, "--port", "0")
-    cookie = sign_in(f"{url}/enter#{token}")
-    items = [vote(url, cookie, f"key-{n:08d}") for n in range(5)]
-    command.kill()
-    port = urlsplit(url).port
-    serve(store, "--port", port)
-    # Signed in still, and what is sent again is there already.
-    for number, item in enumerate(items):
-        vote(url, cookie, f"key-{number:08d}", item)
-    vote(url, cookie, "key-after-it")
+    with held_port() as port:
+        command, url, _ = serve(store, "--port", port)
+        cookie = sign_in(f"{url}/enter#{token}")
+        items = [vote(url, cookie, f"key-{n:08d}") for n in range(5)]
+        command.kill()
+        serve(store, "--port", port)
+        # Signed in still, and what is sent again is there already.
+        for number, item in enumerate(items):
+            vote(url, cookie, f"key-{number:08d}", item)
+        vote(url, cookie, "key-after-it")
     with LabelReader(store) as reader:
         assert len(reader.events()) == len(reader.votes()) == 6
 
@@ -162,7 +166,7 @@ def test_a_few_kills_of_server_and_annotators(repository: Path, tmp_path: Path) 
     words = ["--kills", "6", "--annotators", "3", "--browsers", "0", "--pairs", "120"]
     output = tmp_path / "kills.json"
     done = subprocess.run(
-        [sys.executable, script, *words, "--patience", "120", "--output", output],
+        [sys.executable, script, *words, "--patience", str(PATIENCE_SECONDS), "--output", output],
         capture_output=True,
         text=True,
         check=False,

@@ -14,6 +14,7 @@ from metarm.config_file import read_settings
 from metarm.data.meta_sets import load_groups
 from metarm.data.preferences import load_preferences
 from metarm.labels.events import VoteEvent
+from metarm.labels.reading import LabelReader
 from metarm.labels.store import LabelStore
 from metarm.storage import read_json, read_json_lines
 from metarm.world.language import GoldReward, build_language
@@ -30,10 +31,12 @@ def begun(finished_run: Path, tmp_path: Path) -> Path:
 def answer(store: Path, annotator: str, *, skips: int = 0) -> int:
     """One person answers everything there is, the longer response being better.
 
-    Returns how many pairs: a store draws by its own secret which of them it shows a second time.
+    Returns how many pairs: nothing is shown a second time, which a store draws by its own secret.
     """
-    number, seen = 0, set()
-    with LabelStore(store) as opened:
+    number = 0
+    with LabelReader(store) as reader:
+        settings = reader.settings.model_copy(update={"repeat_fraction": 0.0})
+    with LabelStore(store, settings) as opened:
         opened.add_annotator(annotator)
         while (item := opened.next_item(annotator)) is not None:
             pair = item.pair
@@ -41,8 +44,7 @@ def answer(store: Path, annotator: str, *, skips: int = 0) -> int:
             choice = "skip" if number < skips else choice
             opened.record(VoteEvent(f"{item.id}", annotator, choice, item=item.id, seconds=2.0))
             number += 1
-            seen.add(pair.id)
-    return len(seen)
+    return number
 
 
 def labels_of(place: Path):

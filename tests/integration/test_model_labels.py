@@ -2,6 +2,7 @@
 """A round whose annotator is a model behind a URL: asked, capped, cut off, killed, and gone on."""
 
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from metarm.endpoint.answers import AnswerFile
 from metarm.endpoint.client import Question
 from metarm.labels.votes import LabelPair
 from metarm.storage import read_json, read_json_lines
+from patience import PATIENCE_SECONDS, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -167,14 +169,24 @@ def test_a_cap_is_kept_and_a_server_that_dies_leaves_what_was_paid(
     assert told["spent"]["calls"] > 2 * NUM_PAIRS
 
 
+def wait_for_calls(server: FaultServer, count: int, started: Command) -> None:
+    wait_until(lambda: len(server.calls) >= count or not started.process.is_alive())
+    assert started.process.is_alive(), started.finish().err
+
+
 def test_killed_while_a_model_is_asked_it_asks_nothing_twice(
     copies, smoke, launch: Callable[..., Command], metarm, judged_run
 ) -> None:
     """What was in the file at the death is never asked again; two calls are under way at most."""
     run = copies()
 
+    until, is_dead = 0, threading.Event()
+
     def slowly(call: Call) -> Reply:
+        """As many answers as are to be had in this life, and no more."""
         time.sleep(0.03)
+        if call.number >= until:
+            is_dead.wait(PATIENCE_SECONDS)
         return judge(call)
 
     kept: set[str] = set()
@@ -182,17 +194,17 @@ def test_killed_while_a_model_is_asked_it_asks_nothing_twice(
     with serve(slowly) as server:
         command = words(smoke, run, server, "labels.judge.endpoint.num_in_flight=2")
         for until in (1, 4, 7, 11, 14):
+            is_dead = threading.Event()
             started = launch(*command)
-            while len(server.calls) < until:
-                assert started.process.is_alive(), started.finish().err
-                time.sleep(0.002)
+            wait_for_calls(server, until, started)
             started.kill()
-            time.sleep(0.1)
+            is_dead.set()
             assert not kept & {key_of(call) for call in server.calls[seen:]}
             seen = len(server.calls)
             with AnswerFile(run / UNFINISHED) as file:
                 assert kept <= file.answers.keys()
                 kept = set(file.answers)
+        until = 1000
         done = metarm(*command)
         assert done.code == 0, done.err
         assert not kept & {key_of(call) for call in server.calls[seen:]}

@@ -18,8 +18,9 @@ import psutil
 import pytest
 
 from crashes import flip_bit
-from integration.commands import inodes, scorecards
-from integration.test_stopping import PATIENCE_SECONDS, group_of, is_said_once, wait_for
+from integration.commands import has_kept, inodes, scorecards
+from integration.test_stopping import group_of, is_said_once
+from patience import PATIENCE_SECONDS, frozen, wait_until
 
 pytestmark = pytest.mark.slow
 OFTEN = ("checkpoint_steps=1", "rounds=1", "arms=[meta]")
@@ -38,7 +39,7 @@ def script(repository: Path, name: str, *words: str) -> dict[str, Any]:
         ],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(output.read_text("utf-8"))
@@ -104,7 +105,7 @@ def test_sigterm_ends_a_run_at_its_next_step(
 ) -> None:
     run = tmp_path / "run"
     process = shell(*smoke, run, *OFTEN)
-    wait_for(lambda: bool(kept_in(run, stage)) or process.poll() is not None)
+    wait_until(lambda: bool(kept_in(run, stage)) or process.poll() is not None)
     os.kill(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, out) == (143, ""), err
@@ -129,14 +130,14 @@ def test_sigterm_to_a_job_of_two_workers(
     run = tmp_path / "run"
     words = (*OFTEN, "seeds=[0, 1]", "workers=2")
     process = shell(*smoke, run, *words)
-    wait_for(lambda: all(has_begun(run / f"seed_{seed}", "sft") for seed in (0, 1)))
+    wait_until(lambda: all(has_begun(run / f"seed_{seed}", "sft") for seed in (0, 1)))
     for one in [process.pid, *(p.pid for p in psutil.Process(process.pid).children())]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(one, signal.SIGTERM)
     out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, out) == (143, ""), err
     assert is_said_once(err), err
-    wait_for(lambda: not group_of(process.pid))
+    wait_until(lambda: not group_of(process.pid))
     done = metarm(*smoke, run, *words)
     assert done.code == 0, done.err
     seed_0 = {k: v for k, v in scorecards(run).items() if k.startswith("seed_0/")}
@@ -174,8 +175,9 @@ def test_a_verb_has_its_output_to_itself_and_goes_on(
     assert whole.code == 0, whole.err
     process = shell(*words, "--output", "out")
     kept = tmp_path / ".out.checkpoints"
-    wait_for(lambda: len(list(kept.glob("checkpoint-*"))) == 2 or process.poll() is not None)
-    error = metarm(*words, "--output", "out").error
+    wait_until(lambda: has_kept(kept, 2) or process.poll() is not None)
+    with frozen(process.pid):
+        error = metarm(*words, "--output", "out").error
     assert "out is in use by another process" in error
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=PATIENCE_SECONDS)

@@ -21,6 +21,7 @@ from metarm.reports import believe_page
 from metarm.reports.explain_page import write_explain_page
 from metarm.schema import Message, PreferencePair
 from metarm.storage import read_json
+from patience import PATIENCE_SECONDS
 from tiny_models import save_reward_model
 from unit.reports.explanations import document
 
@@ -58,6 +59,7 @@ def shown(browser: Browser) -> Iterator[Callable[[Path], str]]:
     def show(path: Path) -> str:
         seen = Seen()
         context = browser.new_context()
+        context.set_default_timeout(1000 * PATIENCE_SECONDS)
         contexts.append(context)
         context.on("page", seen.watch)
         page = context.new_page()

@@ -15,6 +15,7 @@ from metarm.config import RunSettings
 from metarm.config_file import read_settings
 from metarm.reports.read_run import read_run
 from metarm.storage import read_json
+from patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.slow
 ROUNDS = {"sft": [0], **{arm: [1, 2] for arm in ("frozen", "plain", "meta", "labels")}}
@@ -30,7 +31,7 @@ def test_a_run_from_a_shell_and_again(smoke: list[str], finished_run: Path, tmp_
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=PATIENCE_SECONDS,
         )
 
     done = run("1", "--json")

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from metarm.errors import ServingError
 from metarm.models.ensemble import load_reward
 from metarm.served_score import ServedScore
 from metarm.storage import write_json
+from patience import wait_until
 from tiny_models import save_causal_lm, save_reward_model
 
 PROMPTS = ["a", "b c", "a", "d e f a", "b", "c d"]
@@ -39,12 +39,14 @@ def serve(launch: Callable[..., Command]) -> Iterator[Callable[..., tuple[Comman
         command = launch("serve", *words, "--port", "0")
         started.append(command)
         out = command.folder / f"{command.process.name}.out"
-        end = time.monotonic() + 120
-        while not (found := re.search(r"http://\S+", out.read_text() if out.exists() else "")):
-            assert command.process.is_alive(), command.finish()
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        return command, found.group().rstrip('",')
+
+        def said() -> re.Match[str] | None:
+            return re.search(r"http://\S+\s", out.read_text() if out.exists() else "")
+
+        wait_until(lambda: said() or not command.process.is_alive())
+        found = said()
+        assert found, command.finish()
+        return command, found.group().strip().rstrip('",')
 
     yield begin
     for command in started:
@@ -96,8 +98,7 @@ def test_requests_under_way_are_answered_before_it_ends(serve, model: Path) -> N
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    while len(found) < 20:
-        time.sleep(0.01)
+    wait_until(lambda: len(found) >= 20)
     os.kill(command.process.pid, signal.SIGTERM)
     for thread in threads:
         thread.join()
@@ -123,8 +124,7 @@ def test_killed_at_once_its_clients_get_errors_and_no_numbers(serve, model: Path
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    while len(found) < 20:
-        time.sleep(0.01)
+    wait_until(lambda: len(found) >= 20)
     command.kill()
     for thread in threads:
         thread.join()
@@ -140,28 +140,29 @@ def test_a_new_champion_takes_its_place_on_sighup(serve, model: Path, tmp_path: 
     versions = {1: "model", 2: "challenger"}
     is_over = threading.Event()
 
-    def ask() -> list[int]:
-        score, seen = ServedScore(url, batch_items=2), []
+    seen: list[list[int]] = [[] for _ in range(4)]
+
+    def ask(own: list[int]) -> None:
+        score = ServedScore(url, batch_items=2)
         while not is_over.is_set():
             found = score.ask(PROMPTS, RESPONSES)
             assert found.scores == local[versions[found.version]]
-            seen.append(found.version)
-        return seen
+            own.append(found.version)
+
+    def all_have_seen(version: int) -> bool:
+        return all(version in own for own in seen) or any(future.done() for future in futures)
 
     with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(ask) for _ in range(4)]
+        futures = [pool.submit(ask, own) for own in seen]
         try:
-            time.sleep(0.3)
+            wait_until(lambda: all_have_seen(1))
             write_json(tmp_path / "champion.json", {"model": "challenger"})
             os.kill(command.process.pid, signal.SIGHUP)
-            end = time.monotonic() + 60
-            while ServedScore(url).ask(["a"], ["b"]).version == 1:
-                assert time.monotonic() < end
-                time.sleep(0.05)
-            time.sleep(0.2)
+            wait_until(lambda: all_have_seen(2))
         finally:
             is_over.set()
-        seen = [future.result() for future in futures]
+        for future in futures:
+            future.result()
     assert all(versions == sorted(versions) for versions in seen)
     assert {version for versions in seen for version in versions} == {1, 2}
 
@@ -171,10 +172,7 @@ def test_a_watched_place_needs_no_signal(serve, model: Path, tmp_path: Path) -> 
     write_json(tmp_path / "champion.json", {"model": "model"})
     _, url = serve(tmp_path / "champion.json", "watch_seconds=0.1")
     write_json(tmp_path / "champion.json", {"model": "challenger"})
-    end = time.monotonic() + 60
-    while ServedScore(url).ask(["a"], ["b"]).version == 1:
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(lambda: ServedScore(url).ask(["a"], ["b"]).version == 2, pause=0.05)
 
 
 def test_a_token_is_asked_for(serve, model: Path, tmp_path: Path) -> None:

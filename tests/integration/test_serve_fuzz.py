@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thousands of requests made from the server's own description: each ends in one clear answer."""
+"""Requests made from the server's own description: each ends in one clear answer.
+
+METARM_SERVE_CASES=2600 makes that many of them.
+"""
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from schemathesis import GenerationMode
 
 from live_server import live_server
 from metarm.serving.refusals import STATUSES
+from patience import PATIENCE_SECONDS
 from tiny_models import save_reward_model
 
 ALLOWED = {200, *STATUSES.values()} - {500, 503, 504}
@@ -60,7 +65,7 @@ def run_cases(folder: Path, num_cases: int, seed: int) -> dict[int, int]:
                 )
                 @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
                 def one(case: Any) -> None:
-                    reply = case.call(base_url=live.url, session=session, timeout=30)
+                    reply = case.call(base_url=live.url, session=session, timeout=PATIENCE_SECONDS)
                     check(reply.status_code, reply.content, case.operation.path)
                     counts[reply.status_code] = counts.get(reply.status_code, 0) + 1
 
@@ -76,8 +81,9 @@ def test_a_few_generated_requests(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_thousand_generated_requests(tmp_path: Path) -> None:
-    counts = run_cases(save_reward_model(tmp_path / "model"), 2600, seed=1)
-    assert sum(counts.values()) >= 2000, counts
-    assert counts[200] > 100, counts
-    assert counts[422] > 100, counts
+def test_more_generated_requests(tmp_path: Path) -> None:
+    num_cases = int(os.environ.get("METARM_SERVE_CASES", "650"))
+    counts = run_cases(save_reward_model(tmp_path / "model"), num_cases, seed=1)
+    assert sum(counts.values()) >= num_cases * 0.77, counts
+    assert counts[200] > num_cases / 26, counts
+    assert counts[422] > num_cases / 26, counts

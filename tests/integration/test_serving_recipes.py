@@ -22,6 +22,7 @@ from metarm.errors import DataError, ServingError
 from metarm.models.ensemble import load_reward
 from metarm.served_score import ServedScore
 from metarm.serving.recipes import trl_reward, verl_reward
+from patience import PATIENCE_SECONDS
 from tiny_models import save_causal_lm, save_reward_model
 
 TOKEN = "0123456789abcdef"
@@ -101,7 +102,7 @@ def openrlhf_post(url: str, payload: dict[str, Any]) -> Any:
     if parts.password:
         shown = base64.b64encode(f"{parts.username}:{parts.password}".encode()).decode()
         headers["Authorization"] = f"Basic {shown}"
-    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=PATIENCE_SECONDS)
     connection.request("POST", parts.path, json.dumps(payload), headers)
     response = connection.getresponse()
     assert response.status == 200

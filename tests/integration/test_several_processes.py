@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from metarm.cli.app import run_command
+from patience import PATIENCE_SECONDS
 from tiny_models import save_reward_model
 from unit.reward_problem import distance, group_rows, pair_rows
 
@@ -42,7 +43,7 @@ def launch(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 

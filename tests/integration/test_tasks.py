@@ -2,20 +2,19 @@
 """`metarm reward --task` from the command line on tiny models: trained, killed, gone on from."""
 
 import json
-import os
 import random
-import signal
-import time
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from integration.commands import Command, Finished
+from integration.commands import Command, Finished, has_kept
 from metarm.data.derived import split_labelled
 from metarm.data.preferences import load_preferences, save_preferences
 from metarm.schema import PreferencePair
+from patience import TRIES, wait_until
 from tiny_models import WORDS, folder_digest, save_reward_model
 
 WORDS_OF_ALL = (
@@ -80,16 +79,15 @@ def test_a_killed_training_of_tasks_goes_on_bit_for_bit(
 ) -> None:
     words = (*WORDS_OF_ALL, "--checkpoint-steps", "1", "max_steps=6")
     document(metarm(*words, "--output", "whole", "--json"))
-    running = launch(*words, "--output", "again", "--json")
     kept = data / ".again.checkpoints"
-    for _ in range(3000):
-        if list(kept.glob("checkpoint-*")) or not running.process.is_alive():
+    for _ in range(TRIES):
+        running = launch(*words, "--output", "again", "--json")
+        wait_until(lambda it=running: has_kept(kept, 1) or not it.process.is_alive(), pause=0.002)
+        running.kill()
+        if has_kept(kept, 1):
             break
-        time.sleep(0.02)
-    assert running.process.is_alive(), "it ended before it was killed"
-    os.kill(running.process.pid, signal.SIGKILL)
-    running.process.join()
-    assert list(kept.glob("checkpoint-*"))
+        shutil.rmtree(data / "again")  # it ended before it was killed
+    assert has_kept(kept, 1)
     document(metarm(*words, "--output", "again", "--json"))
     assert kept.exists() is False
     for place in ("", "tasks/other", "tasks/third"):

@@ -3,10 +3,8 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,26 +14,29 @@ import torch
 
 from integration.commands import Finished
 from metarm.storage import read_json_lines
+from patience import PATIENCE_SECONDS, held_port, wait_until
 from tiny_models import SPECIAL, save_fixed_policy, save_tokenizer
 
 pytestmark = pytest.mark.slow
 
 WORDS = ("A", "B", "tie")
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-START_SECONDS = 240
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def port() -> Iterator[int]:
+    with held_port() as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def served(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """The URL of a server, and the name there of a model that mostly says A."""
     folder = tmp_path_factory.mktemp("served")
     logits = torch.full((len(SPECIAL) + len(WORDS),), -30.0)
     logits[len(SPECIAL) :] = torch.tensor([1.0, 0.0, 0.0])
     save_fixed_policy(folder / "model", logits, WORDS, do_sample=True)
     save_tokenizer(folder / "model", WORDS, chat_template=TEMPLATE)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     model = str(folder / "model")
     program = str(Path(sys.executable).with_name("transformers"))
     log = (folder / "log").open("w")
@@ -52,21 +53,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
         yield f"{url}/v1", model
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(PATIENCE_SECONDS)
         log.close()
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    give_up_at = time.monotonic() + START_SECONDS
-    while True:
+    def is_healthy() -> bool:
         assert server.poll() is None, log.read_text()
         try:
-            with urllib.request.urlopen(url, timeout=1) as reply:
-                if reply.status == 200:
-                    return
+            with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as reply:
+                return bool(reply.status == 200)
         except OSError:
-            assert time.monotonic() < give_up_at, log.read_text()
-            time.sleep(0.2)
+            return False
+
+    wait_until(is_healthy, pause=0.2)
 
 
 def test_a_served_model_judges(

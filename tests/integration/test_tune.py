@@ -4,6 +4,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import time
@@ -16,8 +17,7 @@ from integration.made_up_shift import TINY_TRAINING, save_shift
 from metarm.data.preferences import load_preferences, save_preferences, split_by_prompt
 from metarm.schema import PreferencePair
 from metarm.storage import read_json
-
-PATIENCE_SECONDS = 120
+from patience import TRIES, wait_until
 
 
 @pytest.fixture
@@ -117,19 +117,34 @@ def test_stopped_at_any_moment_it_ends_as_one_that_was_not(
     draw = random.Random(0)
     assert metarm(*words, "whole", *more).code == 0
     folder = tmp_path / "parts"
-    cut = 0
-    for wanted in (1, 5, 12):
+
+    def is_stopped_at(wanted: int) -> bool:
+        """Whether the end came while trials were left, rather than too late."""
         command = launch(*words, "parts", *more)
-        stop = time.monotonic() + PATIENCE_SECONDS
-        while not ("RUNNING" in (seen := states(folder)) and len(seen) >= wanted):
-            assert time.monotonic() < stop
-            assert command.process.is_alive()
-            time.sleep(0.005)
+
+        def is_there() -> bool:
+            seen = states(folder)
+            return "RUNNING" in seen and len(seen) >= wanted
+
+        wait_until(lambda: is_there() or not command.process.is_alive())
         time.sleep(draw.uniform(0, 0.1))
         os.kill(command.process.pid, end)
-        assert command.finish().code == (130 if end == signal.SIGINT else -end)
-        cut += sum(state in ("RUNNING", "FAIL") for state in states(folder))
-    assert cut, "no stop inside a trial"
+        code = command.finish().code
+        assert code in (0, 130 if end == signal.SIGINT else -end)
+        return code != 0
+
+    for _ in range(TRIES):
+        cut = 0
+        for wanted in (1, 5, 12):
+            if not is_stopped_at(wanted):
+                break
+            cut += sum(state in ("RUNNING", "FAIL") for state in states(folder))
+        else:
+            if cut:
+                break
+        shutil.rmtree(folder)
+    else:
+        pytest.fail("no stop inside a trial")
     done = metarm(*words, "parts", *more)
     assert done.code == 0, done.err
     assert trials(folder) == trials(tmp_path / "whole")

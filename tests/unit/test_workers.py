@@ -15,6 +15,7 @@ from integration import jobs
 from metarm.errors import DataError, RunError
 from metarm.progress import SilentProgress
 from metarm.workers import run_in_processes
+from patience import PATIENCE_SECONDS
 
 
 class Recorder:
@@ -85,5 +86,5 @@ def test_it_works_where_signals_cannot_be_set(tmp_path: Path) -> None:
         target=run_in_processes, args=(work,), kwargs={"workers": 1, "progress": SilentProgress()}
     )
     thread.start()
-    thread.join(120)
+    thread.join(PATIENCE_SECONDS)
     assert (tmp_path / "file").exists()

@@ -16,6 +16,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from patience import PATIENCE_SECONDS
+
 __all__ = ["in_two_processes", "start_two", "train_folder"]
 
 
@@ -29,7 +31,7 @@ def start_two(script: Path, arguments: list[str], repository: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-6000:]

@@ -14,6 +14,7 @@ import pytest
 
 from metarm import __version__
 from metarm.cli.app import VERBS
+from patience import PATIENCE_SECONDS
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "matplotlib", "numpy", "rich", "metarm.config")
 
@@ -25,7 +26,7 @@ def metarm(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
     )
 
 
@@ -48,7 +49,11 @@ def test_help_imports_nothing_heavy(words: Sequence[str]) -> None:
         f"print('heavy:', [name for name in {HEAVY!r} if name in sys.modules]); sys.exit(code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "heavy: []"
@@ -175,7 +180,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, verb: Sequence[str], kept: str
         except OSError:
             time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     os.close(writer)
     assert (process.returncode, out) == (130, "")
     assert len(err.splitlines()) == 1
@@ -192,7 +197,7 @@ def test_a_closed_pipe_is_not_an_error() -> None:
         stderr=subprocess.PIPE,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
     )
     os.close(writer)
     assert done.stderr == ""
@@ -208,7 +213,7 @@ def test_stdout_is_for_the_answer_alone(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 1
     answer = json.loads(done.stdout)

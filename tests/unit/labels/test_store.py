@@ -133,7 +133,7 @@ def test_a_skip_is_kept_and_the_pair_stays_for_others(tmp_path: Path) -> None:
 def test_gold_items_are_two_of_ten_and_look_like_others(tmp_path: Path) -> None:
     pairs = [LabelPair(f"q{number}", "a", "b") for number in range(40)]
     gold = {pair.id: "tie" for pair in pairs[:5]}
-    with LabelStore(tmp_path / "labels.db", LabelSettings(repeat_fraction=0)) as store:
+    with LabelStore(tmp_path / "labels.db", LabelSettings(repeat_fraction=0, seed=0)) as store:
         store.add_pairs(pairs, gold=gold)
         store.add_annotator("ann")
         items = []
@@ -169,7 +169,7 @@ def test_sides_are_fair_and_stand_the_other_way_round_in_a_repeat() -> None:
 
 
 def test_repeats_are_mirrored_and_never_close_behind(tmp_path: Path) -> None:
-    with LabelStore(tmp_path / "labels.db", LabelSettings(repeat_fraction=0.5)) as store:
+    with LabelStore(tmp_path / "labels.db", LabelSettings(repeat_fraction=0.5, seed=0)) as store:
         store.add_pairs(PAIRS)
         store.add_annotator("ann")
         order: list[tuple[str, bool]] = []

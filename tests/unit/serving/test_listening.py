@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from patience import PATIENCE_SECONDS
+
 SERVER = """
 import os, signal, socket
 from metarm.serving.listening import ending_on_signals, uvicorn_server
@@ -31,7 +33,7 @@ def test_a_signal_before_the_server_listens_to_any_ends_it(name: str) -> None:
         [sys.executable, "-c", SERVER.replace("NAME", name)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr

@@ -11,6 +11,7 @@ from metarm.serving.counters import Counters
 from metarm.serving.model_slot import ModelSlot, Watcher
 from metarm.serving.settings import ServeSettings
 from metarm.storage import read_json, write_json
+from patience import PATIENCE_SECONDS
 from tiny_models import save_reward_model
 
 
@@ -109,5 +110,5 @@ def test_a_watcher_asks_when_told_and_when_it_is_time(models: Path) -> None:
 
     watcher = Watcher(refresh, seconds=0.01)
     watcher.start()
-    watcher._thread.join(60)
+    watcher._thread.join(PATIENCE_SECONDS)
     assert seen[:2] == [True, False]

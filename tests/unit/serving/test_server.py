@@ -17,6 +17,7 @@ from metarm.models.ensemble import load_reward, save_ensemble
 from metarm.schema import PreferencePair
 from metarm.serving.guard import KNOWN_ROUTES, OPEN_ROUTES, SCORING_ROUTES
 from metarm.storage import write_json
+from patience import PATIENCE_SECONDS, wait_until
 from tiny_models import CONTEXT, save_reward_model
 
 PAIRS = [("a", " b"), ("b c", " c d e f"), ("a", ""), ("d e f a", " a"), ("b", " c")]
@@ -161,7 +162,7 @@ def test_sizes_are_capped(live: Live) -> None:
 
 def raw(live: Live, *parts: bytes, pause: float = 0.0) -> bytes:
     """What comes back for bytes sent as they are, until the server closes the line."""
-    with socket.create_connection(("127.0.0.1", live.port), timeout=30) as line:
+    with socket.create_connection(("127.0.0.1", live.port), timeout=PATIENCE_SECONDS) as line:
         for part in parts:
             line.sendall(part)
             time.sleep(pause)
@@ -189,7 +190,8 @@ def test_a_body_that_does_not_come_is_not_waited_for(reward_model_dir: Path) -> 
         answer = raw(running, HEAD + b'Content-Length: 100\r\n\r\n{"items"')
         assert b" 408 " in answer.splitlines()[0]
         assert b"body_too_slow" in answer
-        assert running.score(PAIRS[0]).status == 200
+        # A busy machine may be slow with a sound body too.
+        wait_until(lambda: running.score(PAIRS[0]).status == 200)
 
 
 def test_only_json_and_only_by_its_own_name(live: Live) -> None:
@@ -207,9 +209,8 @@ def test_only_json_and_only_by_its_own_name(live: Live) -> None:
 @pytest.fixture
 def gated(reward_model_dir: Path) -> Iterator[tuple[Live, Gated]]:
     """A server whose model waits to be let, with room for four items."""
-    with live_server(
-        reward_model_dir, max_items=4, max_waiting_items=4, max_batch_items=4, timeout_seconds=30.0
-    ) as running:
+    limits = {"max_items": 4, "max_waiting_items": 4, "max_batch_items": 4}
+    with live_server(reward_model_dir, timeout_seconds=PATIENCE_SECONDS, **limits) as running:
         gate = Gated(running.server.slot.current)
         running.server.slot.current = gate
         try:
@@ -218,21 +219,14 @@ def gated(reward_model_dir: Path) -> Iterator[tuple[Live, Gated]]:
             gate.is_open.set()
 
 
-def _wait_until(holds) -> None:
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def test_a_full_queue_is_429_and_what_was_let_in_is_answered(gated, reward_model_dir: Path) -> None:
     running, gate = gated
     local = load_reward(reward_model_dir)
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(running.score, PAIRS[0])
-        assert gate.has_begun.wait(30)
+        assert gate.has_begun.wait(PATIENCE_SECONDS)
         waiting = [pool.submit(running.score, pair) for pair in PAIRS[1:]]
-        _wait_until(lambda: running.server.queue._num_waiting == 4)
+        wait_until(lambda: running.server.queue._num_waiting == 4)
         refused = running.score(PAIRS[0])
         assert (refused.status, refused.reason) == (429, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
@@ -246,12 +240,12 @@ def test_a_wait_that_would_be_too_long_is_429_before_it_begins(gated) -> None:
     running, gate = gated
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(running.score, PAIRS[0])
-        assert gate.has_begun.wait(30)
+        assert gate.has_begun.wait(PATIENCE_SECONDS)
         second = pool.submit(running.score, PAIRS[1])
-        _wait_until(lambda: running.server.queue._num_waiting == 1)
+        wait_until(lambda: running.server.queue._num_waiting == 1)
         running.server.queue._items_per_second = 1 / 25
         third = pool.submit(running.score, PAIRS[2])  # 25 s of work wait, 30 s may
-        _wait_until(lambda: running.server.queue._num_waiting == 2)
+        wait_until(lambda: running.server.queue._num_waiting == 2)
         refused = running.score(PAIRS[3])
         assert (refused.status, refused.reason) == (429, "overloaded")
         assert refused.headers["retry-after"] == "30"
@@ -263,9 +257,9 @@ def test_a_batch_is_no_larger_than_it_may(gated) -> None:
     running, gate = gated
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(running.score, PAIRS[0])
-        assert gate.has_begun.wait(30)
+        assert gate.has_begun.wait(PATIENCE_SECONDS)
         futures = [pool.submit(running.score, *PAIRS[:2]), pool.submit(running.score, *PAIRS[:2])]
-        _wait_until(lambda: running.server.queue._num_waiting == 4)
+        wait_until(lambda: running.server.queue._num_waiting == 4)
         gate.is_open.set()
         assert all(future.result().status == 200 for future in [first, *futures])
     assert max(gate.sizes) <= 4
@@ -282,7 +276,7 @@ def test_time_that_is_up_is_504_and_frees_its_place(reward_model_dir: Path) -> N
         assert running.server.queue._num_waiting == 0
         running.server.slot.current = gate.model
         gate.is_open.set()
-        _wait_until(lambda: running.score(PAIRS[0]).status == 200)
+        wait_until(lambda: running.score(PAIRS[0]).status == 200)
 
 
 class _Failing(Gated):
@@ -290,7 +284,7 @@ class _Failing(Gated):
 
     def score(self, items):
         self.has_begun.set()
-        self.is_open.wait(60)
+        self.is_open.wait(PATIENCE_SECONDS)
         if any(9 in row for item in items for row in item.rows):
             raise RuntimeError("a secret text of the request")
         return self.model.score(items)
@@ -305,10 +299,10 @@ def test_a_request_that_fails_takes_no_other_with_it(
     local = load_reward(reward_model_dir)
     with ThreadPoolExecutor(4) as pool:
         good = [pool.submit(running.score, PAIRS[0])]
-        assert failing.has_begun.wait(30)
+        assert failing.has_begun.wait(PATIENCE_SECONDS)
         good.append(pool.submit(running.score, PAIRS[4]))
         bad = pool.submit(running.score, ("a", " f"))
-        _wait_until(lambda: running.server.queue._num_waiting == 2)
+        wait_until(lambda: running.server.queue._num_waiting == 2)
         failing.is_open.set()
         assert (bad.result().status, bad.result().reason) == (500, "failed")
         assert [f.result().json["scores"] for f in good] == [
@@ -327,7 +321,7 @@ def test_without_its_thread_the_server_says_so_and_gives_no_numbers(gated) -> No
 
     running.server.slot.current = Fatal(gate.model)
     assert running.score(PAIRS[0]).reason == "failed"
-    _wait_until(lambda: not running.server.queue.is_alive)
+    wait_until(lambda: not running.server.queue.is_alive)
     health = running.request("GET", "/health")
     assert (health.status, health.json["status"]) == (503, "failed")
     assert running.score(PAIRS[0]).reason == "failed"
@@ -379,22 +373,30 @@ def test_a_swap_under_load_loses_and_mixes_nothing(tmp_path: Path) -> None:
     with live_server(place) as running, ThreadPoolExecutor(6) as pool:
         is_over = threading.Event()
 
-        def ask() -> list[tuple[int, dict]]:
-            found = []
+        replies: list[tuple[int, dict]] = []
+
+        def ask() -> None:
             while not is_over.is_set():
                 reply = running.score(*PAIRS)
-                found.append((reply.status, reply.json))
-            return found
+                replies.append((reply.status, reply.json))
+
+        def is_over_or_seen(version: int) -> bool:
+            return any(future.done() for future in futures) or any(
+                answer["model"]["version"] == version for _, answer in list(replies)
+            )
 
         futures = [pool.submit(ask) for _ in range(5)]
-        for number in (1, 2, 0, 1):
-            write_json(place, {"model": f"model_{number}"})
-            assert running.server.slot.refresh()
-            time.sleep(0.1)
-        is_over.set()
-        replies = [reply for future in futures for reply in future.result()]
+        try:
+            for version, number in enumerate((1, 2, 0, 1), 2):
+                write_json(place, {"model": f"model_{number}"})
+                assert running.server.slot.refresh()
+                wait_until(lambda now=version: is_over_or_seen(now))
+        finally:
+            is_over.set()
+        for future in futures:
+            future.result()
     assert {status for status, _ in replies} == {200}
-    assert len({answer["model"]["version"] for _, answer in replies}) >= 3
+    assert {answer["model"]["version"] for _, answer in replies} >= {2, 3, 4, 5}
     for _, answer in replies:
         assert answer["scores"] == local[answer["model"]["name"]]
 
