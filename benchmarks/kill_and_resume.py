@@ -2,12 +2,16 @@
 """Kill a run at random moments, run it to its end, and hold that against one never stopped.
 
     python benchmarks/kill_and_resume.py --kills 200 --output results.json
+    python benchmarks/kill_and_resume.py --labels --kills 40 --output results.json
 
 Each life of a run is a fork of this process, which has its imports behind it: a start takes no
 time. A run has up to sixteen lives that end by SIGKILL, each at a random moment of a stage; the
 stages are drawn beforehand and put in the run's order, so that short ones are hit as often as long
 ones. Then the run goes on to its end, and every file of it is compared with that of the unbroken
 run, without what a clock wrote.
+
+With `--labels` it is another run: two rounds of an arm that asks a gold function that errs, half of
+the pairs chosen by the reward model. About half of the kills are meant for its label stages.
 """
 
 import argparse
@@ -65,10 +69,32 @@ WORDS = (
 )
 
 
-def words_of(run: Path) -> list[str]:
+LABEL_WORDS = (
+    "rounds=2",
+    "arms=[asks]",
+    "custom_arms.asks.meta_mode=off",
+    "custom_arms.asks.labels_per_round=12",
+    "custom_arms.asks.labels_choice=mix",
+    "custom_arms.asks.label_noise=0.5",
+    "custom_arms.asks.label_repeat=2",
+)
+"""Over those before."""
+LABEL_STAGES = ("asked", "labels")
+
+
+def words_of(run: Path, *, has_labels: bool) -> list[str]:
     """The command: a guarded meta step, so that both passes of reward training are in it."""
     config = REPOSITORY / "configs" / "smoke.yaml"
-    return ["run", "--config", str(config), "--output", str(run), *WORDS]
+    own = [*WORDS, *(LABEL_WORDS if has_labels else ())]
+    return ["run", "--config", str(config), "--output", str(run), *own]
+
+
+def draw_stages(draw: random.Random, order: list[str], count: int) -> list[str]:
+    """Stages that lives are to end in, in the run's order; half of them ask for labels, if any."""
+    num_asking = sum(Path(name).name in LABEL_STAGES for name in order)
+    weight = (len(order) - num_asking) / num_asking if num_asking else 1.0
+    weights = [weight if Path(name).name in LABEL_STAGES else 1.0 for name in order]
+    return sorted(draw.choices(order, weights, k=count), key=order.index)
 
 
 def start(words: list[str], log: Path) -> int:
@@ -155,13 +181,15 @@ def stages_in_work(run: Path) -> list[str]:
     return found
 
 
-def kill_and_resume(kills: int, seed: int, folder: Path) -> dict[str, Any]:
+def kill_and_resume(
+    kills: int, seed: int, folder: Path, *, has_labels: bool = False
+) -> dict[str, Any]:
     """Kill so many lives and count what came of it."""
     for name in HEAVY:
         importlib.import_module(name)
     log = folder / "log.txt"
     began = time.monotonic()
-    code = live(words_of(folder / "whole"), log)
+    code = live(words_of(folder / "whole", has_labels=has_labels), log)
     assert code == 0, log.read_text(encoding="utf-8")
     whole_seconds = time.monotonic() - began
     whole, stages = artefacts(folder / "whole"), stages_of(folder / "whole")
@@ -171,15 +199,15 @@ def kill_and_resume(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     while killed < kills:
         runs += 1
         run = folder / f"run_{runs}"
-        order = list(stages)
-        for name in sorted(draw.choices(order, k=min(MOST_LIVES, kills - killed)), key=order.index):
-            code = live(words_of(run), log, run / name, draw.uniform(0, stages[name]))
+        words = words_of(run, has_labels=has_labels)
+        for name in draw_stages(draw, list(stages), min(MOST_LIVES, kills - killed)):
+            code = live(words, log, run / name, draw.uniform(0, stages[name]))
             if code is not None:
                 break
             killed += 1
             hit.update(stages_in_work(run) or ["between stages"])
         if code is None:
-            code = live(words_of(run), log)
+            code = live(words, log)
         assert code == 0, log.read_text(encoding="utf-8")
         found = artefacts(run)
         if found == whole:
@@ -211,10 +239,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--labels", action="store_true", help="Of a run that asks for labels.")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = kill_and_resume(arguments.kills, arguments.seed, Path(folder))
+        place = Path(folder)
+        result = kill_and_resume(
+            arguments.kills, arguments.seed, place, has_labels=arguments.labels
+        )
     write_json(arguments.output, result)
     print(json.dumps(result, indent=2))
     if result["runs_identical"] != result["runs"]:

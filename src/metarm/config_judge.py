@@ -3,7 +3,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["EndpointSettings", "JudgeSettings"]
 
@@ -41,6 +41,17 @@ class EndpointSettings(_Settings):
     """Price of a million tokens of answers."""
     api_key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the key; a key stands nowhere else, and is never written."""
+
+    @model_validator(mode="after")
+    def _a_cost_has_a_price(self) -> "EndpointSettings":
+        if self.max_cost is not None and not self.has_prices:
+            raise ValueError("max_cost caps nothing without price_prompt or price_answer: give one")
+        return self
+
+    @property
+    def has_prices(self) -> bool:
+        """Whether tokens cost anything."""
+        return bool(self.price_prompt or self.price_answer)
 
 
 class JudgeSettings(_Settings):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel
 
-from metarm.config_base import STRICT, Count
+from metarm.config_base import STRICT, Count, Positive
 from metarm.config_judge import JudgeSettings
 
 if TYPE_CHECKING:
@@ -32,8 +32,17 @@ class AnswerSettings(BaseModel):
     """`labels_from: model`: where the model is, `http://127.0.0.1:8000/v1` say."""
     model: str | None = None
     """`labels_from: model`: its name there."""
+    max_calls: Count | None = None
+    """`labels_from: model`: calls over the whole run, all rounds, arms, seeds and starts, tries
+    included. None: no cap."""
+    max_total_tokens: Count | None = None
+    """`labels_from: model`: tokens of prompts and answers over the whole run, never exceeded."""
+    max_cost: Positive | None = None
+    """`labels_from: model`: cost over the whole run, in the currency of the judge's prices, never
+    exceeded."""
     judge: JudgeSettings = JudgeSettings()
-    """`labels_from: model`: template, both orders, caps, as `metarm judge` has them."""
+    """`labels_from: model`: template, both orders, and caps of one round's labels, as
+    `metarm judge` has them."""
 
 
 def needs_gold(arm: "ArmSettings") -> bool:
@@ -62,4 +71,9 @@ def label_problem(arm: "ArmSettings", answers: AnswerSettings) -> str | None:
         )
     if arm.labels_per_round and arm.labels_from == MODEL and not (answers.url and answers.model):
         return f"labels_from: {MODEL} needs labels.url and labels.model: where it is, and its name"
+    if answers.max_cost is not None and not answers.judge.endpoint.has_prices:
+        return (
+            "labels.max_cost caps nothing without labels.judge.endpoint.price_prompt or "
+            "price_answer: give one"
+        )
     return None

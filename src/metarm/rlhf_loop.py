@@ -17,6 +17,7 @@ import torch
 from metarm.config import RunSettings
 from metarm.protocols import ProgressReporter
 from metarm.round_evaluation import SFT_ARM
+from metarm.round_labels.stages import check_label_arms
 from metarm.round_labels.waiting import Waiting, hand_out, mend_store
 from metarm.run_folder import open_run_folder
 from metarm.seed_run import SeedRun
@@ -40,6 +41,7 @@ def run_rounds(settings: RunSettings, *, progress: ProgressReporter) -> Path:
         The run's folder.
 
     Raises:
+        ConfigError: When labels are asked for by a strategy or of a judge that there is not.
         RunError: When the folder cannot be written, is in use, or a worker died.
         FingerprintError: When a finished stage was made with other settings.
 
@@ -47,6 +49,7 @@ def run_rounds(settings: RunSettings, *, progress: ProgressReporter) -> Path:
         `config.yaml`, `run.json`, a folder for each seed and, where people are asked,
         `labels.sqlite`: docs/run-folder.md.
     """
+    check_label_arms(settings)
     with open_run_folder(settings) as folder:
         mend_store(folder)
         jobs = {f"seed {seed}": partial(run_seed, settings, seed) for seed in settings.seeds}

@@ -24,7 +24,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from metarm import __version__
-from metarm.errors import DataError, FingerprintError, FormatError, RunError
+from metarm.errors import (
+    ConfigError,
+    DataError,
+    FingerprintError,
+    FormatError,
+    MetarmError,
+    RunError,
+)
 
 __all__ = [
     "STAGE_FILE",
@@ -36,6 +43,8 @@ __all__ = [
     "content_digest",
     "file_digest",
     "fingerprint",
+    "json_lines_text",
+    "json_text",
     "read_json",
     "read_json_lines",
     "remove_folder",
@@ -143,7 +152,12 @@ def check_writable(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON document, indented, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """A JSON document as `write_json` writes it."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -165,8 +179,13 @@ def read_json(path: Path) -> Any:
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line, whole or not at all."""
-    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    write_text(path, json_lines_text(rows))
+
+
+def json_lines_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """JSON lines as `write_json_lines` writes them."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -289,7 +308,8 @@ def build_stage(
         RunError: When the folder holds something else, was damaged, or cannot be written.
 
     Writes:
-        `folder` with everything `build` wrote and `stage.json`, all at once.
+        `folder` with everything `build` wrote and `stage.json`, all at once. Where `build` refuses
+        what it was given, nothing is left but what it had kept to go on from.
     """
     inputs = tuple(inputs)
     expected = fingerprint(settings, [stage.fingerprint for stage in inputs])
@@ -312,7 +332,7 @@ def build_stage(
         _begin_checkpoints(checkpoints_of(partial), expected if goes_on else None)
     except OSError as error:
         raise RunError(f"cannot write {partial}: {error.strerror}. {_remedy(error)}") from error
-    with _stage_errors(folder):
+    with _stage_errors(folder), _clean_when_refused(partial):
         started = time.monotonic()
         metrics = _without_nan(build(partial) or {})
         seconds = time.monotonic() - started
@@ -325,6 +345,25 @@ def build_stage(
         remove_folder(checkpoints_of(partial))
     _verified.add((folder.resolve(), expected))
     return Stage(folder, expected, seconds, metrics)
+
+
+@contextlib.contextmanager
+def _clean_when_refused(partial: Path) -> Iterator[None]:
+    """A block that builds a stage: where it ends by an error of the input, its traces go.
+
+    What a training that failed has written stays, to be looked into; so does what an end by force
+    leaves. The next try begins `partial` anew in any case.
+    """
+    try:
+        yield
+    except MetarmError as error:
+        kept = checkpoints_of(partial)
+        with contextlib.suppress(OSError):
+            if isinstance(error, ConfigError | DataError) or not any(partial.iterdir()):
+                remove_folder(partial)
+            if [path.name for path in kept.iterdir()] == [BEGUN_FILE]:
+                remove_folder(kept)
+        raise
 
 
 def checkpoints_of(partial: Path) -> Path:

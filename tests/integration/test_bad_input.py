@@ -107,10 +107,11 @@ def test_the_small_run_is_fine(place: Path, metarm: Callable[..., Finished]) -> 
     ],
 )
 def test_reward_is_given_nonsense(place: Path, metarm, words: str, messages: list[str]) -> None:
+    before = set(os.listdir(place))
     error = metarm(*REWARD, "pairs.jsonl", *words.split()).error
     for message in messages:
         assert message in error
-    assert not (place / "out").exists()
+    assert set(os.listdir(place)) == before, "nothing is left, visible or not"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,7 @@ def test_preferences_are_not_what_they_should_be(
         error = metarm(*words).error
         for message in messages:
             assert message in error
+    assert not list(place.rglob(".*.partial")) + list(place.rglob(".*.checkpoints"))
 
 
 @pytest.mark.parametrize(
@@ -151,10 +153,11 @@ def test_a_meta_set_is_not_what_it_should_be(
     place: Path, metarm, rows: list[object], messages: list[str]
 ) -> None:
     (place / "meta.jsonl").write_text(lines(*rows), "utf-8")
+    before = set(os.listdir(place))
     error = metarm(*REWARD, "pairs.jsonl", "--meta-set", "meta.jsonl", "meta_group_size=2").error
     for message in messages:
         assert message in error
-    assert not (place / "out").exists()
+    assert set(os.listdir(place)) == before, "nothing is left, visible or not"
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,22 @@ def test_errors_are_one_line(folder: Path, metarm, words: list[str], message: st
     assert message in metarm(*EXPLAIN, *words).error
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preferences", "none.jsonl"], "none.jsonl"),
+        ([*PAIRS, "--labelled", "none.jsonl"], "none.jsonl"),
+        ([*PAIRS, "--after", "nowhere"], "nowhere"),
+        ([*PAIRS, "--row", "99"], "expected rows from 0 to 59"),
+    ],
+)
+def test_wrong_files_are_told_before_anything_is_attributed(
+    folder: Path, metarm, words: list[str], message: str
+) -> None:
+    assert message in metarm(*EXPLAIN, "--text", "a", " b", *words).error
+    assert not (folder / "out" / "attributions.log").exists()
+
+
 def test_a_language_model_is_no_reward_model(folder: Path, metarm) -> None:
     save_causal_lm(folder / "language")
     done = metarm("explain", "--reward-model", "language", "--output", "out", *PAIRS)

@@ -81,6 +81,31 @@ def test_from_a_store(tmp_path: Path, metarm: Callable[..., Finished]) -> None:
     assert stored["agreement"]["alpha"] == filed["agreement"]["alpha"]
 
 
+def test_what_another_wrote_or_somebody_changed_is_kept(
+    tmp_path: Path, metarm: Callable[..., Finished]
+) -> None:
+    write_crowd(tmp_path)
+    words = ["label", "believe", "votes.jsonl", "--pairs", "pairs.jsonl", "--model", "majority"]
+    mine = tmp_path / "mine" / "soft_labels.jsonl"
+    mine.parent.mkdir()
+    mine.write_text("mine", "utf-8")
+    error = metarm(*words, "--output", "mine").error
+    assert f"{mine.relative_to(tmp_path)} exists, and `metarm label believe` did not" in error
+    assert [path.name for path in mine.parent.iterdir()] == [mine.name]
+    assert mine.read_text("utf-8") == "mine"
+
+    assert metarm(*words, "--output", "out").code == 0
+    page = tmp_path / "out" / "believe.html"
+    page.write_text("changed", "utf-8")
+    before = {path.name: path.read_bytes() for path in page.parent.iterdir()}
+    # It is told before votes are read.
+    error = metarm(*words[:2], "none.jsonl", "--output", "out").error
+    assert "was changed since `metarm label believe` wrote it: move it away" in error
+    assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
+    page.rename(tmp_path / "kept.html")
+    assert metarm(*words, "--output", "out", "--alpha", "0.01").code == 0
+
+
 def test_what_is_missing_is_said(tmp_path: Path, metarm: Callable[..., Finished]) -> None:
     write_crowd(tmp_path)
     words = ["label", "believe", "votes.jsonl", "--output", "out"]
@@ -88,6 +113,9 @@ def test_what_is_missing_is_said(tmp_path: Path, metarm: Callable[..., Finished]
     assert done.code == 0, done.err
     assert "240 pairs have votes but no text" in done.err
     assert "got both" in metarm(*words, "--features", "f", "--backbone", "m").error
-    assert "joint" in metarm(*words, "--model", "jiont").error
+    # Before the votes are read, let alone hidden states.
+    nothing = ["label", "believe", "none.jsonl", "--output", "other"]
+    assert "joint" in metarm(*nothing, "--model", "jiont").error
+    assert "alpha above 0" in metarm(*nothing, "--alpha", "1").error
     assert "needs the text" in metarm(*words, "--backbone", "m").error
     assert "no such file" in metarm("label", "believe", "votes.json", "--output", "o").error

@@ -175,6 +175,19 @@ def test_a_judge_of_ones_own_labels_and_a_wrong_name_is_told(
     told = read_json(begun / "seed_0/arms/judged/round_01/labels/stage.json")["metrics"]
     assert told["kinds"] == {"own_judge:longer": "model"}
     assert told["num_labels"] == 6
-    words = arm("lost", labels_per_round=6, labels_choice="cleverest")
-    error = metarm(*smoke, begun, "rounds=1", "arms=[lost]", *words).error
-    assert "unknown name 'cleverest'" in error
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"labels_choice": "cleverest"}, "unknown name 'cleverest'"),
+        ({"labels_choice": "no_module:choose"}, "no_module"),
+        ({"labels_from": "no_module:judge"}, "no_module"),
+    ],
+)
+def test_who_and_how_to_ask_is_told_before_the_run_begins(
+    metarm, smoke, tmp_path: Path, settings: dict[str, str], message: str
+) -> None:
+    words = arm("lost", labels_per_round=6, **settings)
+    assert message in metarm(*smoke, "run", "arms=[lost]", *words).error
+    assert not (tmp_path / "run").exists()

@@ -201,3 +201,38 @@ def test_killed_while_a_model_is_asked_it_asks_nothing_twice(
         assert len(server.calls) <= 2 * NUM_PAIRS + 2 * 5, "two under way at each death"
     assert len(kept) >= 4, "14 calls less two of each death"
     assert made_of_labels(run, "judged") == made_of_labels(judged_run[0], "judged")
+
+
+def test_a_cap_of_the_run_holds_over_rounds_starts_and_deaths(
+    copies, smoke, launch: Callable[..., Command], metarm
+) -> None:
+    run = copies()
+
+    def slowly(call: Call) -> Reply:
+        time.sleep(0.03)
+        return judge(call)
+
+    with serve(slowly) as server:
+        command = words(smoke, run, server, "rounds=2", "labels.judge.endpoint.num_in_flight=2")
+        started = launch(*command, "labels.max_calls=20")
+        while len(server.calls) < 6:
+            assert started.process.is_alive(), started.finish().err
+            time.sleep(0.002)
+        started.kill()
+        time.sleep(0.1)
+        paid = len(server.calls)
+        error = metarm(*command, "labels.max_calls=20").error
+        assert "labels.max_calls=20 leaves no room for another call" in error
+        assert "labels.judge.endpoint.max_* for the labels of one round" in error
+        # A call that was under way at the death is counted; it may not have come to the server.
+        assert 18 <= len(server.calls) <= 20
+        assert (run / PLACE / "labels/stage.json").exists(), "the first round has its labels"
+        first_round = read_json(run / PLACE / "labels/stage.json")["metrics"]["spent"]["calls"]
+        assert first_round >= 16 > paid
+        stopped_at = len(server.calls)
+        assert "labels.max_calls=20" in metarm(*command, "labels.max_calls=20").error
+        assert len(server.calls) == stopped_at
+        done = metarm(*command, "labels.max_calls=36")
+        assert done.code == 0, done.err
+        assert len(set(map(key_of, server.calls))) == 4 * NUM_PAIRS
+        assert len(server.calls) <= 36

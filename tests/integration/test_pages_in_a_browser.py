@@ -160,5 +160,7 @@ def test_what_is_believed_of_hostile_texts(tmp_path: Path, shown, monkeypatch) -
     data = LabelData(tuple(votes), {pair.id: pair for pair in pairs}, {}, kinds)
     report = build_report(data, num_next=len(HOSTILE))
     facts = {text: text for text in HOSTILE}
-    text = shown(believe_page.write_believe_page(report, data, tmp_path, facts))
+    page = tmp_path / "believe.html"
+    page.write_text(believe_page.draw_believe_page(report, data, facts), "utf-8")
+    text = shown(page)
     assert missing(text) == []

@@ -72,7 +72,24 @@ def test_soft_labels_are_learnt_from(folder: Path, metarm) -> None:
     ("words", "message"),
     [
         (["--strategy", "d-optmal"], "did you mean 'd-optimal'"),
+        (["--strategy", "mix+d-optmal"], "did you mean 'd-optimal'"),
+        (["--strategy", "mine:last"], "mine"),
         (["--count", "100000"], "the pairs there are to choose from"),
+        (["--strategy", "mix+disagreement"], "needs an ensemble of reward models"),
+    ],
+)
+def test_what_cannot_be_chosen_is_told_before_any_model_is_read(
+    folder: Path, metarm, words: list[str], message: str
+) -> None:
+    words = ["select", "--groups", "groups.jsonl", "--reward-model", "nowhere", *words]
+    assert message in metarm(*words, "--output", "out").error
+    done = metarm("select", *words[1:5], "--output", "out")
+    assert "nowhere" in done.error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (["--count", "0"], "count"),
         (["--strategy", "disagreement"], "needs an ensemble of reward models"),
         (["worth_per_point=2"], "give cost_per_label too"),

@@ -220,3 +220,23 @@ def test_paraphrases_are_asked_once_and_go_on_where_they_were_stopped(
     check_apart(rows, load_preferences(data / "pairs.jsonl").pairs, "pairs")
     alone = metarm("augment", "few.jsonl", "--output", "x.jsonl", "--kinds", "paraphrase")
     assert "belong together" in alone.error
+
+
+def test_what_is_wrong_is_told_before_anything_is_paid_or_trained(
+    data: Path, metarm: Callable[..., Finished]
+) -> None:
+    with serve(lambda call: say("other words")) as server:
+        wrong = metarm(
+            "augment", "pairs.jsonl", "--output", "more.jsonl", "--kinds", "paraphrase",
+            "--endpoint", server.url, "--model", "m", "--check-swap", "nowhere",
+        )  # fmt: skip
+        assert "nowhere" in wrong.error
+        assert server.calls == []
+    alone = [ResponseGroup(f"x {number}", (" a b", " a b")) for number in range(3)]
+    save_groups(data / "alone.jsonl", alone)
+    none = metarm(
+        "pseudo-label", "--model", "one", "--preferences", "pairs.jsonl", "--output", "rm",
+        "--unlabelled", "alone.jsonl", "reward.max_steps=2",
+    )  # fmt: skip
+    assert "expected groups with two different responses" in none.error
+    assert "round" not in none.err.partition("error:")[0]

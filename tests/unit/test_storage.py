@@ -14,7 +14,14 @@ import pytest
 
 from crashes import cut, die_at_call, flip_bit
 from metarm import storage
-from metarm.errors import DataError, FingerprintError, FormatError, RunError
+from metarm.errors import (
+    ConfigError,
+    DataError,
+    FingerprintError,
+    FormatError,
+    ModelError,
+    RunError,
+)
 from metarm.storage import (
     append_json_line,
     build_stage,
@@ -213,6 +220,33 @@ def test_what_a_dead_run_left_is_removed_before_building(tmp_path: Path) -> None
     stage = make(tmp_path)
     assert sorted(p.name for p in stage.folder.iterdir()) == ["stage.json"]
     assert [p.name for p in tmp_path.iterdir()] == ["stage"]
+
+
+@pytest.mark.parametrize(
+    ("error", "has_written", "has_kept", "left"),
+    [
+        (ConfigError("a flag"), True, False, []),
+        (FormatError("a row"), True, True, [".stage.checkpoints"]),
+        (ModelError("no such model"), False, False, []),
+        (RunError("a cap"), False, True, [".stage.checkpoints"]),
+        # What a training that diverged has written is looked into.
+        (ModelError("diverged"), True, True, [".stage.checkpoints", ".stage.partial"]),
+        (KeyboardInterrupt(), False, False, [".stage.checkpoints", ".stage.partial"]),
+    ],
+)
+def test_a_refusal_leaves_nothing_but_what_is_gone_on_from(
+    tmp_path: Path, error: BaseException, has_written: bool, has_kept: bool, left: list[str]
+) -> None:
+    def build(folder: Path) -> None:
+        if has_written:
+            write_text(folder / "deep" / "not_finite_3.json", "{}")
+        if has_kept:
+            write_text(checkpoints_of(folder) / "one", "half the work")
+        raise error
+
+    with pytest.raises(type(error)):
+        build_stage(tmp_path / "stage", 1, [], build, goes_on=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
 
 
 def test_a_folder_that_is_no_stage_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from metarm.annotators.vote_table import VoteTable, build_table
 from metarm.errors import ConfigError, DataError, ShapeError, nearest_names
 from metarm.labels.votes import Choice, Vote
 
-__all__ = ["MODELS", "choose_model", "fit_annotators"]
+__all__ = ["MODELS", "check_model", "choose_model", "fit_annotators"]
 
 Floats = NDArray[np.float64]
 Fit = Callable[[VoteTable, Floats | None, Mapping[str, int]], Belief]
@@ -66,11 +66,20 @@ def fit_annotators(
     more = dict.fromkeys(pairs) | dict.fromkeys(features or ())
     table = build_table(votes, list(more))
     name = model or choose_model(table, has_features=features is not None)
-    if name not in MODELS:
-        raise ConfigError(f"unknown annotator model {name!r}: {nearest_names(name, MODELS)}")
+    check_model(name)
     rows = None if features is None else _rows(table, features)
     signs = {pair: SIGNS[choice] for pair, choice in (gold or {}).items() if choice in SIGNS}
     return MODELS[name](table, rows, signs)
+
+
+def check_model(name: str) -> None:
+    """Refuse a name that no model has.
+
+    Raises:
+        ConfigError: Names the nearest.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"unknown annotator model {name!r}: {nearest_names(name, MODELS)}")
 
 
 def choose_model(table: VoteTable, *, has_features: bool) -> str:

@@ -11,7 +11,7 @@ from scipy import stats
 from metarm.annotators.beliefs import Belief
 from metarm.errors import ConfigError
 
-__all__ = ["ALPHA", "Suspect", "SuspectKind", "adjust_by_holm", "name_suspects"]
+__all__ = ["ALPHA", "Suspect", "SuspectKind", "adjust_by_holm", "check_alpha", "name_suspects"]
 
 SuspectKind = Literal["random", "always-left", "always-right", "adversarial"]
 
@@ -62,8 +62,7 @@ def name_suspects(
     Source:
         Holm 1979.
     """
-    if not 0 < alpha < 1:
-        raise ConfigError(f"expected alpha above 0 and below 1, got {alpha}: 0.05, for example")
+    check_alpha(alpha)
     if least is not None and not -1 < least < 1:
         raise ConfigError(f"expected a reliability between -1 and 1, got {least}")
     values = np.array([one.reliability.value for one in belief.annotators])
@@ -80,6 +79,16 @@ def name_suspects(
         for one, p in zip(belief.annotators, adjusted, strict=True)
         if p <= alpha
     )
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse a level of a test that is none.
+
+    Raises:
+        ConfigError: When it is not in (0, 1).
+    """
+    if not 0 < alpha < 1:
+        raise ConfigError(f"expected alpha above 0 and below 1, got {alpha}: 0.05, for example")
 
 
 def adjust_by_holm(p_values: ArrayLike) -> NDArray[np.float64]:

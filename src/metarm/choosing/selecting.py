@@ -13,25 +13,58 @@ from metarm.choosing.pairs import Candidates, list_candidates, name_chosen, pool
 from metarm.choosing.pool import Pool
 from metarm.choosing.settings import SelectSettings
 from metarm.choosing.stopping import StopRule, forecast_gain
-from metarm.choosing.strategies import RANDOM, Chosen, choose
+from metarm.choosing.strategies import RANDOM, Chosen, check_choice, choose
 from metarm.models.ensemble import EnsembleScore
 from metarm.models.reward_model import RewardModelScore
 from metarm.schema import PreferencePair, ResponseGroup
 from metarm.storage import write_json, write_json_lines
 
-__all__ = ["PAIRS_FILE", "SELECTION_FILE", "write_selection"]
+__all__ = ["PAIRS_FILE", "SELECTION_FILE", "find_candidates", "write_selection"]
 
 PAIRS_FILE = "pairs.jsonl"
 SELECTION_FILE = "selection.json"
 
 
-def write_selection(
-    folder: Path,
-    score: RewardModelScore | EnsembleScore,
+def find_candidates(
     groups: Sequence[ResponseGroup],
     labelled: Sequence[PreferencePair],
     settings: SelectSettings,
     *,
+    is_ensemble: bool,
+    seed: int,
+) -> Candidates:
+    """The pairs to choose from, once it is sure that they can be: nothing is scored yet.
+
+    Args:
+        groups: Responses of the policy as it is.
+        labelled: What the reward model was trained on.
+        settings: See `SelectSettings`.
+        is_ensemble: Whether the reward model has several members.
+        seed: Of all that is drawn.
+
+    Raises:
+        ConfigError: When the strategy is unknown, needs what is not given, or there are too few
+            candidates.
+        EmptySetError: When there is none.
+    """
+    found = list_candidates(groups, labelled=labelled, most=settings.most_candidates, seed=seed)
+    check_choice(
+        settings.strategy,
+        settings.count,
+        len(found.pairs),
+        has_members=is_ensemble or bool(labelled),
+    )
+    return found
+
+
+def write_selection(
+    folder: Path,
+    score: RewardModelScore | EnsembleScore,
+    found: Candidates,
+    labelled: Sequence[PreferencePair],
+    settings: SelectSettings,
+    *,
+    num_groups: int,
     seed: int,
 ) -> dict[str, Any]:
     """Choose pairs and write them down.
@@ -39,22 +72,22 @@ def write_selection(
     Args:
         folder: Gets the files.
         score: The reward model as it is.
-        groups: Responses of the policy as it is.
+        found: The pairs to choose from, as `find_candidates` gives them.
         labelled: What the reward model was trained on.
         settings: See `SelectSettings`.
+        num_groups: Responses that the candidates are of.
         seed: Of all that is drawn.
 
     Returns:
         What `selection.json` says, without its rows.
 
     Raises:
-        ConfigError: When the strategy is unknown or there are too few candidates.
-        EmptySetError: When there is none.
+        DataError: When a response does not fit the model's context.
+        ModelError: When a score is not finite.
 
     Writes:
         `pairs.jsonl`, rows of `LabelPair`, and `selection.json` in `folder`.
     """
-    found = list_candidates(groups, labelled=labelled, most=settings.most_candidates, seed=seed)
     pool = pool_of_model(score, found.pairs, labelled, seed=seed)
     chosen = choose(
         pool,
@@ -70,7 +103,7 @@ def write_selection(
     document = {
         "strategy": settings.strategy,
         "seed": seed,
-        "num_groups": len(groups),
+        "num_groups": num_groups,
         "num_labelled": len(labelled),
         "num_possible": found.num_possible,
         "num_candidates": len(found.pairs),

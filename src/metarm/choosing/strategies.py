@@ -20,11 +20,22 @@ from metarm.errors import ConfigError, DataError
 from metarm.resolve import resolve_name
 from metarm.streams import draw_seed
 
-__all__ = ["RANDOM", "STRATEGIES", "Chosen", "Pick", "Room", "Strategy", "choose"]
+__all__ = [
+    "RANDOM",
+    "STRATEGIES",
+    "Chosen",
+    "Pick",
+    "Room",
+    "Strategy",
+    "check_choice",
+    "choose",
+    "read_strategy",
+]
 
 Floats = NDArray[np.float64]
 
 RANDOM: Final = "random"
+DISAGREEMENT: Final = "disagreement"
 MOST_DRAWS: Final = 200
 """Draws of two heads for each pair of `thompson` that is asked for, at most."""
 
@@ -118,11 +129,8 @@ def choose(
             small.
         DataError: When a function of the user's returns no such rows.
     """
-    if not 0 < count <= len(pool):
-        raise ConfigError(
-            f"expected a count of 1 to {len(pool)}, the pairs there are to choose from, got {count}"
-        )
-    take = _read_strategy(strategy)
+    check_choice(strategy, count, len(pool), has_members=pool.members is not None)
+    take = read_strategy(strategy)
     if most_per_prompt is None:
         most_per_prompt = -(-count // len(np.unique(pool.prompts))) + 1
     room = Room.of(pool, most_per_prompt)
@@ -130,6 +138,32 @@ def choose(
     picks = take(pool, count, room, draw)
     columns = tuple(zip(*picks, strict=True))
     return Chosen(*columns)
+
+
+def check_choice(strategy: str, count: int, num_pairs: int, *, has_members: bool) -> None:
+    """Refuse what `choose` would refuse, before any pair is scored.
+
+    Args:
+        strategy: As in `choose`.
+        count: The same.
+        num_pairs: Candidates that there are.
+        has_members: Whether the pool will have members: of an ensemble, or fitted on labelled
+            pairs.
+
+    Raises:
+        ConfigError: When the strategy is unknown, needs what the pool has not, or the pool is too
+            small.
+    """
+    if not 0 < count <= num_pairs:
+        raise ConfigError(
+            f"expected a count of 1 to {num_pairs}, the pairs there are to choose from, got {count}"
+        )
+    read_strategy(strategy)
+    if strategy.removeprefix("mix+") == DISAGREEMENT and not has_members:
+        raise ConfigError(
+            f"strategy {DISAGREEMENT!r} needs an ensemble of reward models, or labelled pairs that "
+            "heads can be fitted on: give one, or take another strategy"
+        )
 
 
 def _random(pool: Pool, count: int, room: Room, draw: np.random.Generator) -> list[Pick]:
@@ -180,11 +214,7 @@ def _disagreement(pool: Pool, count: int, room: Room, draw: np.random.Generator)
     The members' deviations stand in for features, so that a pair on which they differ in the same
     way as on one that is taken has less left to tell.
     """
-    if pool.members is None:
-        raise ConfigError(
-            "strategy 'disagreement' needs an ensemble of reward models, or labelled pairs that "
-            "heads can be fitted on: give one, or take another strategy"
-        )
+    assert pool.members is not None  # check_choice has seen to it
     deviations = member_deviations(pool.members)
     weights = _weights(pool.means)
     covariance = np.eye(deviations.shape[1])
@@ -197,7 +227,7 @@ def _disagreement(pool: Pool, count: int, room: Room, draw: np.random.Generator)
         count,
         room,
         lambda variances: np.sqrt(np.maximum(variances, 0.0)),
-        "disagreement",
+        DISAGREEMENT,
         "members differ on its reward gap by {:.3f}",
     )
 
@@ -271,7 +301,7 @@ STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType(
         RANDOM: _random,
         "d-optimal": _d_optimal,
         "information-gain": _information_gain,
-        "disagreement": _disagreement,
+        DISAGREEMENT: _disagreement,
         "near-tie": _near_tie,
         "thompson": _thompson,
         "mix": _mixed(_d_optimal),
@@ -280,7 +310,7 @@ STRATEGIES: Final[Mapping[str, Strategy]] = MappingProxyType(
 """Name -> how it takes pairs; `mix+NAME` puts another strategy into the chosen half of `mix`."""
 
 
-def _read_strategy(name: str) -> Strategy:
+def read_strategy(name: str) -> Strategy:
     """A strategy by its name, a mix with another, or a function of the user's.
 
     Raises:
@@ -288,7 +318,7 @@ def _read_strategy(name: str) -> Strategy:
     """
     mixed, plus, other = name.partition("+")
     if plus and mixed == "mix" and other not in (RANDOM, "mix"):
-        return _mixed(_read_strategy(other))
+        return _mixed(read_strategy(other))
     found = resolve_name(name, STRATEGIES, what="strategy")
     return found if name in STRATEGIES else _of_user(name, found)
 

@@ -2,7 +2,7 @@
 """The verb `explain`: why a reward model scores as it does, and where it is confident and wrong."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -10,8 +10,7 @@ from metarm.cli.options import AsJson, DataFormat, Seed, answer, note, print_jso
 from metarm.cli.progress import choose_progress
 
 if TYPE_CHECKING:
-    from metarm.explaining.explain import ExplainPlan, Reward
-    from metarm.explaining.kept_work import KeptWork
+    from metarm.explaining.explain import Reward
     from metarm.schema import PreferencePair
 
 __all__ = ["explain"]
@@ -85,7 +84,9 @@ def explain(
     if preferences is None and (after or labelled or rows):
         raise ConfigError("--after, --labelled and --row are of pairs: give --preferences FILE")
 
+    from metarm.data.derived import check_evaluation
     from metarm.explaining.attributing import PathSettings
+    from metarm.explaining.explain import ExplainPlan, check_rows, explain_pairs, explain_text
     from metarm.explaining.kept_work import KeptWork
     from metarm.models.ensemble import load_reward
     from metarm.reports.explain_page import write_explain_page
@@ -93,9 +94,21 @@ def explain(
     from metarm.storage import check_writable, write_json
 
     path = PathSettings(baseline, keeps_prompt, tolerance, max_steps)
+    plan = ExplainPlan(
+        num_rows=num_rows, rows=tuple(rows or ()), num_topics=num_topics, path=path, seed=seed
+    )
     check_writable(output)
     with hold_folder(output):
+        # All that can be wrong with files and models is told before anything is scored.
+        told = [] if preferences is None else _load(preferences, data_format)
+        check_evaluation(told, str(preferences))
+        taught = [] if labelled is None else _load(labelled, data_format)
         score = load_reward(reward_model)
+        material = None
+        if preferences is not None:
+            adapted = None if after is None else load_reward(after)
+            material = _fitting(score, adapted, told, taught)
+            check_rows(plan.rows, len(material.pairs))
         kept = KeptWork.in_folder(output, reward_model, after)
         document: dict[str, Any] = {
             "reward_model": reward_model,
@@ -105,22 +118,17 @@ def explain(
             "seed": seed,
         }
         if text is not None:
-            from metarm.explaining.explain import explain_text
-
-            prompt, response = text
-            document["text"] = explain_text(score, prompt, response, path=path, kept=kept)
-        if preferences is not None:
-            from metarm.explaining.explain import ExplainPlan
-
-            plan = ExplainPlan(
-                num_rows=num_rows,
-                rows=tuple(rows or ()),
-                num_topics=num_topics,
-                path=path,
-                seed=seed,
+            document["text"] = explain_text(score, *text, path=path, kept=kept)
+        if material is not None:
+            document |= explain_pairs(
+                score,
+                material.pairs,
+                plan=plan,
+                progress=choose_progress(),
+                labelled=material.labelled,
+                after=material.after,
+                kept=kept,
             )
-            files = preferences, labelled, data_format
-            document |= _explain_pairs(score, after, files, plan, kept)
         write_json(output / "explain.json", document)
         page = write_explain_page(document, output)
     if as_json:
@@ -138,34 +146,25 @@ def explain(
     print_table({"page": page, "figures": output / "explain.json"})
 
 
-def _explain_pairs(
-    score: "Reward",
-    after: str | None,
-    files: tuple[str, str | None, str | None],
-    plan: "ExplainPlan",
-    kept: "KeptWork",
-) -> dict[str, Any]:
-    from metarm.data.derived import check_evaluation
-    from metarm.explaining.explain import explain_pairs
-    from metarm.models.ensemble import load_reward
+class _Material(NamedTuple):
+    """What is explained, all of which the models can read."""
 
-    preferences, labelled, data_format = files
-    adapted = None if after is None else load_reward(after)
-    told = _load(preferences, data_format)
-    check_evaluation(told, preferences)
-    pairs = score.fitting_pairs(told)
-    if adapted is not None:
-        pairs = adapted.fitting_pairs(pairs)
-    taught = [] if labelled is None else score.fitting_pairs(_load(labelled, data_format))
-    return explain_pairs(
-        score,
-        pairs,
-        plan=plan,
-        progress=choose_progress(),
-        labelled=taught,
-        after=adapted,
-        kept=kept,
-    )
+    pairs: "list[PreferencePair]"
+    labelled: "list[PreferencePair]"
+    after: "Reward | None"
+
+
+def _fitting(
+    score: "Reward",
+    after: "Reward | None",
+    pairs: "list[PreferencePair]",
+    labelled: "list[PreferencePair]",
+) -> _Material:
+    """Pairs that fit every model, and labelled ones that fit the one that was taught with them."""
+    fitting = score.fitting_pairs(pairs)
+    if after is not None:
+        fitting = after.fitting_pairs(fitting)
+    return _Material(fitting, score.fitting_pairs(labelled) if labelled else [], after)
 
 
 def _load(source: str, data_format: str | None) -> "list[PreferencePair]":

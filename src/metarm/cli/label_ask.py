@@ -85,14 +85,17 @@ def ask_for_labels(
         raise ConfigError(f"{store}: no such label store. Make it with `metarm label add`.")
     called = name or file_name(judge_source.name)
     answers = store.with_name(f"{store.name}.asked")
-    judge = build_judge(judge_source, settings, answers, file_name(called), run_dir)
+    kind = _KINDS[judge_source.flag]
     has_sides = judge_source.flag in ("--endpoint", "--judge")
     with LabelStore(store) as opened:
+        # A name that cannot be one is told before a model is loaded or asked.
+        opened.has_annotator(called, kind)
+        judge = build_judge(judge_source, settings, answers, file_name(called), run_dir)
         asked = ask_judge(
             opened,
             judge,
             called,
-            _KINDS[judge_source.flag],
+            kind,
             has_sides=has_sides,
             has_repeats=settings.both_orders,
             progress=choose_progress(),

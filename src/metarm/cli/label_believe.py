@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["label_believe"]
 
 MAX_LENGTH = 512
+VERB: Final = "label believe"
+FILES: Final = ("soft_labels.jsonl", "annotators.jsonl", "believe.json", "believe.html")
 
 
 def label_believe(
@@ -76,7 +78,7 @@ def label_believe(
     Rewards, reliability and side bias of every annotator are fitted together; people, models, gold
     functions and rules are annotators of the same kind. The folder gets `soft_labels.jsonl`, which
     `metarm reward` trains on, `annotators.jsonl`, `believe.json` with every figure, and the page
-    `believe.html`.
+    `believe.html`; it replaces those of an earlier time, unless somebody has changed them.
     """
     from metarm.errors import ConfigError
     from metarm.storage import check_writable
@@ -85,11 +87,19 @@ def label_believe(
         raise ConfigError("expected features from --features or from --backbone, got both")
     check_writable(output)
 
+    from metarm.annotators.fitting import check_model
     from metarm.annotators.label_data import read_features, read_label_data
     from metarm.annotators.report import build_report, label_rows
-    from metarm.reports.believe_page import write_believe_page
-    from metarm.storage import write_json, write_json_lines
+    from metarm.annotators.suspects import check_alpha
+    from metarm.labels.exchange.sealing import check_replaceable, write_sealed
+    from metarm.reports.believe_page import draw_believe_page
+    from metarm.storage import json_lines_text, json_text
 
+    # Before hidden states are read and models are fitted.
+    check_replaceable(output, FILES, verb=VERB)
+    check_alpha(alpha)
+    if model is not None:
+        check_model(model)
     data = read_label_data(source, pairs)
     rows: Mapping[str, Any] | None = None
     if features:
@@ -101,13 +111,17 @@ def label_believe(
     labels = label_rows(report.belief, data)
     if missing := document["pairs"] - len(labels):
         note(f"{missing} pairs have votes but no text, and give no label: give them with --pairs")
-    output.mkdir(parents=True, exist_ok=True)
-    write_json_lines(output / "soft_labels.jsonl", labels)
-    write_json_lines(output / "annotators.jsonl", document["annotators"])
-    write_json(output / "believe.json", document)
     facts = {"metarm": __version__, "votes": str(source), "model": report.belief.model}
     facts |= {"alpha": str(alpha), "features": str(features or backbone or "none")}
-    page = write_believe_page(report, data, output, facts)
+    texts = (
+        json_lines_text(labels),
+        json_lines_text(document["annotators"]),
+        json_text(document),
+        draw_believe_page(report, data, facts),
+    )
+    files = {name: text.encode() for name, text in zip(FILES, texts, strict=True)}
+    write_sealed(output, files, "beliefs", {"num_labels": len(labels)}, verb=VERB)
+    page = output / "believe.html"
     if as_json:
         print_json({"output": str(output), "report": str(page), **document})
         return

@@ -92,14 +92,22 @@ def select(
             note(f"{source}: {loaded.report.summary()}")
             pairs += loaded.pairs
 
-        from metarm.choosing.selecting import write_selection
-        from metarm.models.ensemble import load_reward
+        from metarm.choosing.selecting import find_candidates, write_selection
+        from metarm.models.ensemble import load_reward, member_folders
 
+        is_ensemble = len(member_folders(reward_model)) > 1
+        found = find_candidates(responses, pairs, settings, is_ensemble=is_ensemble, seed=seed)
         score = load_reward(reward_model)
         total = sum(len(group.responses) for group in responses) + 2 * len(pairs)
         with choose_progress().stage("score responses", total) as bar:
             return write_selection(
-                folder, score.reporting_to(bar), responses, pairs, settings, seed=seed
+                folder,
+                score.reporting_to(bar),
+                found,
+                pairs,
+                settings,
+                num_groups=len(responses),
+                seed=seed,
             )
 
     inputs = {"groups": groups, "reward_model": reward_model}

@@ -201,12 +201,13 @@ def augment(
         own = [name for name in names if name != PARAPHRASE]
         made = augment(material, own, per_prompt=settings.per_prompt)
         rows, counts = list(made.rows), dict(made.counts)
+        # Before the endpoint, which costs.
+        swap = None if check_swap is None else _check_swap(check_swap, loaded.pairs)
         facts: dict[str, Any] = {}
         if endpoint and model:
             new, facts = _paraphrase(endpoint, model, loaded.pairs, settings, output, seed)
             rows += new
             counts[PARAPHRASE] = len(new)
-        swap = None if check_swap is None else _check_swap(check_swap, loaded.pairs)
         save_preferences(output, rows if only_new else [*loaded.pairs, *rows])
     document = {
         "output": str(output),

@@ -156,16 +156,16 @@ class AnswerFile:
         self._write({"call": number, "key": key, "bound": list(bound)})
         return number
 
-    def keep(self, number: int, key: str, answer: Answer) -> None:
-        """Keep what a call brought back."""
-        self._write({"ended": number, "key": key, "answer": asdict(answer)})
+    def keep(self, number: int, key: str, answer: Answer) -> TokenBound:
+        """Keep what a call brought back; what it took."""
+        return self._write({"ended": number, "key": key, "answer": asdict(answer)})
 
-    def fail(self, number: int, reason: str, *, may_be_billed: bool) -> None:
-        """Note that a call brought nothing, and whether the server may count it all the same."""
-        self._write({"ended": number, "failed": reason, "may_be_billed": may_be_billed})
+    def fail(self, number: int, reason: str, *, may_be_billed: bool) -> TokenBound:
+        """Note that a call brought nothing, and whether the server may count it; what it took."""
+        return self._write({"ended": number, "failed": reason, "may_be_billed": may_be_billed})
 
-    def _write(self, row: Mapping[str, Any]) -> None:
-        """Append a line in one piece: a kill tears none."""
+    def _write(self, row: Mapping[str, Any]) -> TokenBound:
+        """Append a line in one piece: a kill tears none. Gives what it means for what was spent."""
         assert self._descriptor is not None, "the file is not open"
         text = json.dumps(row, ensure_ascii=True, allow_nan=False)
         line = f'{text[:-1]}, "sum": "{_check_sum(text)}"}}\n'.encode()
@@ -178,7 +178,7 @@ class AnswerFile:
             ) from error
         if written < len(line):
             raise RunError(f"cannot write {self.path}: the disk is full. Answers so far are kept.")
-        self._take(row)
+        return self._take(row)
 
     def _read(self, line: bytes) -> None:
         """Take one line of an earlier start, if it is whole."""
@@ -193,13 +193,13 @@ class AnswerFile:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self.num_damaged += 1
 
-    def _take(self, row: Mapping[str, Any]) -> None:
+    def _take(self, row: Mapping[str, Any]) -> TokenBound:
         """What a line means for the answers and for what was spent."""
         if "call" in row:
             self._open[row["call"]] = TokenBound(*row["bound"])
             self._done = self._done.plus(TokenBound(0, 0), calls=1)
             self._next = max(self._next, row["call"] + 1)
-            return
+            return TokenBound(0, 0)
         bound = self._open.pop(row["ended"], TokenBound(0, 0))
         if "answer" in row:
             answer = Answer(**row["answer"])
@@ -209,8 +209,9 @@ class AnswerFile:
                 *(b if n is None else n for n, b in zip(counted, bound, strict=True))
             )
         elif not row["may_be_billed"]:
-            return
+            return TokenBound(0, 0)
         self._done = self._done.plus(bound)
+        return bound
 
 
 def _check_sum(text: str) -> str:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from metarm.config_judge import EndpointSettings
 from metarm.endpoint.answers import Answer, AnswerFile, TokenBound
 from metarm.endpoint.budget import Budget
+from metarm.endpoint.call_ledger import CallLedger
 from metarm.errors import ConfigError, EndpointError, RunError
 from metarm.protocols import StageProgress
 from metarm.storage import fingerprint
@@ -127,13 +128,20 @@ class Endpoint:
         base_url: `http://127.0.0.1:8000/v1`, say: what comes before `/chat/completions`.
         model: Its name at the server.
         settings: Tries, time-outs, caps.
+        ledger: Of calls that others make, too, and caps of all of them; None: there is none.
 
     Raises:
         ConfigError: When the URL is none, holds a password, or would send the key in the clear;
             when the openai package is not there.
     """
 
-    def __init__(self, base_url: str, model: str, settings: EndpointSettings) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        settings: EndpointSettings,
+        ledger: CallLedger | None = None,
+    ) -> None:
         try:
             import openai  # noqa: F401
         except ImportError as error:
@@ -143,6 +151,7 @@ class Endpoint:
         self.base_url = base_url
         self.model = model
         self.settings = settings
+        self._ledger = ledger
         self._key = os.environ.get(settings.api_key_variable, "")
         _check_url(base_url, settings.api_key_variable if self._key else None)
 
@@ -184,7 +193,7 @@ class Endpoint:
             max_retries=0,
             timeout=self.settings.timeout_seconds,
         )
-        budget = Budget(file, self.settings)
+        budget = Budget(file, self.settings, self._ledger)
         asking = _Asking(client, file, budget, progress, deque(missing.items()))
         async with client, asyncio.TaskGroup() as group:
             for _ in range(min(self.settings.num_in_flight, len(missing))):
@@ -226,26 +235,30 @@ class Endpoint:
             await self._wait_for_server(asking)
             if asking.is_over:
                 return False
-            number = await asking.budget.begin(key, question.bound)
-            if number is None:
+            begun = await asking.budget.begin(key, question.bound)
+            if begun is None:
                 asking.stopped = asking.stopped or asking.budget.exhausted
                 return False
+            # Where neither an answer nor a failure is kept, it may have taken its most.
+            took = question.bound
             try:
                 answer = await self._call(asking.client, question)
             except _TryAgainError as error:
-                asking.file.fail(number, str(error), may_be_billed=error.may_be_billed)
+                billed = error.may_be_billed
+                took = asking.file.fail(begun.number, str(error), may_be_billed=billed)
                 reason, asked_for = str(error), error.wait_seconds
             except (_GiveUpError, EndpointError) as error:
-                asking.file.fail(number, str(error), may_be_billed=False)
+                took = asking.file.fail(begun.number, str(error), may_be_billed=False)
                 raise
             else:
-                asking.file.keep(number, key, answer)
-                self._check_counted(answer)
+                took = asking.file.keep(begun.number, key, answer)
+                if asking.budget.needs_tokens:
+                    self._check_counted(answer)
                 asking.num_new += 1
                 asking.failed_in_a_row = 0
                 return True
             finally:
-                await asking.budget.end()
+                await asking.budget.end(begun, took)
             if attempt < self.settings.max_retries:
                 await self._wait(asking, key, attempt, asked_for)
         num_tries = self.settings.max_retries + 1
@@ -311,11 +324,10 @@ class Endpoint:
 
     def _check_counted(self, answer: Answer) -> None:
         """Caps on tokens are kept by the server's counts: without them there is no saying."""
-        capped = (self.settings.max_total_tokens, self.settings.max_cost) != (None, None)
-        if capped and None in (answer.prompt_tokens, answer.answer_tokens):
+        if None in (answer.prompt_tokens, answer.answer_tokens):
             raise self._error(
-                "does not say how many tokens a call took, which endpoint.max_total_tokens and "
-                "endpoint.max_cost need: set endpoint.max_calls instead"
+                "does not say how many tokens a call took, which caps on tokens and cost need: "
+                "set max_calls in place of max_total_tokens and max_cost"
             )
 
     def _error(self, what: str) -> EndpointError:

@@ -35,7 +35,7 @@ from metarm.models.reward_model import RewardModelScore
 from metarm.protocols import ProgressReporter
 from metarm.schema import PreferencePair, Prompt, prompt_text
 
-__all__ = ["ExplainPlan", "Reward", "explain_pairs", "explain_text"]
+__all__ = ["ExplainPlan", "Reward", "check_rows", "explain_pairs", "explain_text"]
 
 Floats = NDArray[np.float64]
 Reward = RewardModelScore | EnsembleScore
@@ -102,7 +102,7 @@ def explain_pairs(
     """
     if plan.rows or plan.num_rows:
         check_captum()
-    _check_rows(plan.rows, len(pairs))
+    check_rows(plan.rows, len(pairs))
     states = None if kept is None else kept.states
     with progress.stage("score pairs", 2 * len(pairs) * _num_models(score, after)) as bar:
         sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
@@ -202,7 +202,12 @@ def _num_models(score: Reward, after: Reward | None) -> int:
     )
 
 
-def _check_rows(rows: Sequence[int], count: int) -> None:
+def check_rows(rows: Sequence[int], count: int) -> None:
+    """Refuse rows that are not there.
+
+    Raises:
+        ConfigError: Names them, and those that there are.
+    """
     missing = [row for row in rows if not 0 <= row < count]
     if missing:
         raise ConfigError(

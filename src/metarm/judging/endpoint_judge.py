@@ -8,7 +8,7 @@ from typing import Any
 
 from metarm.config_judge import JudgeSettings
 from metarm.endpoint.answers import Answer, AnswerFile
-from metarm.endpoint.budget import cost_of
+from metarm.endpoint.caps import cost_of
 from metarm.endpoint.client import Endpoint, Question
 from metarm.judging.templates import fill_template, load_template, read_verdict
 from metarm.protocols import ProgressReporter

@@ -7,7 +7,7 @@ from typing import Final
 from metarm.labels.batches import Batch, KnownAnswer
 from metarm.labels.queue import item_id
 from metarm.labels.store import LabelStore
-from metarm.labels.votes import Choice, LabelPair
+from metarm.labels.votes import Choice
 from metarm.schema import Prompt
 
 __all__ = ["LEAST_TOLD", "BatchTold", "ShownAnswer", "tell_batch"]
@@ -64,12 +64,13 @@ def tell_batch(store: LabelStore, annotator: str, number: int) -> BatchTold | No
     is_wanted, is_long = feedback != "none", batch.num_answers >= LEAST_TOLD
     shown: tuple[ShownAnswer, ...] = ()
     if feedback == "which" and is_long and batch.known:
-        pairs = {pair.id: pair for pair in store.pairs()}
-        shown = tuple(_shown(store, annotator, pairs[one.pair], one) for one in batch.known)
+        shown = tuple(_shown(store, annotator, one) for one in batch.known)
     return BatchTold(batch, is_wanted and is_long, is_wanted and not is_long, shown)
 
 
-def _shown(store: LabelStore, annotator: str, pair: LabelPair, one: KnownAnswer) -> ShownAnswer:
+def _shown(store: LabelStore, annotator: str, one: KnownAnswer) -> ShownAnswer:
+    pair = store.pair(one.pair)
+    assert pair is not None, "it has been answered"
     item = store.item(annotator, item_id(store.seed, pair.id, annotator, 0))
     is_turned = item is not None and item.is_turned
     left, right = (pair.second, pair.first) if is_turned else (pair.first, pair.second)

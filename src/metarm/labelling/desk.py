@@ -144,7 +144,7 @@ class LabelDesk:
                     wait = "none" if store.settings.is_open else "closed"
                     break
                 items.append(item)
-            return items, store.progress(annotator), wait
+            return items, progress, wait
 
         return await self.ask(find)
 
@@ -207,14 +207,13 @@ class LabelDesk:
         """
 
         def find(store: LabelStore) -> str:
-            events = (e for e in store.events() if e.key == key and e.annotator == annotator)
-            event = next(events, None)
-            if event is None:
+            event = store.event(key)
+            pair = None if event is None else store.pair(event.pair)
+            if event is None or pair is None or event.annotator != annotator:
                 raise refusal("no_such_item", "expected the key of an answer of yours")
-            gold, chosen = store.gold(), {pair.id: pair.chosen_by for pair in store.pairs()}
-            strategy = chosen[event.pair]
-            others = sorted({by for pair, by in chosen.items() if pair not in gold})
-            if event.pair in gold and others and strategy not in others:
+            # Asked of every pair: it takes as long for one as for another.
+            strategy, others = pair.chosen_by, store.strategies()
+            if store.is_gold(event.pair) and others and strategy not in others:
                 drawn = draw_seed(store.seed, f"why {event.pair}")
                 strategy = others[drawn % len(others)]
             return STRATEGIES.get(strategy, f"It was chosen by the strategy {strategy!r}.")

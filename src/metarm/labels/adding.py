@@ -26,6 +26,7 @@ __all__ = [
     "add_settings",
     "check_name",
     "find_invited",
+    "is_known",
     "revoke_invitations",
 ]
 
@@ -119,16 +120,25 @@ def check_name(name: str) -> str:
 
 def add_annotator(change: Change, name: str, kind: str) -> None:
     """Add somebody who votes; as `LabelStore.add_annotator`."""
+    if not is_known(change, name, kind):
+        change.add_numbered("annotator", name=name, kind=kind)
+
+
+def is_known(change: Change, name: str, kind: str) -> bool:
+    """Whether somebody is an annotator already; nobody is added.
+
+    Raises:
+        ConfigError: When the name cannot be one, or belongs to an annotator of another kind.
+    """
     if kind not in ANNOTATOR_KINDS:
         raise ConfigError(f"expected a kind of {', '.join(ANNOTATOR_KINDS)}, got {kind!r}")
     check_name(name)
     before = change.find("SELECT kind FROM annotator WHERE name = ?", name)
-    if before is None:
-        change.add_numbered("annotator", name=name, kind=kind)
-    elif before["kind"] != kind:
+    if before is not None and before["kind"] != kind:
         raise ConfigError(
             f"{name} is an annotator of the kind {before['kind']}, not {kind}: give another name"
         )
+    return before is not None
 
 
 def add_settings(change: Change, settings: LabelSettings) -> None:

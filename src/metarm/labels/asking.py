@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from metarm.labels.events import VoteEvent
+from metarm.labels.events import LabelContent, VoteEvent
 from metarm.labels.queue import is_side_turned
 from metarm.labels.store import LabelStore
 from metarm.labels.votes import AnnotatorKind, Choice, LabelPair
@@ -53,7 +53,8 @@ def ask_judge(
 ) -> Asked:
     """Have a judge vote on every pair that it has no vote on; votes are stored as they come.
 
-    Stopped and started again it goes on with what is left. Known answers stay unknown to it.
+    Stopped and started again it goes on with what is left. Known answers stay unknown to it. It
+    becomes an annotator with its first votes: one that never answered is none.
 
     Args:
         store: Where the pairs are and the votes go.
@@ -66,9 +67,9 @@ def ask_judge(
         progress: Shows a bar; None: nothing is shown.
 
     Raises:
-        ConfigError: When the name belongs to an annotator of another kind.
+        ConfigError: When the name cannot be one, or belongs to an annotator of another kind.
     """
-    store.add_annotator(name, kind)
+    store.has_annotator(name, kind)
     questions = _questions(store, name, has_sides=has_sides, has_repeats=has_repeats)
     num_votes = 0
     with (progress or SilentProgress()).stage(
@@ -77,7 +78,8 @@ def ask_judge(
         for start in range(0, len(questions), CHUNK):
             chunk = questions[start : start + CHUNK]
             votes = list(_votes(chunk, judge, name))
-            store.record_all(votes)
+            if votes:
+                store.add_content(LabelContent((), {}, {name: kind}, tuple(votes)))
             num_votes += len(votes)
             shown.advance()
     return Asked(len(questions), num_votes, len(questions) - num_votes)

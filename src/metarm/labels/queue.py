@@ -38,20 +38,36 @@ _BESIDES: Final = (
     "SELECT pair FROM item WHERE annotator = :annotator "
     "AND id IN (SELECT value FROM json_each (:besides))"
 )
-_WANTED: Final = f"""
-WITH counted AS (
-    SELECT v.pair AS pair, count(*) AS number FROM vote AS v
-    JOIN annotator AS a ON a.name = v.annotator
-    WHERE a.kind = 'person' AND v.showing = 0 AND v.choice <> 'skip' GROUP BY v.pair
-), leased AS (
-    SELECT i.pair AS pair, count(*) AS number FROM lease AS l JOIN item AS i ON i.id = l.item
+_LEASED: Final = """leased AS (
+    SELECT i.pair AS pair, count(*) AS number FROM lease AS l CROSS JOIN item AS i ON i.id = l.item
     WHERE l.expires_at > :now AND i.showing = 0 AND i.annotator <> :annotator GROUP BY i.pair
-)
-SELECT p.id, ifnull(counted.number, 0) + ifnull(leased.number, 0) AS taken FROM pair AS p
-LEFT JOIN counted ON counted.pair = p.id LEFT JOIN leased ON leased.pair = p.id
-WHERE taken < {WANTED} AND p.id NOT IN (SELECT pair FROM gold)
-AND p.id NOT IN ({_VOTED}) AND p.id NOT IN ({_BESIDES})
+)"""
+"""Pairs that others have before them, and how many others."""
+_WANTS: Final = "ifnull(s.wanted, :usual)"
+_IS_THEIRS: Final = f"""NOT EXISTS (
+    SELECT 1 FROM vote AS v WHERE v.annotator = :annotator AND v.showing = 0 AND v.pair = s.pair
+) AND s.pair NOT IN ({_BESIDES})"""
+"""Whether the annotator has not answered the pair, and does not at the moment."""
+_NEXT: Final = f"""
+WITH {_LEASED} SELECT pair, votes AS taken, place, number FROM (
+    SELECT s.pair, s.votes, s.place, s.number FROM standing AS s
+    WHERE s.votes < {_WANTS} AND s.pair NOT IN (SELECT pair FROM leased) AND {_IS_THEIRS}
+    ORDER BY s.votes, s.place, s.number LIMIT 1
+) UNION ALL
+SELECT s.pair, s.votes + leased.number, s.place, s.number
+FROM leased CROSS JOIN standing AS s ON s.pair = leased.pair
+WHERE s.votes + leased.number < {_WANTS} AND {_IS_THEIRS}
+ORDER BY taken, place, number LIMIT 1
 """
+"""Those before others are few: of the rest the first that fits, in the order of the index."""
+_LEFT: Final = f"""
+WITH {_LEASED} SELECT (SELECT count(*) FROM standing AS s WHERE s.votes < {_WANTS})
+- (SELECT count(*) FROM ({_VOTED}) AS own CROSS JOIN standing AS s ON s.pair = own.pair
+   WHERE s.votes < {_WANTS})
+- (SELECT count(*) FROM leased CROSS JOIN standing AS s ON s.pair = leased.pair
+   WHERE s.votes < {_WANTS} AND s.votes + leased.number >= {_WANTS} AND {_IS_THEIRS})
+"""
+"""All that want a vote, without those that the annotator answered and those that others will."""
 _GOLD: Final = f"""
 SELECT p.id FROM gold AS g JOIN pair AS p ON p.id = g.pair
 WHERE p.id NOT IN ({_VOTED}) AND p.id NOT IN ({_BESIDES}) ORDER BY p.place, p.number
@@ -130,7 +146,7 @@ def choose_showing(
     """What an annotator is to be shown next; None: the queue is closed, or has nothing for them.
 
     Args:
-        connection: To the store.
+        connection: Of the writer: it has the table of `standings`.
         settings: Of the store.
         seed: What the store draws by.
         annotator: Who asks.
@@ -140,9 +156,7 @@ def choose_showing(
     if not settings.is_open:
         return None
     values = _values(settings, annotator, now, besides)
-    wanted = connection.execute(
-        f"{_WANTED} ORDER BY taken, p.place, p.number LIMIT 1", values
-    ).fetchone()
+    wanted = connection.execute(_NEXT, values).fetchone()
     if wanted is None:
         return None
     number = _num_answered(connection, annotator) + len(set(besides))
@@ -162,7 +176,7 @@ def count_left(
     if not settings.is_open:
         return 0
     values = _values(settings, annotator, now, ())
-    (number,) = connection.execute(f"SELECT count(*) FROM ({_WANTED})", values).fetchone()
+    (number,) = connection.execute(_LEFT, values).fetchone()
     return int(number)
 
 

@@ -21,6 +21,8 @@ __all__ = [
     "HOLDS",
     "LabelReader",
     "StoreCounts",
+    "find_event",
+    "find_pair",
     "pair_of_row",
     "read_annotators",
     "read_content",
@@ -103,6 +105,19 @@ def read_pairs(connection: sqlite3.Connection) -> list[LabelPair]:
 def read_gold(connection: sqlite3.Connection) -> dict[str, Choice]:
     """Pair -> its known answer."""
     return dict(map(tuple, connection.execute("SELECT pair, choice FROM gold ORDER BY rowid")))
+
+
+def find_event(connection: sqlite3.Connection, key: str) -> Event | None:
+    """The event of a key; None where there is none."""
+    names = ", ".join(_EVENT_FIELDS)
+    row = connection.execute(f"SELECT {names} FROM event WHERE key = ?", (key,)).fetchone()
+    return None if row is None else _event(row)
+
+
+def find_pair(connection: sqlite3.Connection, pair: str) -> LabelPair | None:
+    """The pair of an id; None where there is none."""
+    row = connection.execute("SELECT * FROM pair WHERE id = ?", (pair,)).fetchone()
+    return None if row is None else pair_of_row(row)
 
 
 def read_events(connection: sqlite3.Connection, table: str = "event") -> list[Event]:

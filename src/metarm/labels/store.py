@@ -20,6 +20,7 @@ from metarm.labels.adding import (
     add_pairs,
     add_settings,
     find_invited,
+    is_known,
     revoke_invitations,
 )
 from metarm.labels.changes import Change
@@ -27,6 +28,7 @@ from metarm.labels.entries import Entry
 from metarm.labels.events import Annotator, Event, Item, LabelContent, Progress, Recorded, VoteEvent
 from metarm.labels.opening import open_store
 from metarm.labels.settings import LabelSettings
+from metarm.labels.standings import make_standings, read_strategies
 from metarm.labels.tables import transaction
 from metarm.labels.votes import AnnotatorKind, Choice, LabelPair, Vote
 from metarm.labels.voting import (
@@ -83,6 +85,7 @@ class LabelStore:
                 open_store(self.path, self._given, self._clock(), replay=self._replay)
             )
             self._connection, self._journal = opened.connection, opened.journal
+            make_standings(self._connection)
             self.settings = reading.read_settings(self._connection)
             self.seed = reading.read_seed(self._connection)
             self.opened = opened
@@ -111,6 +114,10 @@ class LabelStore:
         if self._owed:
             self._journal.append(self._owed)
             self._owed = []
+
+    def _looking(self) -> Change:
+        """A change that nothing is added to."""
+        return Change(self._connection, self.settings, self.seed, self._clock())
 
     def add_pairs(
         self,
@@ -147,6 +154,14 @@ class LabelStore:
         """
         with self._changing() as change:
             add_annotator(change, name, kind)
+
+    def has_annotator(self, name: str, kind: AnnotatorKind) -> bool:
+        """Whether there is an annotator of this name; nobody is added.
+
+        Raises:
+            ConfigError: When `add_annotator` would refuse the name.
+        """
+        return is_known(self._looking(), name, kind)
 
     def invite(self, name: str, *, days: float) -> str:
         """A new invitation of an annotator, who is added as a person where unknown.
@@ -285,9 +300,9 @@ class LabelStore:
         Raises:
             ConfigError: When there is no such annotator.
         """
-        now = self._clock()
-        check_annotator(Change(self._connection, self.settings, self.seed, now), annotator)
-        return reading.read_progress(self._connection, annotator, now)
+        look = self._looking()
+        check_annotator(look, annotator)
+        return reading.read_progress(self._connection, annotator, look.now)
 
     def content(self) -> LabelContent:
         """All that can go to another place."""
@@ -296,6 +311,22 @@ class LabelStore:
     def pairs(self) -> list[LabelPair]:
         """Every pair, in the order of its coming."""
         return reading.read_pairs(self._connection)
+
+    def pair(self, pair: str) -> LabelPair | None:
+        """The pair of an id; None where there is none."""
+        return reading.find_pair(self._connection, pair)
+
+    def event(self, key: str) -> Event | None:
+        """The event of a key; None where there is none."""
+        return reading.find_event(self._connection, key)
+
+    def is_gold(self, pair: str) -> bool:
+        """Whether a pair has a known answer."""
+        return self._looking().has("gold", "pair", pair)
+
+    def strategies(self) -> list[str]:
+        """Which strategies chose pairs that have no known answer, sorted."""
+        return read_strategies(self._connection)
 
     def gold(self) -> dict[str, Choice]:
         """Pair -> its known answer."""

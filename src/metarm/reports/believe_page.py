@@ -2,7 +2,6 @@
 """The page of `metarm label believe`: whom to believe, what is disputed, what to ask next."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -20,9 +19,8 @@ from metarm.reports.believe_figures import (
 )
 from metarm.reports.rendering import page_environment, picture
 from metarm.schema import Estimate, prompt_text
-from metarm.storage import write_text
 
-__all__ = ["write_believe_page"]
+__all__ = ["draw_believe_page"]
 
 NUM_DISPUTED: Final = 6
 NEAR_HALF: Final = 0.1
@@ -30,19 +28,13 @@ NEAR_HALF: Final = 0.1
 MAX_CHARACTERS: Final = 1200
 
 
-def write_believe_page(
-    report: BeliefReport, data: LabelData, folder: Path, facts: Mapping[str, str]
-) -> Path:
-    """Write the page and return its path.
+def draw_believe_page(report: BeliefReport, data: LabelData, facts: Mapping[str, str]) -> str:
+    """The page as HTML: no script, nothing loaded from elsewhere.
 
     Args:
         report: What was worked out.
         data: What it was worked out from: texts of disputed pairs.
-        folder: Gets `believe.html`.
         facts: Settings to show.
-
-    Writes:
-        `believe.html` in `folder`: no script, nothing loaded from elsewhere.
     """
     belief = report.belief
     bad = {suspect.name: suspect.kind for suspect in report.suspects}
@@ -72,9 +64,7 @@ def write_believe_page(
         ],
         "facts": list(facts.items()),
     }
-    path = folder / "believe.html"
-    write_text(path, page_environment().get_template("believe.html.j2").render(context))
-    return path
+    return page_environment().get_template("believe.html.j2").render(context)
 
 
 def _points(report: BeliefReport) -> list[str]:

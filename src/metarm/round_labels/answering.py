@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from metarm.config import ArmSettings, RunSettings
-from metarm.config_labels import GOLD, MODEL
+from metarm.config_labels import GOLD, MODEL, PEOPLE
+from metarm.endpoint.call_ledger import CallLedger
+from metarm.endpoint.caps import Caps
 from metarm.endpoint.client import Endpoint
 from metarm.errors import RunError
 from metarm.gold_labels import gold_gaps
@@ -19,13 +21,21 @@ from metarm.judging.judge_all import judge_all, load_judge
 from metarm.judging.score_judge import ScoreJudge
 from metarm.judging.templates import load_template
 from metarm.labels.votes import Choice, LabelPair, Vote
+from metarm.progress import SilentProgress
 from metarm.protocols import Judge, ProgressReporter, ScoreFunction
 from metarm.resolve import load_gold, resolve_name
 from metarm.schema import Verdict
 from metarm.served_score import is_served_url
 from metarm.streams import draw_seed
 
-__all__ = ["Answers", "answer_by_gold", "answer_by_judge", "judge_record", "load_arm_judge"]
+__all__ = [
+    "Answers",
+    "answer_by_gold",
+    "answer_by_judge",
+    "check_arm_judge",
+    "judge_record",
+    "load_arm_judge",
+]
 
 _CHOICES: Final[Mapping[Verdict, Choice]] = {
     "first": "first",
@@ -33,6 +43,8 @@ _CHOICES: Final[Mapping[Verdict, Choice]] = {
     "tie": "tie",
     "malformed": "skip",
 }
+CALLS_FILE: Final = "label_calls.jsonl"
+"""In the run's folder: what every call to a model for labels took."""
 _TOLD: Final = ("cost", "spent", "served_models")
 """Facts of a judge that are kept with the labels."""
 
@@ -87,7 +99,8 @@ def answer_by_judge(
         why = facts.get("stopped") or ", ".join(facts.get("failures", {})) or "no reason told"
         raise RunError(
             f"{name} left {missing} of {len(pairs)} pairs unjudged ({why}). Its answers are kept: "
-            "raise the cap or mend the server, and run the same command again."
+            "raise the cap (labels.max_* holds for the whole run, labels.judge.endpoint.max_* for "
+            "the labels of one round) or mend the server, and run the same command again."
         )
     votes = [
         Vote(pair.id, name, _CHOICES[one.verdict]) for pair, one in zip(pairs, judged, strict=True)
@@ -109,6 +122,17 @@ def judge_record(settings: RunSettings, arm: ArmSettings) -> dict[str, Any]:
         "temperature": judge.temperature,
         "max_answer_tokens": judge.max_answer_tokens,
     }
+
+
+def check_arm_judge(settings: RunSettings, arm: ArmSettings) -> None:
+    """Refuse an arm whose judge cannot be had; nobody is asked anything.
+
+    Raises:
+        ConfigError: When there is no such function or template, or the address is none.
+    """
+    if arm.labels_from in (GOLD, PEOPLE) or is_served_url(arm.labels_from):
+        return
+    load_arm_judge(settings, arm, Path(), SilentProgress())
 
 
 def load_arm_judge(
@@ -133,11 +157,19 @@ def load_arm_judge(
         where, model = settings.labels.url, settings.labels.model
         assert where is not None  # RunSettings has checked both
         assert model is not None
-        there = Endpoint(where, model, judging.endpoint)
+        there = Endpoint(where, model, judging.endpoint, _ledger_of(settings))
         return EndpointJudge(there, answers, judging, progress), model
     if is_served_url(name) or _takes_two(name):
         return ScoreJudge(load_gold(name, what="labels_from"), judging.tie_margin), name
     return load_judge(name, what="labels_from"), name
+
+
+def _ledger_of(settings: RunSettings) -> CallLedger:
+    """The calls of all rounds, arms and seeds of a run, and its caps."""
+    labels = settings.labels
+    own = (labels.max_calls, labels.max_total_tokens, labels.max_cost)
+    caps = Caps("labels", labels.judge.endpoint, *own)
+    return CallLedger(settings.output_dir / CALLS_FILE, caps)
 
 
 def _takes_two(name: str) -> bool:

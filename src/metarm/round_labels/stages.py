@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metarm.choosing.pairs import list_candidates, name_chosen, pool_of_model
-from metarm.choosing.strategies import RANDOM, choose
+from metarm.choosing.strategies import RANDOM, choose, read_strategy
 from metarm.config import ArmSettings, RunSettings
 from metarm.config_labels import GOLD, PEOPLE
 from metarm.data.meta_sets import load_groups
@@ -26,6 +26,7 @@ from metarm.round_labels.answering import (
     Answers,
     answer_by_gold,
     answer_by_judge,
+    check_arm_judge,
     judge_record,
     load_arm_judge,
 )
@@ -51,7 +52,7 @@ from metarm.storage import (
     write_json_lines,
 )
 
-__all__ = ["ANSWERS_FILE", "LabelWork", "buy_labels", "load_labels"]
+__all__ = ["ANSWERS_FILE", "LabelWork", "buy_labels", "check_label_arms", "load_labels"]
 
 ANSWERS_FILE = "answers.jsonl"
 LABELS_FILE = "labels.jsonl"
@@ -82,6 +83,18 @@ class LabelWork:
         """The true reward, where the arm's labels are of gold."""
         assert self.sources.gold is not None  # RunSettings has checked it
         return self.sources.gold
+
+
+def check_label_arms(settings: RunSettings) -> None:
+    """Refuse, before a run begins, arms whose rounds would be refused hours later.
+
+    Raises:
+        ConfigError: When there is no such strategy, judge or template.
+    """
+    for arm in map(settings.arm, settings.arms):
+        if arm.labels_per_round:
+            read_strategy(arm.labels_choice)
+            check_arm_judge(settings, arm)
 
 
 def buy_labels(

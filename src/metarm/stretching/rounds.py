@@ -123,7 +123,7 @@ def train_on_pseudo_labels(
 
     Raises:
         EmptySetError: When labelled pairs of fewer than three prompts are given, or no group is
-            left whose prompt is not held out.
+            left whose prompt is not held out, or none of those has two responses to compare.
 
     Writes:
         `output_dir`: the reward model, `pseudo_labels.jsonl` (what it was trained on beside the
@@ -194,6 +194,11 @@ def _split(
         raise EmptySetError(
             f"expected groups of prompts that are not held out, got none of {len(groups)}: give "
             "responses to other prompts"
+        )
+    if not without_known(draw_candidates(free, settings.pairs_per_group, seed), train):
+        raise EmptySetError(
+            f"expected groups with two different responses that are no labelled pair, got none of "
+            f"{len(free)} whose prompts are not held out: sample several responses to a prompt"
         )
     return _Sets(train, calibration, stop, free)
 

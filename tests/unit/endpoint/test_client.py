@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fault_server import Call, FaultServer, Reply, say, serve
 from metarm.config_judge import EndpointSettings
 from metarm.endpoint.answers import AnswerFile, Spent
-from metarm.endpoint.budget import cost_of
+from metarm.endpoint.caps import cost_of
 from metarm.endpoint.client import Asked, Endpoint, Question, read_answer, retry_after_seconds
 from metarm.errors import ConfigError, EndpointError
 from metarm.progress import SilentProgress

@@ -8,6 +8,7 @@ import pytest
 
 from metarm.errors import ConfigError
 from metarm.labels.asking import Asked, ask_judge
+from metarm.labels.journal import journal_path
 from metarm.labels.store import LabelStore
 from metarm.labels.votes import LabelPair
 from metarm.schema import Prompt, Verdict
@@ -44,6 +45,29 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         assert {vote.is_turned for vote in store.votes()} == {None}
         with pytest.raises(ConfigError, match="of the kind model"):
             ask_judge(store, judge, "judge", "rule")
+
+
+def silent(prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> list[Verdict]:
+    """A judge that answers nothing."""
+    return ["unjudged"] * len(prompts)
+
+
+def test_who_never_answered_is_no_annotator(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    with LabelStore(path) as store:
+        store.add_pairs(PAIRS)
+        before = journal_path(path).read_bytes()
+        with pytest.raises(KeyboardInterrupt):
+            ask_judge(store, AlwaysLeft(dies_after=0), "dead", "model")
+        assert ask_judge(store, silent, "silent", "model") == Asked(100, 0, 100)
+        with pytest.raises(ConfigError, match="visible characters"):
+            ask_judge(store, AlwaysLeft(), "", "model")
+        assert store.annotators() == []
+        assert journal_path(path).read_bytes() == before
+        # With the first votes it is one, and stays one when it is stopped then.
+        with pytest.raises(KeyboardInterrupt):
+            ask_judge(store, AlwaysLeft(dies_after=64), "dead", "model")
+        assert [(one.name, one.num_votes) for one in store.annotators()] == [("dead", 64)]
 
 
 def test_a_judge_with_a_side_bias_is_seen_to_have_one(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from live_labels import make_store, plain_pairs
 from metarm.cli.app import run_command
-from metarm.errors import ConfigError, RunError
+from metarm.errors import ConfigError, FormatError, RunError
 from metarm.labels.events import VoteEvent
 from metarm.labels.exchange.formats import export_labels
 from metarm.labels.exchange.sealing import check_sealed
@@ -117,7 +117,7 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(store: Path) -> None
         ("argilla", place / "third", place / "third" / "manifest.json"),
     ):
         before = kept.read_bytes()
-        with pytest.raises(ConfigError, match="exists, and no export of labels wrote it"):
+        with pytest.raises(ConfigError, match="exists, and `metarm label export` did not write it"):
             export_labels(content, name, target)
         assert kept.read_bytes() == before
         assert not list(target.parent.glob(".*.tmp"))
@@ -133,9 +133,56 @@ def test_an_export_spares_what_its_earlier_one_did_not_write(store: Path) -> Non
     export_labels(content, "argilla", place)
     (place / "tasks.json").write_text("[]", "utf-8")
     before = {path.name: path.read_bytes() for path in place.iterdir()}
-    with pytest.raises(ConfigError, match=r"tasks\.json exists, and no export of labels wrote it"):
+    with pytest.raises(ConfigError, match=r"tasks\.json exists, and `metarm label export` did not"):
         export_labels(content, "label-studio", place)
     assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+
+
+def test_an_export_that_was_changed_is_not_replaced(store: Path) -> None:
+    with LabelStore(store) as opened:
+        opened.record(VoteEvent("one", "Ada", "first", item=opened.next_item("Ada").id))
+        content = opened.content()
+    place = store.parent / "out"
+    for name, target, changed in (
+        ("votes-csv", place / "v.csv", place / "v.csv"),
+        ("argilla", place / "argilla", place / "argilla" / "settings.json"),
+    ):
+        export_labels(content, name, target)
+        changed.write_bytes(changed.read_bytes() + b" ")
+        before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+        with pytest.raises(ConfigError, match="was changed since `metarm label export` wrote it"):
+            export_labels(content, name, target)
+        assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+        # What it says to do helps.
+        changed.rename(changed.with_name("kept"))
+        export_labels(content, name, target)
+        check_sealed(target)
+
+
+def test_an_export_cut_short_is_done_again(store: Path) -> None:
+    with LabelStore(store) as opened:
+        opened.record(VoteEvent("one", "Ada", "first", item=opened.next_item("Ada").id))
+        before = opened.content()
+        opened.add_annotator("Bo")
+        opened.record(VoteEvent("two", "Bo", "second", item=opened.next_item("Bo").id))
+        after = opened.content()
+    first, last = store.parent / "first", store.parent / "last"
+    export_labels(before, "argilla", first)
+    export_labels(after, "argilla", last)
+    # It ends between the first file and the last, which is that of the earlier export still.
+    settings = (first / "settings.json").read_bytes()
+    (first / "settings.json").unlink()
+    (first / "settings.json").mkdir()
+    with pytest.raises(RunError, match="cannot write"):
+        export_labels(after, "argilla", first)
+    (first / "settings.json").rmdir()
+    (first / "settings.json").write_bytes(settings)
+    assert (first / "records.json").read_bytes() == (last / "records.json").read_bytes()
+    with pytest.raises(FormatError, match=r"users\.json: expected the bytes"):
+        check_sealed(first)
+    export_labels(after, "argilla", first)
+    for path in last.iterdir():
+        assert (first / path.name).read_bytes() == path.read_bytes()
 
 
 def test_an_export_that_fails_leaves_nothing_half_written(store: Path) -> None:

@@ -77,6 +77,7 @@ class LabelMachine(RuleBasedStateMachine):
         self.store = LabelStore(self.path, self.settings, clock=self.clock).__enter__()
         pairs = [LabelPair(f"q{number}", "a", "b") for number in range(8)]
         self.gold = {pairs[0].id: "first", pairs[1].id: "second"}
+        self.queue = [pair.id for pair in pairs[2:]]
         self.store.add_pairs(pairs, gold=self.gold)
         for name in ANNOTATORS:
             self.store.add_annotator(name)
@@ -106,6 +107,16 @@ class LabelMachine(RuleBasedStateMachine):
                 taken += counts + is_leased
         return taken
 
+    def _wanting(self, name: str) -> list[str]:
+        """Pairs that want a vote, and could get it from this annotator."""
+        own = {one.id: one for one in self.shown[name] if not one.is_repeat}
+        answered = {one.pair.id for one in own.values() if self.in_force.get((name, one.id))}
+        return [
+            pair
+            for pair in self.queue
+            if pair not in answered and self._taken(pair, name) < self.wanted
+        ]
+
     @rule(name=st.sampled_from(ANNOTATORS))
     def serve(self, name: str) -> None:
         opened = self._open_items(name)
@@ -118,7 +129,8 @@ class LabelMachine(RuleBasedStateMachine):
         if not opened:
             assert self.in_force.get((name, item.id)) is None
             if not item.is_repeat and not item.is_gold:
-                assert self._taken(item.pair.id, name) < self.wanted
+                taken = {pair: self._taken(pair, name) for pair in self._wanting(name)}
+                assert taken[item.pair.id] == min(taken.values())
         assert item.is_gold == (item.pair.id in self.gold)
         for before in self.shown[name]:
             if before.pair == item.pair:
@@ -240,6 +252,7 @@ class LabelMachine(RuleBasedStateMachine):
             for number, batch in enumerate(self.closed[name], 1):
                 assert self.store.batch(name, number) == batch
             progress = self.store.progress(name)
+            assert progress.num_left == len(self._wanting(name))
             assert progress.batch == len(self.closed[name]) + 1
             assert progress.num_in_batch == self._num_in_batch(name, progress.batch)
 

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of `metarm label believe`: disputed is what people dispute."""
 
-from pathlib import Path
-
 from metarm.annotators.label_data import LabelData
 from metarm.annotators.report import build_report
 from metarm.labels.votes import LabelPair, Vote
-from metarm.reports.believe_page import write_believe_page
+from metarm.reports.believe_page import draw_believe_page
 from metarm.schema import Message
 
 NAMES = ("ann", "bob", "cem")
 NONE = "None that can be shown"
 
 
-def page_of(tmp_path: Path, num_split: int) -> str:
+def page_of(num_split: int) -> str:
     """The page of ten pairs with three votes each, the first of which are not unanimous."""
     pairs = [LabelPair((Message("user", f"ask {n}"),), f"one {n}", f"two {n}") for n in range(10)]
     votes = [
@@ -24,17 +22,17 @@ def page_of(tmp_path: Path, num_split: int) -> str:
     kinds = dict.fromkeys(NAMES, "person")
     data = LabelData(tuple(votes), {pair.id: pair for pair in pairs}, {}, kinds)
     report = build_report(data, num_next=0)
-    return write_believe_page(report, data, tmp_path, {}).read_text("utf-8")
+    return draw_believe_page(report, data, {})
 
 
-def test_unanimous_pairs_are_not_disputed(tmp_path: Path) -> None:
-    page = page_of(tmp_path, num_split=0)
+def test_unanimous_pairs_are_not_disputed() -> None:
+    page = page_of(num_split=0)
     assert NONE in page
     assert 'class="sample"' not in page
 
 
-def test_pairs_whose_votes_differ_are_disputed(tmp_path: Path) -> None:
-    page = page_of(tmp_path, num_split=2)
+def test_pairs_whose_votes_differ_are_disputed() -> None:
+    page = page_of(num_split=2)
     assert NONE not in page
     assert page.count('class="sample"') == 2
     assert "ask 0" in page

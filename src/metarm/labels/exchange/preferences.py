@@ -8,7 +8,6 @@ have no row.
 
 import io
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -21,7 +20,7 @@ from metarm.labels.adding import check_name
 from metarm.labels.events import LabelContent, VoteEvent
 from metarm.labels.votes import AnnotatorKind, Choice, LabelPair
 from metarm.schema import PreferencePair, Prompt, prompt_to_json
-from metarm.storage import fingerprint
+from metarm.storage import fingerprint, json_lines_text
 
 __all__ = [
     "count_undecided",
@@ -89,8 +88,7 @@ def _side(prompt: Prompt, text: str) -> str | list[dict[str, str]]:
 
 def write_preferences_jsonl(content: LabelContent) -> dict[str, bytes]:
     """Preference rows as JSON lines."""
-    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in _rows(content))
-    return {"": "".join(f"{line}\n" for line in lines).encode()}
+    return {"": json_lines_text(_rows(content)).encode()}
 
 
 def write_preferences_parquet(content: LabelContent) -> dict[str, bytes]:

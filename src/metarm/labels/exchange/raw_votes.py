@@ -27,7 +27,7 @@ from metarm.labels.exchange.fields import (
 )
 from metarm.labels.votes import ANNOTATOR_KINDS, CHOICES, AnnotatorKind, Choice, LabelPair
 from metarm.schema import prompt_to_json
-from metarm.storage import fingerprint
+from metarm.storage import fingerprint, json_lines_text
 
 __all__ = ["COLUMNS", "read_raw_votes", "write_votes_csv", "write_votes_jsonl"]
 
@@ -88,8 +88,7 @@ def _rows(content: LabelContent) -> Iterator[dict[str, Any]]:
 
 def write_votes_jsonl(content: LabelContent) -> dict[str, bytes]:
     """The votes as JSON lines."""
-    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) for row in _rows(content))
-    return {"": "".join(f"{line}\n" for line in lines).encode()}
+    return {"": json_lines_text(_rows(content)).encode()}
 
 
 def write_votes_csv(content: LabelContent) -> dict[str, bytes]:

@@ -3,15 +3,24 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from metarm.errors import ConfigError, DataError, FormatError
 from metarm.storage import check_writable, file_digest, read_json, write_json, write_whole
 
-__all__ = ["SCHEMA_VERSION", "check_sealed", "manifest_path", "write_sealed"]
+__all__ = [
+    "EXPORT",
+    "SCHEMA_VERSION",
+    "check_replaceable",
+    "check_sealed",
+    "manifest_path",
+    "write_sealed",
+]
 
+EXPORT: Final = "label export"
+"""The verb that most exports are of."""
 SCHEMA_VERSION: Final = 1
 """Of all formats of labels together: raised when any of them changes."""
 
@@ -22,7 +31,12 @@ def manifest_path(path: Path) -> Path:
 
 
 def write_sealed(
-    path: Path, files: Mapping[str, bytes], data_format: str, facts: Mapping[str, Any]
+    path: Path,
+    files: Mapping[str, bytes],
+    data_format: str,
+    facts: Mapping[str, Any],
+    *,
+    verb: str = EXPORT,
 ) -> None:
     """Write an export behind its manifest, which says whose the files are whatever comes between.
 
@@ -31,50 +45,88 @@ def write_sealed(
         files: Name in the folder -> content; the one file's name is "".
         data_format: Name of the format.
         facts: Whatever else the manifest says.
+        verb: Of metarm, that writes it.
 
     Raises:
-        ConfigError: When a file of that name is there, and no export wrote it.
+        ConfigError: As `check_replaceable`; or when the path is a folder, and has to be a file.
         RunError: When a file cannot be written.
 
     Writes:
         The manifest, and the files, each whole or not at all; an earlier export is replaced.
     """
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    document = {"schema_version": SCHEMA_VERSION, "format": data_format, **facts}
     if "" in files and path.is_dir():
         raise ConfigError(f"{path} is a folder, and {data_format} is one file: name a file")
     if "" not in files:
         # It makes the folder, too: without one the manifest would be beside it.
         check_writable(path)
-    _refuse_foreign(path, files)
-    write_json(manifest_path(path), {**document, "sha256": digests})
+    replaced = check_replaceable(path, files, verb=verb)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    document = {"schema_version": SCHEMA_VERSION, "verb": verb, "format": data_format, **facts}
+    document["sha256"] = digests
+    # A death before the last file leaves some of the earlier ones: they are still metarm's own.
+    write_json(manifest_path(path), document | ({"replaces": replaced} if replaced else {}))
     for name, data in files.items():
         write_whole(path / name if name else path, data)
+    if replaced:
+        write_json(manifest_path(path), document)
 
 
-def _refuse_foreign(path: Path, files: Mapping[str, bytes]) -> None:
-    """Leave alone what no export has written."""
+def check_replaceable(path: Path, names: Collection[str], *, verb: str = EXPORT) -> dict[str, str]:
+    """Leave alone what another has written, and what somebody has changed since.
+
+    Args:
+        path: Where an export is to go.
+        names: Of its files, as in `write_sealed`.
+        verb: Of metarm, that is to write it.
+
+    Returns:
+        Name -> SHA-256 of the files that are there and may be replaced.
+
+    Raises:
+        ConfigError: At the first that may not.
+    """
     place = manifest_path(path)
-    targets = {place: None} | {path / name if name else path: name for name in files}
-    own = _exported(place)
-    for target, name in targets.items():
-        if target.exists() and (own is None or (name is not None and name not in own)):
-            raise ConfigError(
-                f"{target} exists, and no export of labels wrote it: name another place, or "
-                "remove it"
-            )
+    own = _written_by(verb, place)
+    if own is None and place.exists():
+        raise _foreign(place, verb)
+    found = {}
+    for name in names:
+        target = path / name if name else path
+        if not target.exists():
+            continue
+        if own is None or name not in own:
+            raise _foreign(target, verb)
+        # What cannot be read here cannot be written either, and that is told then.
+        if target.is_file():
+            found[name] = file_digest(target)
+            if found[name] not in own[name]:
+                raise ConfigError(
+                    f"{target} was changed since `metarm {verb}` wrote it: move it away to keep "
+                    "it, remove it, or name another place"
+                )
+    return found
 
 
-def _exported(place: Path) -> frozenset[str] | None:
-    """Names of the files that a manifest is of; None where no export wrote it."""
+def _foreign(target: Path, verb: str) -> ConfigError:
+    return ConfigError(
+        f"{target} exists, and `metarm {verb}` did not write it: name another place, or remove it"
+    )
+
+
+def _written_by(verb: str, place: Path) -> dict[str, set[str]] | None:
+    """Name -> digests that a verb's manifest is of; None where the verb wrote none."""
     try:
         document = json.loads(place.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if not isinstance(document, dict) or not {"schema_version", "format"} <= set(document):
         return None
-    digests = document.get("sha256")
-    return frozenset(digests) if isinstance(digests, dict) else None
+    # Exports of earlier versions name no verb.
+    digests, replaced = document.get("sha256"), document.get("replaces", {})
+    if document.get("verb", EXPORT) != verb or not isinstance(digests, dict):
+        return None
+    before = replaced if isinstance(replaced, dict) else {}
+    return {name: {str(digest), str(before.get(name))} for name, digest in digests.items()}
 
 
 def check_sealed(path: Path) -> None:
