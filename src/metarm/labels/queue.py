@@ -159,7 +159,7 @@ def choose_showing(
     wanted = connection.execute(_NEXT, values).fetchone()
     if wanted is None:
         return None
-    number = _num_answered(connection, annotator) + len(set(besides))
+    number = _num_taken(connection, annotator, besides)
     kind, showing = _turn(settings, seed, annotator, number)
     if kind is not None:
         fitting = [pair for (pair,) in connection.execute(kind, values)]
@@ -191,10 +191,16 @@ def _values(
     }
 
 
-def _num_answered(connection: sqlite3.Connection, annotator: str) -> int:
-    """Items that the annotator ever answered; undo takes none away."""
+def _num_taken(connection: sqlite3.Connection, annotator: str, besides: Collection[str]) -> int:
+    """Items that the annotator ever answered, and of `besides` those of theirs, each once.
+
+    Undo takes none away. What else a page says it holds moves no draw.
+    """
     (number,) = connection.execute(
-        "SELECT count(*) FROM (SELECT DISTINCT pair, showing FROM event WHERE annotator = ?)",
-        (annotator,),
+        "SELECT count(*) FROM ("
+        "SELECT pair, showing FROM event WHERE annotator = :annotator UNION "
+        "SELECT pair, showing FROM item WHERE annotator = :annotator "
+        "AND id IN (SELECT value FROM json_each (:besides)))",
+        {"annotator": annotator, "besides": json.dumps(list(besides))},
     ).fetchone()
     return int(number)

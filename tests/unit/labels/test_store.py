@@ -147,6 +147,60 @@ def test_gold_items_are_two_of_ten_and_look_like_others(tmp_path: Path) -> None:
         assert len({len(item.id) for item in items}) == 1
 
 
+@pytest.mark.parametrize("besides", ["made up", "somebody else's", "answered", "the last one"])
+def test_what_a_page_says_it_holds_moves_no_gold_item_away(tmp_path: Path, besides: str) -> None:
+    """Of an honest page, too: an answer whose reply was lost is in its outbox and in the store."""
+    pairs = [LabelPair(f"q{number}", "a", "b") for number in range(60)]
+    gold = {pair.id: "tie" for pair in pairs[:5]}
+    settings = LabelSettings(repeat_fraction=0, seed=5)
+    with LabelStore(tmp_path / "labels.db", settings) as store:
+        store.add_pairs(pairs, gold=gold)
+        store.add_annotator("ann")
+        store.add_annotator("bob")
+        others: list[str] = []
+        for _ in range(12):
+            other = store.next_item("bob", besides=others)
+            assert other is not None
+            others.append(other.id)
+        own: list[str] = []
+        told = {
+            "made up": lambda: [f"{number:016x}" for number in range(12)],
+            "somebody else's": lambda: others,
+            "answered": lambda: own,
+            "the last one": lambda: own[-1:],
+        }[besides]
+        was_gold = []
+        for number in range(10):
+            item = store.next_item("ann", besides=told())
+            assert item is not None
+            own.append(item.id)
+            was_gold.append(item.is_gold)
+            store.record(VoteEvent(f"k{number}", "ann", "first", item=item.id))
+        turns = [is_gold_turn(5, "ann", number, fraction=0.05) for number in range(10)]
+        assert was_gold == turns
+        assert sum(turns) == 2
+
+
+def test_items_in_hand_count_once_also_where_they_were_taken_back(tmp_path: Path) -> None:
+    """Three in hand, of which one was answered and undone: the fourth is drawn as the fourth."""
+    pairs = [LabelPair(f"q{number}", "a", "b") for number in range(60)]
+    gold = {pair.id: "tie" for pair in pairs[:5]}
+    for seed in range(20):
+        settings = LabelSettings(repeat_fraction=0, seed=seed)
+        with LabelStore(tmp_path / f"{seed}.db", settings) as store:
+            store.add_pairs(pairs, gold=gold)
+            store.add_annotator("ann")
+            held: list[str] = []
+            for number in range(10):
+                item = store.next_item("ann", besides=held)
+                assert item is not None
+                assert item.is_gold == is_gold_turn(seed, "ann", number, fraction=0.05)
+                held.append(item.id)
+                if number == 2:
+                    store.record(VoteEvent("k", "ann", "first", item=item.id))
+                    store.undo("ann", "k")
+
+
 def test_later_gold_items_come_at_their_share() -> None:
     turns = [
         is_gold_turn(0, f"annotator {who}", number, fraction=0.05)
