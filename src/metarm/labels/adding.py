@@ -42,12 +42,14 @@ def add_pairs(
     wanted: Mapping[str, int] = MappingProxyType({}),
 ) -> int:
     """Add pairs, known answers and wanted votes; as `LabelStore.add_pairs`."""
-    added = 0
+    new: dict[str, LabelPair] = {}
     for pair in pairs:
         _check_pair(pair)
-        pair_id = pair.id
-        if change.has("pair", "id", pair_id):
-            continue
+        if not change.has("pair", "id", pair.id):
+            new.setdefault(pair.id, pair)
+    chosen = [(pair_id, pair.chosen_by) for pair_id, pair in new.items()]
+    places = queue.places_of(change.seed, chosen)
+    for (pair_id, pair), place in zip(new.items(), places, strict=True):
         change.add_numbered(
             "pair",
             id=pair_id,
@@ -56,9 +58,8 @@ def add_pairs(
             second=pair.second,
             source=pair.source,
             chosen_by=pair.chosen_by,
-            place=queue.place_of(change.seed, pair_id),
+            place=place,
         )
-        added += 1
     known = reading.read_gold(change.connection)
     for pair_id, choice in gold.items():
         if known.get(pair_id) != choice:
@@ -66,7 +67,7 @@ def add_pairs(
             change.add("gold", pair=pair_id, choice=choice, at=change.now)
     for pair_id, votes in wanted.items():
         _add_want(change, pair_id, votes)
-    return added
+    return len(new)
 
 
 def _add_want(change: Change, pair: str, votes: int) -> None:

@@ -7,7 +7,8 @@ id), the annotator and how many items they answered.
 
 import json
 import sqlite3
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from metarm.labels.settings import LabelSettings
@@ -22,11 +23,13 @@ __all__ = [
     "is_gold_turn",
     "is_side_turned",
     "item_id",
-    "place_of",
+    "places_of",
 ]
 
 FIRST_ITEMS: Final = 10
 """Among an annotator's first so many items, two have a known answer."""
+UNORDERED: Final = frozenset({"", "random"})
+"""What chose pairs whose order says nothing: nobody, and chance; it is drawn anew."""
 BETWEEN: Final = 5
 """Other items at least between a pair and its mirrored repeat."""
 
@@ -90,9 +93,29 @@ class Showing(NamedTuple):
     number: int
 
 
-def place_of(seed: int, pair: str) -> int:
-    """Where a pair stands in the queue among those with as many votes."""
-    return draw_seed(seed, f"queue {pair}")
+def places_of(seed: int, pairs: Sequence[tuple[str, str]]) -> list[int]:
+    """Where pairs that are added together stand in the queue among those with as many votes.
+
+    Each draws a place, so that what is answered at any moment is a sample of all, and a place tells
+    nothing of the strategy. The pairs of one strategy then take theirs in the order they were
+    chosen: where the budget ends early, it went into the first of them.
+
+    Args:
+        seed: What the store draws by.
+        pairs: Ids and what chose each, in the order they were chosen.
+
+    Returns:
+        Of each pair; smaller ones come first.
+    """
+    places = [draw_seed(seed, f"queue {pair}") for pair, _ in pairs]
+    rows_of: defaultdict[str, list[int]] = defaultdict(list)
+    for row, (_, strategy) in enumerate(pairs):
+        if strategy not in UNORDERED:
+            rows_of[strategy].append(row)
+    for rows in rows_of.values():
+        for row, place in zip(rows, sorted(places[row] for row in rows), strict=True):
+            places[row] = place
+    return places
 
 
 def item_id(seed: int, pair: str, annotator: str, showing: int) -> str:

@@ -15,7 +15,7 @@ from metarm.labels import tables
 from metarm.labels.entries import add_entry
 from metarm.labels.events import VoteEvent
 from metarm.labels.journal import journal_path
-from metarm.labels.queue import is_gold_turn, is_side_turned
+from metarm.labels.queue import is_gold_turn, is_side_turned, places_of
 from metarm.labels.reading import LabelReader
 from metarm.labels.settings import LabelSettings
 from metarm.labels.store import LabelStore
@@ -104,6 +104,52 @@ def test_pairs_with_the_fewest_votes_come_first_and_leave_when_they_have_enough(
             _answer(store, "bob", f"b{number}")
         assert store.next_item("cy") is None
         assert store.counts().num_done == len(PAIRS)
+
+
+def test_a_strategy_keeps_its_order_and_takes_turns_with_the_random_half(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    pairs = [
+        LabelPair(f"q{name} {number}", "a", "b", chosen_by=name)
+        for name in ("random", "d-optimal", "near-tie", "")
+        for number in range(60)
+    ]
+
+    def order(store: LabelStore) -> list[LabelPair]:
+        held: list[str] = []
+        found = []
+        while (item := store.next_item("ann", besides=held)) is not None:
+            held.append(item.id)
+            found.append(item.pair)
+        return found
+
+    with LabelStore(path, PLAIN.model_copy(update={"seed": 3})) as store:
+        store.add_pairs([*pairs, pairs[70]])
+        store.add_annotator("ann")
+        served = order(store)
+    assert sorted(served, key=pairs.index) == pairs
+    for strategy in ("d-optimal", "near-tie"):
+        of = [pair for pair in served if pair.chosen_by == strategy]
+        assert of == [pair for pair in pairs if pair.chosen_by == strategy]
+    for strategy in ("random", ""):
+        of = [pair for pair in served if pair.chosen_by == strategy]
+        assert of != [pair for pair in pairs if pair.chosen_by == strategy]
+    # Where the budget ends halfway, each had about its half: a hypergeometric share, 4 sd.
+    halfway = Counter(pair.chosen_by for pair in served[: len(pairs) // 2])
+    spread = (len(pairs) / 2 * 0.25 * 0.75 * 0.5) ** 0.5
+    assert all(abs(count - 30) <= 4 * spread for count in halfway.values())
+    # The same from the journal.
+    path.unlink()
+    with LabelStore(path, replay=True) as store:
+        assert order(store) == served
+
+
+def test_a_place_is_drawn_and_tells_nothing_of_the_strategy() -> None:
+    ids = [(f"pair {number}", ("random", "d-optimal")[number % 2]) for number in range(400)]
+    places = places_of(7, ids)
+    alone = [place for one in ids for place in places_of(7, [one])]
+    assert sorted(places) == sorted(alone)
+    assert places[::2] == alone[::2]
+    assert places[1::2] == sorted(alone[1::2])
 
 
 def test_models_and_rules_take_nothing_from_people(tmp_path: Path) -> None:
