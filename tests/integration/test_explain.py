@@ -172,6 +172,7 @@ def test_wrong_files_are_told_before_anything_is_attributed(
 ) -> None:
     assert message in metarm(*EXPLAIN, "--text", "a", " b", *words).error
     assert not (folder / "out" / "attributions.log").exists()
+    assert (folder / "out").exists() == ("none.jsonl" not in words), "a wrong file makes none"
 
 
 def test_a_language_model_is_no_reward_model(folder: Path, metarm) -> None:

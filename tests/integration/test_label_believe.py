@@ -119,3 +119,4 @@ def test_what_is_missing_is_said(tmp_path: Path, metarm: Callable[..., Finished]
     assert "alpha above 0" in metarm(*nothing, "--alpha", "1").error
     assert "needs the text" in metarm(*words, "--backbone", "m").error
     assert "no such file" in metarm("label", "believe", "votes.json", "--output", "o").error
+    assert not (tmp_path / "o").exists()

@@ -7,12 +7,14 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from integration.commands import Command, Finished
-from metarm.data.preferences import save_preferences
+from metarm.data.derived import split_labelled
+from metarm.data.preferences import load_preferences, save_preferences
 from metarm.schema import PreferencePair
 from tiny_models import WORDS, folder_digest, save_reward_model
 
@@ -124,3 +126,22 @@ def test_what_cannot_be_is_one_error(
     assert error in refused.error
     assert "train the reward model" not in refused.err, "nothing is begun that cannot end"
     assert not (data / "rm").exists()
+
+
+def test_held_out_pairs_that_nothing_can_score_are_told_before_a_training(
+    data: Path, metarm: Callable[..., Finished]
+) -> None:
+    long = [PreferencePair(f"l {number}", " a" * 40, " b") for number in range(3)]
+    save_preferences(data / "long.jsonl", long)
+    done = metarm(*WORDS_OF_ALL, "--output", "rm", "--preferences-test", "long.jsonl")
+    assert "the pairs: none of 3 held-out pairs fits the model's context of 24" in done.error
+    assert "encode the pairs" not in done.err
+    third = load_preferences(data / "third.jsonl").pairs
+    _, held_out = split_labelled(third, 0.1, 0)
+    prompts = {pair.prompt for pair in held_out}
+    lengthened = [replace(p, chosen=" a" * 40) if p.prompt in prompts else p for p in third]
+    save_preferences(data / "third.jsonl", lengthened)
+    done = metarm(*WORDS_OF_ALL, "--output", "rm")
+    assert f"task 'third': none of {len(held_out)} held-out pairs fits" in done.error
+    assert "encode the pairs" not in done.err
+    assert not list(data.glob(".rm*"))

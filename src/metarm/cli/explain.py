@@ -97,12 +97,12 @@ def explain(
     plan = ExplainPlan(
         num_rows=num_rows, rows=tuple(rows or ()), num_topics=num_topics, path=path, seed=seed
     )
+    # All that can be wrong with files and models is told before anything is scored.
+    told = [] if preferences is None else _load(preferences, data_format)
+    check_evaluation(told, str(preferences))
+    taught = [] if labelled is None else _load(labelled, data_format)
     check_writable(output)
     with hold_folder(output):
-        # All that can be wrong with files and models is told before anything is scored.
-        told = [] if preferences is None else _load(preferences, data_format)
-        check_evaluation(told, str(preferences))
-        taught = [] if labelled is None else _load(labelled, data_format)
         score = load_reward(reward_model)
         material = None
         if preferences is not None:

@@ -81,11 +81,9 @@ def label_believe(
     `believe.html`; it replaces those of an earlier time, unless somebody has changed them.
     """
     from metarm.errors import ConfigError
-    from metarm.storage import check_writable
 
     if features and backbone:
         raise ConfigError("expected features from --features or from --backbone, got both")
-    check_writable(output)
 
     from metarm.annotators.fitting import check_model
     from metarm.annotators.label_data import read_features, read_label_data
@@ -93,14 +91,16 @@ def label_believe(
     from metarm.annotators.suspects import check_alpha
     from metarm.labels.exchange.sealing import check_replaceable, write_sealed
     from metarm.reports.believe_page import draw_believe_page
-    from metarm.storage import json_lines_text, json_text
+    from metarm.storage import check_writable, json_lines_text, json_text
 
     # Before hidden states are read and models are fitted.
-    check_replaceable(output, FILES, verb=VERB)
+    if output.is_dir():
+        check_replaceable(output, FILES, verb=VERB)
     check_alpha(alpha)
     if model is not None:
         check_model(model)
     data = read_label_data(source, pairs)
+    check_writable(output)
     rows: Mapping[str, Any] | None = None
     if features:
         rows = read_features(features, data.pairs)

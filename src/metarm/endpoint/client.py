@@ -262,7 +262,8 @@ class Endpoint:
             if attempt < self.settings.max_retries:
                 await self._wait(asking, key, attempt, asked_for)
         num_tries = self.settings.max_retries + 1
-        raise _GiveUpError(f"{reason}, {num_tries} tries", is_after_all_tries=True)
+        tries = "1 try" if num_tries == 1 else f"{num_tries} tries"
+        raise _GiveUpError(f"{reason}, {tries}", is_after_all_tries=True)
 
     async def _wait(self, asking: _Asking, key: str, attempt: int, asked_for: float | None) -> None:
         """Wait before the next try: twice as long each time, and as long as the server asks for.

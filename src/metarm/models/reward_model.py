@@ -17,7 +17,13 @@ from metarm.schema import PreferencePair, Prompt, prompt_text
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["RewardModelScore", "load_score_function"]
+__all__ = ["RewardModelScore", "fits_context", "load_score_function"]
+
+
+def fits_context(encoder: Encoder, pair: PreferencePair, context: int) -> bool:
+    """Whether a model that can attend to `context` tokens can read both sides of a pair."""
+    sides = (pair.chosen, pair.rejected)
+    return max(len(encoder.encode(pair.prompt, side)) for side in sides) <= context
 
 
 class RewardModelScore:
@@ -48,12 +54,7 @@ class RewardModelScore:
             EmptySetError: When none does.
         """
         context = context_length(self.model)
-        fits = [
-            pair
-            for pair in pairs
-            if max(len(self.encoder.encode(pair.prompt, r)) for r in (pair.chosen, pair.rejected))
-            <= context
-        ]
+        fits = [pair for pair in pairs if fits_context(self.encoder, pair, context)]
         if not fits:
             raise EmptySetError(
                 f"none of the {len(pairs)} pairs fits the reward model's context of {context} "

@@ -48,6 +48,7 @@ from metarm.training.sharding import whole_model
 from metarm.training.task_trainer import NO_COMMON_ZERO
 from metarm.training.tasks import (
     TaskReport,
+    check_held_out,
     encode_tasks,
     finish_tasks,
     measure_pairs,
@@ -150,9 +151,9 @@ def train_reward_model(
             its guard and a probe are about the main one's. Empty: as without them, bit for bit.
 
     Raises:
-        DataError: When nothing is left to train or test on; when a derived row is held out, or one
-            that is trained on was made from what is held out; when a task's training pair has a
-            prompt that any task holds out.
+        DataError: When nothing is left to train or test on, or no held-out pair of a task fits the
+            model; when a derived row is held out, or one that is trained on was made from what is
+            held out; when a task's training pair has a prompt that any task holds out.
         ConfigError: When a probe is given and nothing is there that it could choose.
         ModelError: When the model cannot be loaded or training diverged.
 
@@ -176,8 +177,14 @@ def train_reward_model(
             "meta_strength='auto', meta_guard=true and a meta_mode other than off"
         )
     datasets.disable_progress_bars()
-    encoder = load_encoder(model)
-    limit = min(settings.max_length, read_context_length(model))
+    encoder, context = load_encoder(model), read_context_length(model)
+    check_held_out(
+        encoder,
+        context,
+        {"the pairs": test_pairs, "the probe": probe}
+        | {f"task {task.name!r}": task.test_pairs for task in tasks},
+    )
+    limit = min(settings.max_length, context)
     # A model sees nothing sensible beyond its context, whatever max_length asks for.
     settings = settings.model_copy(update={"max_length": limit})
     with progress.stage("encode the pairs", len(pairs)) as bar:

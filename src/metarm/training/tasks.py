@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several tasks in a training: their rows, and in the end a reward model and an accuracy each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,15 +12,24 @@ from transformers import PreTrainedModel
 from metarm.config import RewardSettings
 from metarm.data.encoding import EncodedPair, Encoder, EncodingReport, encode_pairs
 from metarm.data.tasks import MAIN, TaskPairs
+from metarm.errors import EmptySetError
 from metarm.models.pair_evaluation import evaluate_preferences
-from metarm.models.reward_model import RewardModelScore
+from metarm.models.reward_model import RewardModelScore, fits_context
 from metarm.models.saving import save_reward_model
 from metarm.models.task_heads import alone
 from metarm.protocols import ProgressReporter
 from metarm.schema import Estimate, PreferencePair
 from metarm.training.task_trainer import TASK
 
-__all__ = ["TASKS_FOLDER", "TaskReport", "encode_tasks", "finish_tasks", "measure_pairs", "to_rows"]
+__all__ = [
+    "TASKS_FOLDER",
+    "TaskReport",
+    "check_held_out",
+    "encode_tasks",
+    "finish_tasks",
+    "measure_pairs",
+    "to_rows",
+]
 
 TASKS_FOLDER: Final = "tasks"
 """In the output's folder: the reward models of tasks beside the main one, by name."""
@@ -112,6 +121,27 @@ def finish_tasks(
             )
         found[task.name] = TaskReport(accuracy, of_main, reports[task.name], num_too_long)
     return found
+
+
+def check_held_out(
+    encoder: Encoder, context: int, held_out: Mapping[str, Sequence[PreferencePair]]
+) -> None:
+    """Refuse before a training held-out pairs of which `measure_pairs` could score none after it.
+
+    Args:
+        encoder: Of the model.
+        context: Tokens that it can attend to.
+        held_out: What they are called -> the pairs; none at all are somebody else's concern.
+
+    Raises:
+        EmptySetError: When none fits.
+    """
+    for what, pairs in held_out.items():
+        if pairs and not any(fits_context(encoder, pair, context) for pair in pairs):
+            raise EmptySetError(
+                f"{what}: none of {len(pairs)} held-out pairs fits the model's context of "
+                f"{context} tokens: give shorter ones, or train a model with a longer context"
+            )
 
 
 def measure_pairs(

@@ -104,7 +104,10 @@ def export_labels(content: LabelContent, name: str, path: Path) -> dict[str, int
     """
     found = find_format(name)
     if not content.votes:
-        raise EmptySetError("expected votes to export, got none: nobody has voted yet")
+        raise EmptySetError(
+            "expected votes to export, got none: nobody has voted yet. Collect them with `metarm "
+            "label serve` or `label ask`, or bring them in with `label import`"
+        )
     facts = {
         "num_pairs": len({vote.pair for vote in content.votes}),
         "num_votes": len(content.votes),
