@@ -24,6 +24,7 @@ __all__ = [
     "add_invitation",
     "add_pairs",
     "add_settings",
+    "ask_next",
     "check_name",
     "find_invited",
     "is_known",
@@ -72,12 +73,26 @@ def add_pairs(
 
 def _add_want(change: Change, pair: str, votes: int) -> None:
     """Keep how many votes a pair wants, where that is news; the most of all numbers is in force."""
-    if votes < 1:
-        raise ConfigError(f"expected 1 or more votes for pair {pair}, got {votes}")
+    _check_wanted(pair, votes)
     if not change.has("pair", "id", pair):
         raise DataError(f"expected votes wanted for a pair that is there, got {pair!r}")
     if change.find("SELECT 1 FROM want WHERE pair = ? AND votes >= ?", pair, votes) is None:
         change.add("want", pair=pair, votes=votes, at=change.now)
+
+
+def _check_wanted(pair: str, votes: int) -> int:
+    if votes < 1:
+        raise ConfigError(f"expected 1 or more votes for pair {pair}, got {votes}")
+    return votes
+
+
+def ask_next(change: Change, wanted: Mapping[str, int]) -> int:
+    """Have pairs asked next; as `LabelStore.ask_next`."""
+    before = len(change.entries)
+    for pair, votes in wanted.items():
+        least = 1 if change.has("want", "pair", pair) else change.settings.votes_per_pair
+        _add_want(change, pair, max(_check_wanted(pair, votes), least))
+    return len(change.entries) - before
 
 
 def add_content(change: Change, content: LabelContent) -> list[Recorded]:

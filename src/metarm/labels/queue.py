@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pair an annotator is shown next: gold items and repeats by draw, else where votes lack.
 
+Pairs that more votes were asked for come first, then those with the fewest votes.
+
 Every draw is a function of what the store draws by (its seed where one was given, else its secret
 id), the annotator and how many items they answered.
 """
@@ -52,15 +54,15 @@ _IS_THEIRS: Final = f"""NOT EXISTS (
 ) AND s.pair NOT IN ({_BESIDES})"""
 """Whether the annotator has not answered the pair, and does not at the moment."""
 _NEXT: Final = f"""
-WITH {_LEASED} SELECT pair, votes AS taken, place, number FROM (
-    SELECT s.pair, s.votes, s.place, s.number FROM standing AS s
+WITH {_LEASED} SELECT pair, is_asked, votes AS taken, place, number FROM (
+    SELECT s.pair, s.is_asked, s.votes, s.place, s.number FROM standing AS s
     WHERE s.votes < {_WANTS} AND s.pair NOT IN (SELECT pair FROM leased) AND {_IS_THEIRS}
-    ORDER BY s.votes, s.place, s.number LIMIT 1
+    ORDER BY s.is_asked DESC, s.votes, s.place, s.number LIMIT 1
 ) UNION ALL
-SELECT s.pair, s.votes + leased.number, s.place, s.number
+SELECT s.pair, s.is_asked, s.votes + leased.number, s.place, s.number
 FROM leased CROSS JOIN standing AS s ON s.pair = leased.pair
 WHERE s.votes + leased.number < {_WANTS} AND {_IS_THEIRS}
-ORDER BY taken, place, number LIMIT 1
+ORDER BY is_asked DESC, taken, place, number LIMIT 1
 """
 """Those before others are few: of the rest the first that fits, in the order of the index."""
 _LEFT: Final = f"""

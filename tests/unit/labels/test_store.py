@@ -6,6 +6,7 @@ import logging
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -499,6 +500,61 @@ def test_a_pair_wants_the_votes_it_was_given_whatever_the_settings_say(tmp_path:
     with LabelReader(path) as reader:
         assert reader.wanted() == {one.id: 1, two.id: 3}
     assert verify_store(path).is_whole
+
+
+def test_votes_that_are_asked_for_later_come_before_all_others(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    one, two, gold = PAIRS[0].id, PAIRS[1].id, PAIRS[2].id
+    now = [1e9]
+    clocked = partial(LabelStore, path, clock=lambda: now[0])
+
+    def served(store: LabelStore, name: str) -> list[str]:
+        now[0] += 10_000  # what others had before them is theirs no more
+        store.add_annotator(name)
+        held: dict[str, str] = {}
+        while (item := store.next_item(name, besides=list(held))) is not None:
+            held[item.id] = item.pair.id
+        return list(held.values())
+
+    with clocked(PLAIN.model_copy(update={"votes_per_pair": 2})) as store:
+        store.add_pairs(PAIRS, gold={gold: "tie"}, wanted={PAIRS[3].id: 2})
+        for name in ("ann", "bob"):
+            store.add_annotator(name)
+            for pair in (one, two):
+                store.record(VoteEvent(f"{name} {pair}", name, "first", pair=pair))
+        before = served(store, "cid")
+        assert set(before) == {pair.id for pair in PAIRS[3:]}, "two have what they want"
+        # One vote more on two pairs; a pair that nobody has seen does not want fewer than usual.
+        wanted = {one: 3, two: 3, before[-1]: 1, gold: 1}
+        assert store.ask_next(wanted) == 4
+        assert store.ask_next(wanted) == 0
+    for opened in (False, True):
+        with clocked(replay=opened) as store:
+            first = [before[-1], *sorted((one, two), key=lambda pair: _place(store, pair))]
+            name = f"dan {opened}"
+            assert served(store, name) == [*first, *before[:-1]]
+            assert served(store, "ann")[0] == before[-1], "she has answered the two others"
+        path.unlink()
+    with clocked(replay=True) as store:
+        for name in ("dan", "eve"):
+            store.add_annotator(name)
+            store.record(VoteEvent(f"{name} again", name, "tie", pair=before[-1]))
+        store.record(VoteEvent("once", "dan", "skip", pair=one))
+        store.record(VoteEvent("twice", "dan", "tie", pair=two))
+        assert served(store, "fay")[0] == one, "a skip is no vote, and two others have theirs"
+        assert set(served(store, "gil")[1:]) == set(before[:-1])
+        store.undo("dan", "twice")
+        assert two in served(store, "fay")[:2]
+        with pytest.raises(DataError, match="pair that is there"):
+            store.ask_next({"none": 2})
+        with pytest.raises(ConfigError, match="1 or more"):
+            store.ask_next({one: 0, PAIRS[5].id: -1})
+    assert verify_store(path).is_whole
+
+
+def _place(store: LabelStore, pair: str) -> int:
+    """Where a pair stands among those with as many votes."""
+    return places_of(store.seed, [(pair, "")])[0]
 
 
 def test_known_answers_are_for_pairs_that_are_there_and_never_change(tmp_path: Path) -> None:
