@@ -15,6 +15,7 @@ from metarm.annotators.fitting import MODELS
 from metarm.annotators.label_data import read_label_data
 from metarm.labels.events import VoteEvent
 from metarm.labels.store import LabelStore
+from metarm.storage import read_json_lines
 from unit.annotators.crowds import write_crowd
 
 PAGE = (REPOSITORY / "docs" / "annotators.md").read_text(encoding="utf-8")
@@ -75,3 +76,12 @@ def test_the_page_can_be_typed(tmp_path: Path) -> None:
         written = {path.name for path in (tmp_path / "runs" / folder).iterdir()}
         table = PAGE.split("| file |")[1].split("\n\n")[0]
         assert set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)) == written
+    # What the store was given is asked next, and nothing else is left.
+    rows = list(read_json_lines(tmp_path / "runs/believed/next_votes.jsonl"))
+    with LabelStore(tmp_path / "labels.db") as store:
+        store.add_annotator("somebody new")
+        asked: dict[str, str] = {}
+        while (item := store.next_item("somebody new", besides=list(asked))) is not None:
+            asked[item.id] = item.pair.id
+    assert set(asked.values()) == {row["pair"] for row in rows}
+    assert rows

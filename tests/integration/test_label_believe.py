@@ -2,6 +2,7 @@
 """The verb `label believe`: files and stores in; soft labels, annotators and a page out."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ def test_from_files_to_soft_labels_and_a_page(
     assert (named["w8"], named["w9"]) == ("always-left", "adversarial")
     assert document["model"] == "joint"
     assert len(document["next_votes"]) == 5
+    people = Counter(
+        row["pair"]
+        for row in read_json_lines(tmp_path / "votes.jsonl")
+        if row["choice"] != "skip" and KINDS.get(row["annotator"], "person") == "person"
+    )
+    assert list(read_json_lines(tmp_path / "out" / "next_votes.jsonl")) == [
+        {**one, "wanted": people[one["pair"]] + 1} for one in document["next_votes"]
+    ]
     (against,) = document["comparisons"]
     assert (against["first_kind"], against["second_kind"]) == ("model", "person")
     labels = load_preferences(tmp_path / "out" / "soft_labels.jsonl").pairs

@@ -285,6 +285,140 @@ def test_offline_and_back(tmp_path: Path, page_of) -> None:
         assert len(live.events()) == len(live.votes()) == 3
 
 
+FILL = """() => {
+  let size = 1 << 22;
+  for (let number = 0; size >= 1; size >>= 1) {
+    try {
+      for (;;) localStorage.setItem(`filler ${number++}`, "x".repeat(size));
+    } catch {
+      // no room for so much: half of it
+    }
+  }
+}"""
+"""Leave no room for a single character more."""
+
+
+def test_a_browser_that_is_full_holds_up_no_answer(tmp_path: Path, page_of) -> None:
+    """One answer is kept before the browser is full, and refused by the server after it."""
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(9), "Robin")
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        page.wait_for_load_state("networkidle")
+        page.context.set_offline(True)
+        next_key(page, "1")
+        page.evaluate(FILL)
+        kept = page.evaluate("Object.keys(localStorage).filter((n) => n.startsWith('metarm.out'))")
+        next_key(page, "2")
+        page.keyboard.press("d")
+        page.keyboard.press("c")
+        assert page.locator("#diff").get_attribute("aria-pressed") == "true"
+        page.wait_for_function(
+            "() => document.querySelector('#status').textContent === 'Offline (2)'"
+        )
+        assert kept == page.evaluate(
+            "Object.keys(localStorage).filter((n) => n.startsWith('metarm.out'))"
+        )
+        refused: list[str] = []
+
+        def refuse(route: Route) -> None:
+            key = json.loads(route.request.post_data)["key"]
+            if not refused or key in refused:
+                refused.append(key)
+                told = {"error": {"reason": "no_such_item", "message": "no such item " * 9}}
+                route.fulfill(status=404, json=told)
+            else:
+                route.continue_()
+
+        page.route("**/api/vote", refuse)
+        page.context.set_offline(False)
+        page.wait_for_function(
+            "() => /^Saved .*, 1 not taken$/.test(document.querySelector('#status').textContent)"
+        )
+        assert kept[0].endswith(refused[0])
+        assert len(refused) == 1
+        next_key(page, "3")
+        page.wait_for_function("() => document.querySelector('#pace').textContent[0] === '2'")
+        assert [event.choice == "tie" for event in live.events()] == [False, True]
+
+
+def test_an_undo_after_the_clock_was_set_back(tmp_path: Path, page_of) -> None:
+    """It follows its vote, also from a page that was loaded anew since."""
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(9), "Robin")
+    with live_labels(path) as live:
+        page = page_of(live, token)
+        page.wait_for_load_state("networkidle")
+        back = "{ const now = Date.now; Date.now = () => now() - 3600e3; }"
+        page.route("**/api/vote", lambda route: route.abort())
+        page.route("**/api/undo", lambda route: route.abort())
+        answered = next_key(page, "1")
+        page.add_init_script(back)
+        page.reload()
+        page.wait_for_selector("#item:not([hidden])")
+        page.keyboard.press("u")
+        assert page.evaluate(CURRENT) == answered
+        page.unroute("**/api/vote")
+        page.unroute("**/api/undo")
+        wait_saved(page)
+        assert [event.choice == "undo" for event in live.events()] == [False, True]
+        assert live.votes() == []
+        assert "not taken" not in page.locator("#status").inner_text()
+        assert next_key(page, "5") == answered
+        wait_saved(page)
+        assert len(live.votes()) == 1
+
+
+def test_undo_while_signed_out_takes_nothing_away(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    [token] = make_store(path, plain_pairs(6), "Robin")
+    with live_labels(path) as live:
+        owner = live.sign_in(OWNER)
+        page = page_of(live, token)
+        page.wait_for_load_state("networkidle")
+        answered = next_key(page, "1")
+        wait_saved(page)
+        live.request("POST", "/api/owner/revoke", {"name": "Robin"}, Cookie=owner)
+        page.wait_for_timeout(320)
+        page.keyboard.press("2")
+        page.wait_for_selector("#away-title:has-text('signed out')")
+        page.keyboard.press("u")
+        page.keyboard.press("u")
+        page.wait_for_function(
+            "() => document.querySelector('#announce').textContent.includes('signed out')"
+        )
+        # Both answers are still there to be asked about, and to be taken back.
+        page.keyboard.press("w")
+        page.wait_for_function("() => /invit/.test(document.querySelector('#last').textContent)")
+        told = live.request("POST", "/api/owner/invite", {"name": "Robin", "days": 1}, Cookie=owner)
+        page.goto(told.json["link"])
+        page.wait_for_selector("#item:not([hidden])")
+        wait_saved(page)
+        page.keyboard.press("u")
+        page.keyboard.press("u")
+        assert page.evaluate(CURRENT) == answered
+        wait_saved(page)
+        assert live.votes() == []
+
+
+def test_a_name_that_begins_like_another_has_an_outbox_of_its_own(tmp_path: Path, page_of) -> None:
+    path = tmp_path / "labels.db"
+    tokens = make_store(path, plain_pairs(6), "Robin.7", "Robin")
+    with live_labels(path) as live:
+        page = page_of(live, tokens[0])
+        page.wait_for_load_state("networkidle")
+        page.route("**/api/vote", lambda route: route.abort())
+        next_key(page, "1")
+        page.unroute("**/api/vote")
+        page.goto(f"{live.url}/enter#{tokens[1]}")
+        page.wait_for_selector(".who:has-text('Robin')")
+        page.wait_for_selector("#item:not([hidden])")
+        next_key(page, "2")
+        page.wait_for_selector("#status[data-state=saved]")
+        wait_for_event(page, live, 1)
+        assert [event.annotator for event in live.events()] == ["Robin"]
+
+
 def test_an_acknowledgement_that_is_lost(tmp_path: Path, page_of) -> None:
     path = tmp_path / "labels.db"
     [token] = make_store(path, plain_pairs(4), "Robin")

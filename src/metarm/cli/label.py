@@ -64,28 +64,46 @@ def add_pairs_to_label(
             help="Rows of `prompt` and `responses`, compared by twos. Repeat it.",
         ),
     ] = None,
+    wanted: Annotated[
+        Path | None,
+        typer.Option(
+            "--wanted",
+            metavar="F",
+            help="Rows of `pair`, an id, and `wanted`, votes of people: asked for before all else. "
+            "`label believe` writes them as next_votes.jsonl.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add pairs that are to be compared; the first time makes the store.
 
-    Pairs that are there already stay as they are. Settings are kept in the store: those that are
-    not given stay as they were.
+    Pairs that are there already stay as they are; --wanted has people give more votes on some of
+    them next. Settings are kept in the store: those that are not given stay as they were.
     """
     from metarm.errors import ConfigError
-    from metarm.labels.pair_files import read_pair_file, read_pairs_of_groups
+    from metarm.labels.pair_files import (
+        read_pair_file,
+        read_pairs_of_groups,
+        read_wanted_file,
+    )
     from metarm.labels.store import LabelStore
 
     settings = _settings(store, config, words)
-    if not pairs and not groups and store.exists() and settings is None:
-        raise ConfigError("expected --pairs or --groups, or settings to change")
+    if not pairs and not groups and not wanted and store.exists() and settings is None:
+        raise ConfigError("expected --pairs, --groups or --wanted, or settings to change")
+    if wanted and not pairs and not groups and not store.exists():
+        raise ConfigError(f"--wanted: expected a label store with its pairs, {store} is not there")
     found = [read_pair_file(path) for path in pairs or []]
     found += [read_pairs_of_groups(path) for path in groups or []]
+    asked = read_wanted_file(wanted) if wanted else {}
     with LabelStore(store, settings) as opened:
         added = sum(opened.add_pairs(one.pairs, gold=one.gold) for one in found)
+        num_asked = opened.ask_next(asked)
         counts = opened.counts()
     if num_same := sum(one.num_same for one in found):
         note(f"{num_same} pairs left out: both responses are the same")
     document = {"added": added, "pairs": counts.num_pairs, "gold": counts.num_gold}
+    document |= {"wanted": num_asked} if wanted else {}
     (print_json if as_json else print_table)(document)
 
 

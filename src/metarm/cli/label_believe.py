@@ -20,7 +20,13 @@ __all__ = ["label_believe"]
 
 MAX_LENGTH = 512
 VERB: Final = "label believe"
-FILES: Final = ("soft_labels.jsonl", "annotators.jsonl", "believe.json", "believe.html")
+FILES: Final = (
+    "soft_labels.jsonl",
+    "annotators.jsonl",
+    "next_votes.jsonl",
+    "believe.json",
+    "believe.html",
+)
 
 
 def label_believe(
@@ -77,8 +83,9 @@ def label_believe(
 
     Rewards, reliability and side bias of every annotator are fitted together; people, models, gold
     functions and rules are annotators of the same kind. The folder gets `soft_labels.jsonl`, which
-    `metarm reward` trains on, `annotators.jsonl`, `believe.json` with every figure, and the page
-    `believe.html`; it replaces those of an earlier time, unless somebody has changed them.
+    `metarm reward` trains on, `annotators.jsonl`, `next_votes.jsonl`, which `metarm label add
+    --wanted` takes, `believe.json` with every figure, and the page `believe.html`; it replaces
+    those of an earlier time, unless somebody has changed them.
     """
     from metarm.errors import ConfigError
 
@@ -89,6 +96,7 @@ def label_believe(
     from metarm.annotators.label_data import read_features, read_label_data
     from metarm.annotators.report import build_report, label_rows
     from metarm.annotators.suspects import check_alpha
+    from metarm.annotators.wanting import want_rows
     from metarm.labels.exchange.sealing import check_replaceable, write_sealed
     from metarm.reports.believe_page import draw_believe_page
     from metarm.storage import check_writable, json_lines_text, json_text
@@ -116,6 +124,7 @@ def label_believe(
     texts = (
         json_lines_text(labels),
         json_lines_text(document["annotators"]),
+        json_lines_text(want_rows(report.next_votes, data)),
         json_text(document),
         draw_believe_page(report, data, facts),
     )

@@ -18,6 +18,7 @@ STATIC_FILES: Final[Mapping[str, str]] = {
     "diff.js": "text/javascript; charset=utf-8",
     "enter.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
+    "keeping.js": "text/javascript; charset=utf-8",
     "label.css": "text/css; charset=utf-8",
     "label.js": "text/javascript; charset=utf-8",
     "outbox.js": "text/javascript; charset=utf-8",

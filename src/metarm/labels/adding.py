@@ -24,6 +24,7 @@ __all__ = [
     "add_invitation",
     "add_pairs",
     "add_settings",
+    "ask_next",
     "check_name",
     "find_invited",
     "is_known",
@@ -42,12 +43,14 @@ def add_pairs(
     wanted: Mapping[str, int] = MappingProxyType({}),
 ) -> int:
     """Add pairs, known answers and wanted votes; as `LabelStore.add_pairs`."""
-    added = 0
+    new: dict[str, LabelPair] = {}
     for pair in pairs:
         _check_pair(pair)
-        pair_id = pair.id
-        if change.has("pair", "id", pair_id):
-            continue
+        if not change.has("pair", "id", pair.id):
+            new.setdefault(pair.id, pair)
+    chosen = [(pair_id, pair.chosen_by) for pair_id, pair in new.items()]
+    places = queue.places_of(change.seed, chosen)
+    for (pair_id, pair), place in zip(new.items(), places, strict=True):
         change.add_numbered(
             "pair",
             id=pair_id,
@@ -56,9 +59,8 @@ def add_pairs(
             second=pair.second,
             source=pair.source,
             chosen_by=pair.chosen_by,
-            place=queue.place_of(change.seed, pair_id),
+            place=place,
         )
-        added += 1
     known = reading.read_gold(change.connection)
     for pair_id, choice in gold.items():
         if known.get(pair_id) != choice:
@@ -66,17 +68,31 @@ def add_pairs(
             change.add("gold", pair=pair_id, choice=choice, at=change.now)
     for pair_id, votes in wanted.items():
         _add_want(change, pair_id, votes)
-    return added
+    return len(new)
 
 
 def _add_want(change: Change, pair: str, votes: int) -> None:
     """Keep how many votes a pair wants, where that is news; the most of all numbers is in force."""
-    if votes < 1:
-        raise ConfigError(f"expected 1 or more votes for pair {pair}, got {votes}")
+    _check_wanted(pair, votes)
     if not change.has("pair", "id", pair):
         raise DataError(f"expected votes wanted for a pair that is there, got {pair!r}")
     if change.find("SELECT 1 FROM want WHERE pair = ? AND votes >= ?", pair, votes) is None:
         change.add("want", pair=pair, votes=votes, at=change.now)
+
+
+def _check_wanted(pair: str, votes: int) -> int:
+    if votes < 1:
+        raise ConfigError(f"expected 1 or more votes for pair {pair}, got {votes}")
+    return votes
+
+
+def ask_next(change: Change, wanted: Mapping[str, int]) -> int:
+    """Have pairs asked next; as `LabelStore.ask_next`."""
+    before = len(change.entries)
+    for pair, votes in wanted.items():
+        least = 1 if change.has("want", "pair", pair) else change.settings.votes_per_pair
+        _add_want(change, pair, max(_check_wanted(pair, votes), least))
+    return len(change.entries) - before
 
 
 def add_content(change: Change, content: LabelContent) -> list[Recorded]:

@@ -3,15 +3,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from metarm.data.fields import shown
 from metarm.data.meta_sets import load_groups
 from metarm.data.rows import read_rows
 from metarm.errors import FormatError
 from metarm.labels.exchange.fields import read_pair, read_word
 from metarm.labels.votes import Choice, LabelPair
 
-__all__ = ["FoundPairs", "read_pair_file", "read_pairs_of_groups"]
+__all__ = ["FoundPairs", "read_pair_file", "read_pairs_of_groups", "read_wanted_file"]
+
+MOST_VOTES: Final = 1_000_000
 
 
 class FoundPairs(NamedTuple):
@@ -68,3 +71,21 @@ def read_pairs_of_groups(source: Path) -> FoundPairs:
             if first != second:
                 pairs.setdefault(pair.id, pair)
     return FoundPairs(list(pairs.values()), {}, num_same)
+
+
+def read_wanted_file(source: Path) -> dict[str, int]:
+    """Rows of `pair`, an id, and `wanted`, votes of people; of several numbers the largest.
+
+    Raises:
+        FormatError: At the first row that is not so.
+        EmptySetError: When there is no row.
+        DataError: When there is no such file.
+    """
+    wanted: dict[str, int] = {}
+    for row in read_rows(source):
+        pair, votes = row.text("pair"), row.number("wanted")
+        if not 1 <= votes <= MOST_VOTES or votes != int(votes):
+            expected = f"1 to {MOST_VOTES} votes"
+            row.fail(("wanted",), expected, shown(row.value("wanted")), "Mend the field.")
+        wanted[pair] = max(int(votes), wanted.get(pair, 0))
+    return wanted

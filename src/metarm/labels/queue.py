@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pair an annotator is shown next: gold items and repeats by draw, else where votes lack.
 
+Pairs that more votes were asked for come first, then those with the fewest votes.
+
 Every draw is a function of what the store draws by (its seed where one was given, else its secret
 id), the annotator and how many items they answered.
 """
 
 import json
 import sqlite3
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from metarm.labels.settings import LabelSettings
@@ -22,11 +25,13 @@ __all__ = [
     "is_gold_turn",
     "is_side_turned",
     "item_id",
-    "place_of",
+    "places_of",
 ]
 
 FIRST_ITEMS: Final = 10
 """Among an annotator's first so many items, two have a known answer."""
+UNORDERED: Final = frozenset({"", "random"})
+"""What chose pairs whose order says nothing: nobody, and chance; it is drawn anew."""
 BETWEEN: Final = 5
 """Other items at least between a pair and its mirrored repeat."""
 
@@ -49,15 +54,15 @@ _IS_THEIRS: Final = f"""NOT EXISTS (
 ) AND s.pair NOT IN ({_BESIDES})"""
 """Whether the annotator has not answered the pair, and does not at the moment."""
 _NEXT: Final = f"""
-WITH {_LEASED} SELECT pair, votes AS taken, place, number FROM (
-    SELECT s.pair, s.votes, s.place, s.number FROM standing AS s
+WITH {_LEASED} SELECT pair, is_asked, votes AS taken, place, number FROM (
+    SELECT s.pair, s.is_asked, s.votes, s.place, s.number FROM standing AS s
     WHERE s.votes < {_WANTS} AND s.pair NOT IN (SELECT pair FROM leased) AND {_IS_THEIRS}
-    ORDER BY s.votes, s.place, s.number LIMIT 1
+    ORDER BY s.is_asked DESC, s.votes, s.place, s.number LIMIT 1
 ) UNION ALL
-SELECT s.pair, s.votes + leased.number, s.place, s.number
+SELECT s.pair, s.is_asked, s.votes + leased.number, s.place, s.number
 FROM leased CROSS JOIN standing AS s ON s.pair = leased.pair
 WHERE s.votes + leased.number < {_WANTS} AND {_IS_THEIRS}
-ORDER BY taken, place, number LIMIT 1
+ORDER BY is_asked DESC, taken, place, number LIMIT 1
 """
 """Those before others are few: of the rest the first that fits, in the order of the index."""
 _LEFT: Final = f"""
@@ -90,9 +95,29 @@ class Showing(NamedTuple):
     number: int
 
 
-def place_of(seed: int, pair: str) -> int:
-    """Where a pair stands in the queue among those with as many votes."""
-    return draw_seed(seed, f"queue {pair}")
+def places_of(seed: int, pairs: Sequence[tuple[str, str]]) -> list[int]:
+    """Where pairs that are added together stand in the queue among those with as many votes.
+
+    Each draws a place, so that what is answered at any moment is a sample of all, and a place tells
+    nothing of the strategy. The pairs of one strategy then take theirs in the order they were
+    chosen: where the budget ends early, it went into the first of them.
+
+    Args:
+        seed: What the store draws by.
+        pairs: Ids and what chose each, in the order they were chosen.
+
+    Returns:
+        Of each pair; smaller ones come first.
+    """
+    places = [draw_seed(seed, f"queue {pair}") for pair, _ in pairs]
+    rows_of: defaultdict[str, list[int]] = defaultdict(list)
+    for row, (_, strategy) in enumerate(pairs):
+        if strategy not in UNORDERED:
+            rows_of[strategy].append(row)
+    for rows in rows_of.values():
+        for row, place in zip(rows, sorted(places[row] for row in rows), strict=True):
+            places[row] = place
+    return places
 
 
 def item_id(seed: int, pair: str, annotator: str, showing: int) -> str:
@@ -159,7 +184,7 @@ def choose_showing(
     wanted = connection.execute(_NEXT, values).fetchone()
     if wanted is None:
         return None
-    number = _num_answered(connection, annotator) + len(set(besides))
+    number = _num_taken(connection, annotator, besides)
     kind, showing = _turn(settings, seed, annotator, number)
     if kind is not None:
         fitting = [pair for (pair,) in connection.execute(kind, values)]
@@ -191,10 +216,16 @@ def _values(
     }
 
 
-def _num_answered(connection: sqlite3.Connection, annotator: str) -> int:
-    """Items that the annotator ever answered; undo takes none away."""
+def _num_taken(connection: sqlite3.Connection, annotator: str, besides: Collection[str]) -> int:
+    """Items that the annotator ever answered, and of `besides` those of theirs, each once.
+
+    Undo takes none away. What else a page says it holds moves no draw.
+    """
     (number,) = connection.execute(
-        "SELECT count(*) FROM (SELECT DISTINCT pair, showing FROM event WHERE annotator = ?)",
-        (annotator,),
+        "SELECT count(*) FROM ("
+        "SELECT pair, showing FROM event WHERE annotator = :annotator UNION "
+        "SELECT pair, showing FROM item WHERE annotator = :annotator "
+        "AND id IN (SELECT value FROM json_each (:besides)))",
+        {"annotator": annotator, "besides": json.dumps(list(besides))},
     ).fetchone()
     return int(number)

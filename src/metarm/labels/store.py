@@ -19,6 +19,7 @@ from metarm.labels.adding import (
     add_invitation,
     add_pairs,
     add_settings,
+    ask_next,
     find_invited,
     is_known,
     revoke_invitations,
@@ -145,6 +146,23 @@ class LabelStore:
         """
         with self._changing() as change:
             return add_pairs(change, pairs, gold or {}, wanted or {})
+
+    def ask_next(self, wanted: Mapping[str, int]) -> int:
+        """Have people asked for more votes on pairs that are there, before all other pairs.
+
+        Args:
+            wanted: Pair id -> votes of people that it is to have, those that it has included; of
+                several numbers the largest, and none asks for fewer than the settings.
+
+        Returns:
+            For how many pairs that is news; the same once more changes nothing.
+
+        Raises:
+            DataError: When there is no such pair.
+            ConfigError: When fewer than one vote are wanted.
+        """
+        with self._changing() as change:
+            return ask_next(change, wanted)
 
     def add_annotator(self, name: str, kind: AnnotatorKind = "person") -> None:
         """Add somebody who votes; the same once more changes nothing.

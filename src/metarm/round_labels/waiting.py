@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -168,10 +169,11 @@ def hand_out(run_dir: Path) -> int:
     """
     asked: dict[str, LabelPair] = {}
     wanted: dict[str, int] = {}
-    for _, pairs, votes in _open_questions(run_dir):
-        for pair in pairs:
-            asked.setdefault(pair.id, pair)
-            wanted[pair.id] = max(votes, wanted.get(pair.id, 0))
+    rounds = [[(pair, votes) for pair in pairs] for _, pairs, votes in _open_questions(run_dir)]
+    # In turns: the queue keeps the order of a strategy, and no arm is to be answered last.
+    for pair, votes in chain.from_iterable(filter(None, turn) for turn in zip_longest(*rounds)):
+        asked.setdefault(pair.id, pair)
+        wanted[pair.id] = max(votes, wanted.get(pair.id, 0))
     path = run_dir / STORE_FILE
     before: dict[str, int] = {}
     if is_made(path):

@@ -35,6 +35,7 @@ def fill(path: Path, num_pairs: int) -> LabelStore:
     store = LabelStore(path, LabelSettings(votes_per_pair=3, seed=0, batch_size=20)).__enter__()
     gold = {pair.id: "first" for pair in pairs[:5]}
     store.add_content(LabelContent(tuple(pairs), gold, kinds, tuple(votes)))
+    store.ask_next({pair.id: 2 for pair in pairs[20:60]} | {pair.id: 3 for pair in pairs[-3:]})
     return store
 
 

@@ -6,6 +6,7 @@ import logging
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from metarm.labels import tables
 from metarm.labels.entries import add_entry
 from metarm.labels.events import VoteEvent
 from metarm.labels.journal import journal_path
-from metarm.labels.queue import is_gold_turn, is_side_turned
+from metarm.labels.queue import is_gold_turn, is_side_turned, places_of
 from metarm.labels.reading import LabelReader
 from metarm.labels.settings import LabelSettings
 from metarm.labels.store import LabelStore
@@ -106,6 +107,52 @@ def test_pairs_with_the_fewest_votes_come_first_and_leave_when_they_have_enough(
         assert store.counts().num_done == len(PAIRS)
 
 
+def test_a_strategy_keeps_its_order_and_takes_turns_with_the_random_half(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    pairs = [
+        LabelPair(f"q{name} {number}", "a", "b", chosen_by=name)
+        for name in ("random", "d-optimal", "near-tie", "")
+        for number in range(60)
+    ]
+
+    def order(store: LabelStore) -> list[LabelPair]:
+        held: list[str] = []
+        found = []
+        while (item := store.next_item("ann", besides=held)) is not None:
+            held.append(item.id)
+            found.append(item.pair)
+        return found
+
+    with LabelStore(path, PLAIN.model_copy(update={"seed": 3})) as store:
+        store.add_pairs([*pairs, pairs[70]])
+        store.add_annotator("ann")
+        served = order(store)
+    assert sorted(served, key=pairs.index) == pairs
+    for strategy in ("d-optimal", "near-tie"):
+        of = [pair for pair in served if pair.chosen_by == strategy]
+        assert of == [pair for pair in pairs if pair.chosen_by == strategy]
+    for strategy in ("random", ""):
+        of = [pair for pair in served if pair.chosen_by == strategy]
+        assert of != [pair for pair in pairs if pair.chosen_by == strategy]
+    # Where the budget ends halfway, each had about its half: a hypergeometric share, 4 sd.
+    halfway = Counter(pair.chosen_by for pair in served[: len(pairs) // 2])
+    spread = (len(pairs) / 2 * 0.25 * 0.75 * 0.5) ** 0.5
+    assert all(abs(count - 30) <= 4 * spread for count in halfway.values())
+    # The same from the journal.
+    path.unlink()
+    with LabelStore(path, replay=True) as store:
+        assert order(store) == served
+
+
+def test_a_place_is_drawn_and_tells_nothing_of_the_strategy() -> None:
+    ids = [(f"pair {number}", ("random", "d-optimal")[number % 2]) for number in range(400)]
+    places = places_of(7, ids)
+    alone = [place for one in ids for place in places_of(7, [one])]
+    assert sorted(places) == sorted(alone)
+    assert places[::2] == alone[::2]
+    assert places[1::2] == sorted(alone[1::2])
+
+
 def test_models_and_rules_take_nothing_from_people(tmp_path: Path) -> None:
     with LabelStore(tmp_path / "labels.db", PLAIN) as store:
         store.add_pairs(PAIRS[:1])
@@ -145,6 +192,60 @@ def test_gold_items_are_two_of_ten_and_look_like_others(tmp_path: Path) -> None:
         assert sum(item.is_gold for item in items) == 2
         assert all(item.is_gold == (item.pair.id in gold) for item in items)
         assert len({len(item.id) for item in items}) == 1
+
+
+@pytest.mark.parametrize("besides", ["made up", "somebody else's", "answered", "the last one"])
+def test_what_a_page_says_it_holds_moves_no_gold_item_away(tmp_path: Path, besides: str) -> None:
+    """Of an honest page, too: an answer whose reply was lost is in its outbox and in the store."""
+    pairs = [LabelPair(f"q{number}", "a", "b") for number in range(60)]
+    gold = {pair.id: "tie" for pair in pairs[:5]}
+    settings = LabelSettings(repeat_fraction=0, seed=5)
+    with LabelStore(tmp_path / "labels.db", settings) as store:
+        store.add_pairs(pairs, gold=gold)
+        store.add_annotator("ann")
+        store.add_annotator("bob")
+        others: list[str] = []
+        for _ in range(12):
+            other = store.next_item("bob", besides=others)
+            assert other is not None
+            others.append(other.id)
+        own: list[str] = []
+        told = {
+            "made up": lambda: [f"{number:016x}" for number in range(12)],
+            "somebody else's": lambda: others,
+            "answered": lambda: own,
+            "the last one": lambda: own[-1:],
+        }[besides]
+        was_gold = []
+        for number in range(10):
+            item = store.next_item("ann", besides=told())
+            assert item is not None
+            own.append(item.id)
+            was_gold.append(item.is_gold)
+            store.record(VoteEvent(f"k{number}", "ann", "first", item=item.id))
+        turns = [is_gold_turn(5, "ann", number, fraction=0.05) for number in range(10)]
+        assert was_gold == turns
+        assert sum(turns) == 2
+
+
+def test_items_in_hand_count_once_also_where_they_were_taken_back(tmp_path: Path) -> None:
+    """Three in hand, of which one was answered and undone: the fourth is drawn as the fourth."""
+    pairs = [LabelPair(f"q{number}", "a", "b") for number in range(60)]
+    gold = {pair.id: "tie" for pair in pairs[:5]}
+    for seed in range(20):
+        settings = LabelSettings(repeat_fraction=0, seed=seed)
+        with LabelStore(tmp_path / f"{seed}.db", settings) as store:
+            store.add_pairs(pairs, gold=gold)
+            store.add_annotator("ann")
+            held: list[str] = []
+            for number in range(10):
+                item = store.next_item("ann", besides=held)
+                assert item is not None
+                assert item.is_gold == is_gold_turn(seed, "ann", number, fraction=0.05)
+                held.append(item.id)
+                if number == 2:
+                    store.record(VoteEvent("k", "ann", "first", item=item.id))
+                    store.undo("ann", "k")
 
 
 def test_later_gold_items_come_at_their_share() -> None:
@@ -399,6 +500,61 @@ def test_a_pair_wants_the_votes_it_was_given_whatever_the_settings_say(tmp_path:
     with LabelReader(path) as reader:
         assert reader.wanted() == {one.id: 1, two.id: 3}
     assert verify_store(path).is_whole
+
+
+def test_votes_that_are_asked_for_later_come_before_all_others(tmp_path: Path) -> None:
+    path = tmp_path / "labels.db"
+    one, two, gold = PAIRS[0].id, PAIRS[1].id, PAIRS[2].id
+    now = [1e9]
+    clocked = partial(LabelStore, path, clock=lambda: now[0])
+
+    def served(store: LabelStore, name: str) -> list[str]:
+        now[0] += 10_000  # what others had before them is theirs no more
+        store.add_annotator(name)
+        held: dict[str, str] = {}
+        while (item := store.next_item(name, besides=list(held))) is not None:
+            held[item.id] = item.pair.id
+        return list(held.values())
+
+    with clocked(PLAIN.model_copy(update={"votes_per_pair": 2})) as store:
+        store.add_pairs(PAIRS, gold={gold: "tie"}, wanted={PAIRS[3].id: 2})
+        for name in ("ann", "bob"):
+            store.add_annotator(name)
+            for pair in (one, two):
+                store.record(VoteEvent(f"{name} {pair}", name, "first", pair=pair))
+        before = served(store, "cid")
+        assert set(before) == {pair.id for pair in PAIRS[3:]}, "two have what they want"
+        # One vote more on two pairs; a pair that nobody has seen does not want fewer than usual.
+        wanted = {one: 3, two: 3, before[-1]: 1, gold: 1}
+        assert store.ask_next(wanted) == 4
+        assert store.ask_next(wanted) == 0
+    for opened in (False, True):
+        with clocked(replay=opened) as store:
+            first = [before[-1], *sorted((one, two), key=lambda pair: _place(store, pair))]
+            name = f"dan {opened}"
+            assert served(store, name) == [*first, *before[:-1]]
+            assert served(store, "ann")[0] == before[-1], "she has answered the two others"
+        path.unlink()
+    with clocked(replay=True) as store:
+        for name in ("dan", "eve"):
+            store.add_annotator(name)
+            store.record(VoteEvent(f"{name} again", name, "tie", pair=before[-1]))
+        store.record(VoteEvent("once", "dan", "skip", pair=one))
+        store.record(VoteEvent("twice", "dan", "tie", pair=two))
+        assert served(store, "fay")[0] == one, "a skip is no vote, and two others have theirs"
+        assert set(served(store, "gil")[1:]) == set(before[:-1])
+        store.undo("dan", "twice")
+        assert two in served(store, "fay")[:2]
+        with pytest.raises(DataError, match="pair that is there"):
+            store.ask_next({"none": 2})
+        with pytest.raises(ConfigError, match="1 or more"):
+            store.ask_next({one: 0, PAIRS[5].id: -1})
+    assert verify_store(path).is_whole
+
+
+def _place(store: LabelStore, pair: str) -> int:
+    """Where a pair stands among those with as many votes."""
+    return places_of(store.seed, [(pair, "")])[0]
 
 
 def test_known_answers_are_for_pairs_that_are_there_and_never_change(tmp_path: Path) -> None:

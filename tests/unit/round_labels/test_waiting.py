@@ -60,6 +60,23 @@ def test_pairs_of_all_arms_are_handed_out_once(tmp_path: Path) -> None:
     assert read_waiting(tmp_path) == [Waiting("a", 3, 2, 3, 0), Waiting("b", 3, 2, 3, 0)]
 
 
+def test_arms_take_turns_in_the_order_of_their_strategy(tmp_path: Path) -> None:
+    """Else all pairs of the last arm were answered last, by people who had learnt meanwhile."""
+    of = {
+        arm: [LabelPair(f"{arm} {n}", " x", " y", "here", "d-optimal") for n in range(number)]
+        for arm, number in (("a", 3), ("b", 5))
+    }
+    for arm, pairs in of.items():
+        ask(tmp_path, arm, pairs)
+    assert hand_out(tmp_path) == 8
+    with LabelStore(tmp_path / STORE_FILE) as store:
+        store.add_annotator("ann")
+        served: dict[str, str] = {}
+        while (item := store.next_item("ann", besides=list(served))) is not None:
+            served[item.id] = str(item.pair.prompt)
+    assert list(served.values()) == ["a 0", "b 0", "a 1", "b 1", "a 2", "b 2", "b 3", "b 4"]
+
+
 def test_a_page_that_serves_the_store_is_not_disturbed(tmp_path: Path) -> None:
     ask(tmp_path, "a", PAIRS)
     hand_out(tmp_path)

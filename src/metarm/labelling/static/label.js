@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One decision per screen: shows items, takes answers, hands them to the outbox, fetches ahead.
 
+import { keep } from "/static/keeping.js";
 import { Outbox } from "/static/outbox.js";
 import { endBatch, showPause } from "/static/pauses.js";
 import { announce, byId, fitPrompt, openPrompt, showAway, showItem, showParts, showResponses } from "/static/screen.js";
@@ -220,11 +221,7 @@ function vote(answer) {
 
 function keepPast() {
   past = past.slice(-MOST_HISTORY);
-  try {
-    sessionStorage.setItem(historyName, JSON.stringify(past));
-  } catch {
-    // too large to keep: undo works until the page is loaded anew
-  }
+  keep(sessionStorage, historyName, JSON.stringify(past)); // else undo works until the page is loaded anew
   const last = past.at(-1);
   byId("undo").disabled = !last;
   byId("why").hidden = !last;
@@ -232,8 +229,12 @@ function keepPast() {
 }
 
 function undo() {
+  if (!past.length) return;
+  if (outbox.isBlocked) {
+    announce("You are signed out: the answer stays, and can be taken back once you have signed in.");
+    return;
+  }
   const last = past.pop();
-  if (!last || outbox.isBlocked) return;
   keepPast();
   undone = last;
   outbox.add("/api/undo", { annotator, key: last.key });
@@ -269,7 +270,7 @@ function toggleNote(isOpen = byId("note-row").hidden) {
 
 function setDifferences(isOn) {
   withDifferences = isOn;
-  localStorage.setItem("metarm.differences", isOn ? "on" : "off");
+  keep(localStorage, "metarm.differences", isOn ? "on" : "off");
   byId("diff").setAttribute("aria-pressed", String(isOn));
   if (!current) return;
   const count = showResponses(current, isOn);
@@ -389,6 +390,6 @@ isExhausted = start.items.length === 0 && !outbox.entries().length;
 outbox.sendNow();
 advance();
 if (byId("guide") && localStorage.getItem("metarm.guide") !== byId("guide").textContent) {
-  localStorage.setItem("metarm.guide", byId("guide").textContent);
+  keep(localStorage, "metarm.guide", byId("guide").textContent);
   openHelp();
 }

@@ -2,12 +2,15 @@
 // Keeps what was answered until the server has it. An entry is a key of localStorage of its own, so
 // that two tabs never write over each other; whoever sends it, the server counts it once.
 
+import { keep } from "/static/keeping.js";
 import { post, reasonOf } from "/static/server.js";
 
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 15000;
 const SIGNED_OUT = new Set([401, 409]);
 const TRY_AGAIN = new Set([408, 421, 425, 429]);
+const ORDER_DIGITS = 15;
+const OWN_REST = new RegExp(`^\\d{${ORDER_DIGITS}}\\.`); // not of another annotator whose name begins alike
 
 export class Outbox {
   /**
@@ -19,7 +22,6 @@ export class Outbox {
     this.refusedPrefix = `metarm.refused.${encodeURIComponent(annotator)}.`;
     this.told = told;
     this.memory = new Map(); // where the browser keeps nothing
-    this.count = 0;
     this.waitMs = FIRST_WAIT_MS;
     this.timer = null;
     this.isSending = false;
@@ -30,17 +32,12 @@ export class Outbox {
 
   /** Entries that wait, oldest first. */
   entries() {
-    const names = [...this.memory.keys()];
-    for (let place = 0; place < localStorage.length; place += 1) {
-      const name = localStorage.key(place);
-      if (name.startsWith(this.prefix)) names.push(name);
-    }
-    return names.sort().map((name) => [name, this.#read(name)]).filter(([, entry]) => entry);
+    return this.#names(this.prefix).map((name) => [name, this.#read(name)]).filter(([, entry]) => entry);
   }
 
   /** How many entries the server refused for good. */
   numRefused() {
-    return Object.keys(localStorage).filter((name) => name.startsWith(this.refusedPrefix)).length;
+    return this.#names(this.refusedPrefix).length;
   }
 
   /** Items whose answers wait. */
@@ -49,15 +46,11 @@ export class Outbox {
   }
 
   add(path, body) {
-    this.count += 1;
-    const order = `${String(Date.now()).padStart(15, "0")}.${String(this.count).padStart(6, "0")}`;
-    const name = `${this.prefix}${order}.${body.key}`;
-    const text = JSON.stringify({ path, body });
-    try {
-      localStorage.setItem(name, text);
-    } catch {
-      this.memory.set(name, text);
-    }
+    // After all that wait, also where the clock was set back since: an undo follows its vote.
+    const last = this.#names(this.prefix).at(-1);
+    const order = Math.max(Date.now(), last ? this.#orderOf(last) + 1 : 0);
+    const name = `${this.prefix}${String(order).padStart(ORDER_DIGITS, "0")}.${body.key}`;
+    this.#keep(name, JSON.stringify({ path, body }));
     this.sendNow();
   }
 
@@ -104,10 +97,10 @@ export class Outbox {
       return false;
     }
     if (answer.status >= 500 || TRY_AGAIN.has(answer.status)) return this.#later(answer.waitMs);
-    // It will never be taken: keep it aside, so that the others get through.
+    // It will never be taken: keep it aside, in its own room, so that the others get through.
     const why = { ...entry, why: reasonOf(answer) };
-    localStorage.setItem(name.replace(this.prefix, this.refusedPrefix), JSON.stringify(why));
     this.#remove(name);
+    this.#keep(name.replace(this.prefix, this.refusedPrefix), JSON.stringify(why));
     return true;
   }
 
@@ -118,6 +111,21 @@ export class Outbox {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.#send(), wait);
     return false;
+  }
+
+  /** Names that begin so and go on as ours, in order. */
+  #names(prefix) {
+    return [...this.memory.keys(), ...Object.keys(localStorage)]
+      .filter((name) => name.startsWith(prefix) && OWN_REST.test(name.slice(prefix.length)))
+      .sort();
+  }
+
+  #orderOf(name) {
+    return Number(name.slice(this.prefix.length, this.prefix.length + ORDER_DIGITS));
+  }
+
+  #keep(name, text) {
+    if (!keep(localStorage, name, text)) this.memory.set(name, text);
   }
 
   #read(name) {

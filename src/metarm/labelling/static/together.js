@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scrolls both responses together, where that is wished for.
 
+import { keep } from "/static/keeping.js";
 import { byId } from "/static/screen.js";
 
 let isTogether = localStorage.getItem("metarm.together") === "on";
@@ -8,7 +9,7 @@ let isTogether = localStorage.getItem("metarm.together") === "on";
 /** Whether they scroll together from now on; kept in the browser. */
 export function setTogether(isOn) {
   isTogether = isOn;
-  localStorage.setItem("metarm.together", isOn ? "on" : "off");
+  keep(localStorage, "metarm.together", isOn ? "on" : "off");
   byId("together").setAttribute("aria-pressed", String(isOn));
 }
 
