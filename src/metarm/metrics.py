@@ -18,7 +18,9 @@ __all__ = [
     "WinTieLose",
     "accuracy_estimate",
     "adjust_by_holm",
+    "attainable_accuracy",
     "best_of_n_mean",
+    "expected_correct",
     "gap_histogram",
     "kl_estimate",
     "length_balanced_accuracy",
@@ -142,8 +144,58 @@ def pair_accuracy(gaps: ArrayLike, gold_gaps: ArrayLike) -> Floats:
     return (1.0 + agreement) / 2.0
 
 
+def expected_correct(correct: ArrayLike, p: ArrayLike) -> Floats:
+    """Per pair how right an order is where the label is soft: p for agreeing, 1 - p against.
+
+    Args:
+        correct: As if `chosen` were better for certain: 1, 0, or 0.5 for a tie, shape (pairs,).
+        p: Probability in [0, 1] that it is, shape (pairs,).
+
+    Returns:
+        Shape (pairs,), in [0, 1]: `correct` itself where p is 1, 0.5 where the score ties.
+
+    Raises:
+        EmptySetError: When there is no pair.
+        DataError: When a p is outside [0, 1].
+        ShapeError: When the two are not of the same shape (pairs,).
+
+    Example:
+        >>> expected_correct([1.0, 0.0, 0.5, 1.0], [0.75, 0.75, 0.75, 1.0]).tolist()
+        [0.75, 0.25, 0.5, 1.0]
+    """
+    right, chance = _same_length(correct=correct, p=p)
+    _check_chances(chance)
+    expected: Floats = chance * right + (1.0 - chance) * (1.0 - right)
+    return expected
+
+
+def attainable_accuracy(p: ArrayLike) -> float:
+    """The most that an accuracy can be on soft labels: the mean of max(p, 1 - p).
+
+    Args:
+        p: Probability in [0, 1] that `chosen` is the better one, shape (pairs,).
+
+    Returns:
+        In [0.5, 1]: 1 where every label is hard, 0.5 where every one is a coin flip.
+
+    Raises:
+        EmptySetError: When there is no pair.
+        DataError: When a p is outside [0, 1].
+
+    Example:
+        >>> attainable_accuracy([1.0, 0.25])
+        0.875
+    """
+    chance = _numbers(p, "p")
+    _check_chances(chance)
+    return float(np.maximum(chance, 1.0 - chance).mean())
+
+
 def length_balanced_accuracy(
-    correct: ArrayLike, chosen_lengths: ArrayLike, rejected_lengths: ArrayLike
+    correct: ArrayLike,
+    chosen_lengths: ArrayLike,
+    rejected_lengths: ArrayLike,
+    p: ArrayLike | None = None,
 ) -> float | None:
     """Mean of the accuracies where the better response is the longer and where it is the shorter.
 
@@ -153,13 +205,16 @@ def length_balanced_accuracy(
         correct: Shape (pairs,), 1, 0 or 0.5.
         chosen_lengths: Length of the better response, shape (pairs,), any unit.
         rejected_lengths: Length of the other one; pairs of equal length count on neither side.
+        p: Probability that `chosen` is the better one, shape (pairs,): a pair counts p as it
+            stands and 1 - p the other way round; None is 1.
 
     Returns:
         In [0, 1]; None when one of the two sides has no pair.
 
     Raises:
         EmptySetError: When there is no pair.
-        ShapeError: When the three are not of the same shape (pairs,).
+        DataError: When a p is outside [0, 1].
+        ShapeError: When they are not all of the same shape (pairs,).
 
     Example:
         >>> length_balanced_accuracy([1, 1, 1, 0], [9, 9, 9, 2], [3, 3, 3, 3])
@@ -168,6 +223,10 @@ def length_balanced_accuracy(
     right, chosen, rejected = _same_length(
         correct=correct, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths
     )
+    if p is not None:
+        _, chance = _same_length(correct=correct, p=p)
+        _check_chances(chance)
+        return _soft_balanced(right, np.sign(chosen - rejected), chance)
     longer, shorter = right[chosen > rejected], right[chosen < rejected]
     if longer.size == 0 or shorter.size == 0:
         return None
@@ -375,6 +434,26 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Estimate:
     """
     one, other = _same_length(first=first, second=second)
     return mean_estimate(one - other)
+
+
+def _soft_balanced(right: Floats, longer: Floats, p: Floats) -> float | None:
+    """Each pair in both orders, weighted by p and 1 - p; `longer` is the sign for `chosen`."""
+    weights, signs = np.concatenate([p, 1.0 - p]), np.concatenate([longer, -longer])
+    both, means = np.concatenate([right, 1.0 - right]), []
+    for sign in (1.0, -1.0):
+        weight = weights * (signs == sign)
+        if weight.sum() == 0:
+            return None
+        means.append(float((weight * both).sum() / weight.sum()))
+    return sum(means) / 2.0
+
+
+def _check_chances(p: Floats) -> None:
+    if p.min() < 0 or p.max() > 1:
+        raise DataError(
+            f"p must be in [0, 1], got values from {p.min()} to {p.max()}. It is the probability "
+            "that the chosen response is the better one."
+        )
 
 
 def _mean_and_half_width(values: Floats, labels: NDArray[Any]) -> tuple[float, float, int]:

@@ -145,6 +145,7 @@ def evaluate(
                 "load": loaded.report.summary(),
                 "num_too_long": num_too_long,
                 "accuracy": asdict(found.accuracy),
+                "accuracy_attainable": found.accuracy_attainable,
                 "accuracy_length_balanced": found.accuracy_length_balanced,
                 "gap_mean": found.gap_mean,
                 "gap_spread": found.gap_spread,
@@ -156,6 +157,11 @@ def evaluate(
     print_table(
         {
             "accuracy": f"{found.accuracy} (95 % interval, {found.accuracy.count} prompts)",
+            **(
+                {"accuracy, attainable": f"{found.accuracy_attainable:.4g} (labels are soft)"}
+                if found.accuracy_attainable is not None
+                else {}
+            ),
             "accuracy, length-balanced": "not defined here" if balanced is None else balanced,
             "gap, mean (logits)": found.gap_mean,
             "gap, spread (logits)": found.gap_spread,

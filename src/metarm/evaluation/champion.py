@@ -19,7 +19,12 @@ from scipy import stats
 from metarm.errors import ConfigError, DataError
 from metarm.evaluation.scorecard import score_groups
 from metarm.meta_strength import LEAST_RANK_CORRELATION
-from metarm.metrics import mean_group_spearman, pair_accuracy, within_group_gaps
+from metarm.metrics import (
+    expected_correct,
+    mean_group_spearman,
+    pair_accuracy,
+    within_group_gaps,
+)
 from metarm.protocols import ScoreFunction
 from metarm.schema import PreferencePair, ResponseGroup, prompt_text
 
@@ -64,7 +69,7 @@ class NonInferiority:
     """A paired test of H0: the challenger is worse by the margin or more."""
 
     difference: float
-    """Challenger's accuracy minus champion's, in [-1, 1]."""
+    """Challenger's accuracy minus champion's, in [-1, 1]; of soft labels the expected one."""
     lower: float
     """One-sided lower bound of it, at confidence 1 - alpha."""
     p_value: float
@@ -115,6 +120,7 @@ def non_inferiority(
     *,
     margin: float,
     alpha: float,
+    p: ArrayLike | None = None,
 ) -> NonInferiority:
     """Whether one score orders pairs not worse than another by more than a margin.
 
@@ -124,11 +130,13 @@ def non_inferiority(
     happens to be discordant would prove anything.
 
     Args:
-        challenger: 1 right, 0 wrong, 0.5 a tie, shape (pairs,).
+        challenger: 1 right, 0 wrong, 0.5 a tie, shape (pairs,), as if every label were hard.
         champion: The same of the same pairs.
         clusters: The prompt of each pair, shape (pairs,).
         margin: In (0, 0.5).
         alpha: In (0, 0.9); from 0.5 on no proof is asked for.
+        p: Soft labels, known ones, shape (pairs,): a difference counts 2 p - 1 times, and the pair
+            as discordant as ever, since one of the two is right whichever way it falls; None is 1.
 
     Raises:
         DataError: When there are no pairs, or the lengths differ.
@@ -148,7 +156,11 @@ def non_inferiority(
             f"expected as many of each, one or more, got {one.shape} and {other.shape} for "
             f"{len(clusters)} pairs"
         )
-    gaps = one - other
+    apart = one - other
+    chance = np.ones_like(one) if p is None else np.asarray(p, dtype=np.float64)
+    if chance.shape != one.shape or chance.min() < 0 or chance.max() > 1:
+        raise DataError(f"expected {one.size} soft labels in [0, 1], got {chance}")
+    gaps = (2.0 * chance - 1.0) * apart
     numbers: dict[object, int] = {}
     labels = np.array([numbers.setdefault(name, len(numbers)) for name in clusters])
     count = len(numbers)
@@ -156,7 +168,7 @@ def non_inferiority(
     sums = np.bincount(labels, weights=gaps - mean)
     clustered = count / max(count - 1, 1) * float((sums**2).sum()) / gaps.size**2
     # Prompts, not pairs: those of one prompt may all err together.
-    likeliest = _variance_at(margin, mean, float((gaps**2).mean()), count)
+    likeliest = _variance_at(margin, mean, float((apart**2).mean()), count)
     error = math.sqrt(max(clustered, likeliest))
     freedom = max(count - 1, 1)
     half = 0.5 / count
@@ -172,7 +184,7 @@ def non_inferiority(
         holds=count >= fewest and p_value <= alpha,
         num_pairs=int(gaps.size),
         num_prompts=count,
-        discordant_share=float((gaps != 0).mean()),
+        discordant_share=float((apart != 0).mean()),
         prompts_needed=max(fewest, math.ceil(unit * (reach / margin) ** 2)),
         fewest_prompts=fewest,
     )
@@ -248,12 +260,14 @@ def compare_champion(
     old = _gaps(champion, pairs)
     told = np.ones_like(new)
     right, right_before = pair_accuracy(new, told), pair_accuracy(old, told)
+    p = np.array([1.0 if pair.p is None else pair.p for pair in pairs])
     test = non_inferiority(
         right,
         right_before,
         [prompt_text(pair.prompt) for pair in pairs],
         margin=rules.margin,
         alpha=rules.alpha,
+        p=p,
     )
     guards: tuple[Guard, ...] = ()
     if own is not None:
@@ -264,8 +278,8 @@ def compare_champion(
     return Decision(
         replaces=test.holds and not failed,
         reason=reason,
-        accuracy_challenger=float(right.mean()),
-        accuracy_champion=float(right_before.mean()),
+        accuracy_challenger=float(expected_correct(right, p).mean()),
+        accuracy_champion=float(expected_correct(right_before, p).mean()),
         test=test,
         guards=guards,
         rules=rules,
