@@ -35,9 +35,9 @@ from metarm.data.preferences import load_preferences, save_preferences, split_by
 from metarm.explaining.attributing import BASELINES, PathSettings, attribute
 from metarm.explaining.linear_head import LinearHead, learn_head, refit_without
 from metarm.explaining.neighbours import nearest_pairs, similarities
-from metarm.explaining.permuting import holm, slice_tests
+from metarm.explaining.permuting import slice_tests
 from metarm.explaining.slices import pair_slices, prompt_numbers
-from metarm.metrics import accuracy_estimate, mean_estimate
+from metarm.metrics import accuracy_estimate, adjust_by_holm, mean_estimate
 from metarm.models.head_states import head_states
 from metarm.models.loading import load_encoder, load_reward_model
 from metarm.models.reward_model import RewardModelScore, load_score_function
@@ -179,7 +179,7 @@ def false_alarms(pairs: list[PreferencePair], gaps: Floats) -> dict[str, Any]:
         found = slice_tests(
             dealt, masks, prompt_numbers(pairs), num_permutations=NUM_PERMUTATIONS, seed=seed
         )
-        alarms.append(float(min(holm(found)) <= 0.05))
+        alarms.append(float(min(adjust_by_holm(found)) <= 0.05))
     return {"slices": len(masks), "deals": NUM_DEALS, "any_finding": str(accuracy_estimate(alarms))}
 
 

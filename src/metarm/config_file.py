@@ -119,7 +119,7 @@ def _sentence(detail: Mapping[str, Any], path: KeyPath, cls: type[BaseModel]) ->
     name = _dotted(path)
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown key `{name}`: {_nearest_key(path, cls)}"
+        return f"unknown key `{name}`: {_nearest_key(path, cls, value)}"
     if kind == "missing":
         return f"{name}: expected a value, got none. Add `{name}` to the file or give {name}=..."
     if kind == "value_error":
@@ -180,13 +180,17 @@ def _dotted(path: KeyPath) -> str:
     return ".".join(str(part) for part in path)
 
 
-def _nearest_key(path: KeyPath, cls: type[BaseModel]) -> str:
+def _nearest_key(path: KeyPath, cls: type[BaseModel], value: Any) -> str:
     """What an unknown key may have meant: a place elsewhere with that name, or a near name."""
     annotation: Any = cls
     for part in path[:-1]:
         annotation = _inside(annotation, part)
     known = [name for model in _models(annotation) for name in model.model_fields]
     wanted = str(path[-1])
+    # As in a run's `reward.max_steps` for the `max_steps` of a verb that has no sections.
+    inner = str(next(iter(value))) if isinstance(value, dict) and value else None
+    if inner in known:
+        return f"did you mean {inner!r}?"
     elsewhere = [name for name in _all_keys(cls) if name.rpartition(".")[2] == wanted]
     if elsewhere and wanted not in known:
         return f"did you mean {' or '.join(f'{name!r}' for name in elsewhere)}?"

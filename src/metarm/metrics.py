@@ -17,6 +17,7 @@ from metarm.schema import Estimate, Histogram
 __all__ = [
     "WinTieLose",
     "accuracy_estimate",
+    "adjust_by_holm",
     "best_of_n_mean",
     "gap_histogram",
     "kl_estimate",
@@ -428,3 +429,28 @@ def _groups(scores: ArrayLike, name: str) -> Floats:
             f"expected {name} of shape (groups, k), got {table.shape}. Use `.reshape(-1, k)`."
         )
     return _finite(table, name)
+
+
+def adjust_by_holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """P-values that may be held against one level for all tests together.
+
+    Args:
+        p_values: Shape (tests,), in [0, 1].
+
+    Returns:
+        Shape (tests,): the smallest times the number of tests, and so on, never falling, at most 1.
+
+    Source:
+        Holm 1979, step-down.
+
+    Example:
+        >>> adjust_by_holm([0.01, 0.5, 0.02]).tolist()
+        [0.03, 0.5, 0.04]
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    factors = np.arange(len(values), 0, -1)
+    stepped = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
+    adjusted = np.empty_like(values)
+    adjusted[order] = stepped
+    return adjusted

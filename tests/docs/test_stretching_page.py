@@ -4,6 +4,8 @@
 import re
 import runpy
 
+import adapting_rules
+
 from docs.pages import REPOSITORY
 from metarm.storage import read_json
 from metarm.stretching.adapting import ADAPTATIONS
@@ -23,10 +25,12 @@ ROWS = [
         "original": CHANGE,
         "shifted_change": CHANGE,
         "original_change": {**CHANGE, "low": -0.01},
+        "shifted_splits": {**CHANGE, "low": 0.0},
         "shifted_by_split": [0.05, -0.01],
-        **({"holds": [True, False], "seconds": 12.4} if way in ADAPTATIONS else {}),
+        **({"passes": [True, False], "seconds": 12.4} if way in ADAPTATIONS else {}),
+        **({"taken": ["full", "none"]} if way in SCRIPT["RULES"] else {}),
     }
-    for way in SCRIPT["WAYS"]
+    for way in ("none", "head", SCRIPT["BEFORE"])
 ]
 
 
@@ -39,11 +43,22 @@ def test_the_table_is_that_of_the_results() -> None:
 
 
 def test_a_row_has_what_a_way_changes() -> None:
-    (body,) = (match[1] for match in BLOCK.finditer(SCRIPT["render"](PAGE, {"rows": ROWS})))
-    none, head, *_ = body.splitlines()[2:]
-    assert none == "| 30 | `none` | 2 | 0.020 | 0.020 |  |  |  |"
-    changes = "**+2.0 [+1.0, +3.0]** | +2.0 [-1.0, +3.0] | -1.0"
+    page = SCRIPT["render"](PAGE, {"rows": ROWS})
+    (body,) = (match[1] for match in BLOCK.finditer(page))
+    none, head, before = body.splitlines()[2:]
+    assert none == "| 30 | `none` | 2 | 0.020 |  | 0.020 |  |  |  |"
+    changes = "**+2.0 [+1.0, +3.0]** | +2.0 [+0.0, +3.0] | +2.0 [-1.0, +3.0] | -1.0"
     assert head == f"| 30 | `head` | 2 | {changes} | 1 of 2 | 12 |"
+    name = SCRIPT["NAMES"][SCRIPT["BEFORE"]]
+    assert before == f"| 30 | {name} | 2 | {changes} | 1 `none`, 1 `full` |  |"
+
+
+def test_what_rules_take_where_truth_is_known_is_that_of_the_results() -> None:
+    assert adapting_rules.render(PAGE, read_json(adapting_rules.RESULTS)) == PAGE
+
+
+def test_splits_that_the_rule_was_made_after_do_not_judge_it() -> None:
+    assert not {0, 1, 2} & {seed for row in read_json(RESULTS)["rows"] for seed in row["seeds"]}
 
 
 def test_numbers_are_those_of_the_code() -> None:
@@ -56,6 +71,7 @@ def test_numbers_are_those_of_the_code() -> None:
         f"{settings.folds} folds instead of {AdaptSettings().folds}",
         f"{settings.reward.num_train_epochs:g} passes instead of "
         f"{AdaptSettings().reward.num_train_epochs:g}",
-        f"margin of {settings.margin:g} instead of {AdaptSettings().margin:g}",
     ):
         assert text in part, text
+    for key in ("margin", "alpha", "gain_alpha"):
+        assert getattr(settings, key) == getattr(AdaptSettings(), key), key

@@ -3,18 +3,26 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fault_server import Call, Reply, say, serve
 from integration.commands import Finished
+from metarm.chunk_log import ChunkLog
 from metarm.data.derived import check_apart
 from metarm.data.meta_sets import save_groups
 from metarm.data.preferences import load_preferences, save_preferences
+from metarm.progress import SilentProgress
 from metarm.schema import PreferencePair, ResponseGroup
+from metarm.stretching import adapting
+from metarm.stretching.adapting import adapt_reward_model
 from metarm.stretching.pseudo_labels import draw_candidates
+from metarm.stretching.settings import AdaptSettings
+from metarm.stretching.ways import Evidence, judge_ways
 from tiny_models import WORDS, save_reward_model
 
 
@@ -150,6 +158,7 @@ def test_adapt_leaves_original_pairs_of_few_labels_prompts_out(
     done = metarm(*words, "--original", "both.jsonl", "--output", "ad")
     assert done.code == 0, done.err
     assert "4 original pairs left out: they are of few labels' prompts" in done.out
+    assert re.search(r"\nhead  few labels: log loss [+-].* \((passes|refused)\)\n", done.out)
     told = json.loads((data / "ad" / "adapt.json").read_text())
     assert (told["num_original"], told["num_original_left_out"]) == (len(pairs), 4)
     # The very pairs, and none else: there is nothing to tell by.
@@ -185,14 +194,63 @@ def test_adapt_reports_every_way_and_loads(data: Path, metarm: Callable[..., Fin
     assert [c["name"] for c in found["candidates"]] == ["none", "head", "full"]
     none = found["candidates"][0]
     assert none["gain"]["change"]["value"] == none["original"]["difference"] == 0.0
-    assert found["taken"] in ("none", "head", "full")
-    assert len(found["reason"].split("; ")) == 2
-    assert json.loads((data / "ad" / "adapt.json").read_text())["taken"] == found["taken"]
+    # With so wide a margin all pass: the least loss is taken, by the gaps that lie beside it.
+    assert [c["original"]["holds"] for c in found["candidates"]] == [True] * 3
+    least = min(found["candidates"], key=lambda c: c["log_loss"]["value"])["name"]
+    assert found["taken"] == least
+    assert json.loads((data / "ad" / "adapt.json").read_text())["taken"] == least
+    told = Evidence.from_json(json.loads((data / "ad" / "gaps.json").read_text()))
+    again = judge_ways(told, AdaptSettings(margin=0.4))
+    assert (again[0], again[1]) == (least, found["reason"])
     scored = metarm("evaluate", "--reward-model", "ad", "--preferences", "few.jsonl", "--json")
     document(scored)
     wrong = metarm("adapt", "--model", "one", "--preferences", "few.jsonl", "--original",
                    "pairs.jsonl", "--output", "other", "candidates=[heads]")  # fmt: skip
     assert "did you mean 'head'" in wrong.error
+
+
+def test_adapt_goes_on_where_it_was_stopped_and_ends_as_if_never(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, pairs = (load_preferences(data / f"{name}.jsonl").pairs for name in ("few", "pairs"))
+    settings = AdaptSettings.model_validate(
+        {"candidates": ["head", "full"], "folds": 2, "margin": 0.4,
+         "reward": {"num_train_epochs": 1.0, "max_length": 24}}
+    )  # fmt: skip
+    trained, train = [], adapting.train_reward_model
+
+    def train_once(**words: Any) -> Any:
+        found = train(**words)
+        trained.append(words["output_dir"])
+        return found
+
+    def stop_at_the_whole(**words: Any) -> Any:
+        train_once(**words)
+        if "partial" in words["output_dir"].name:
+            raise KeyboardInterrupt
+
+    def adapt(place: str) -> dict[str, Any]:
+        output = data / f"{place}-out"
+        output.mkdir(exist_ok=True)
+        return adapt_reward_model(
+            model=str(data / "one"), few=few, original=pairs, settings=settings,
+            output_dir=output, place=data / place, seed=0, progress=SilentProgress(),
+        ).to_json()  # fmt: skip
+
+    monkeypatch.setattr(adapting, "train_reward_model", train_once)
+    whole = adapt("whole")
+    assert len(trained) == 6, "two ways, each of two folds and one on all"
+    monkeypatch.setattr(adapting, "train_reward_model", stop_at_the_whole)
+    # What an earlier version kept of folds, outcomes for gaps, is not read.
+    ChunkLog(data / "stopped" / "folds.log").put("head 0", [1.0, 0.0, 1.0])
+    with pytest.raises(KeyboardInterrupt):
+        adapt("stopped")
+    monkeypatch.setattr(adapting, "train_reward_model", train_once)
+    trained.clear()
+    assert adapt("stopped") == whole
+    assert len(trained) == 4, "the first way's folds are not trained again"
+    told = [(data / f"{name}-out" / "gaps.json").read_bytes() for name in ("whole", "stopped")]
+    assert told[0] == told[1]
 
 
 def test_paraphrases_are_asked_once_and_go_on_where_they_were_stopped(

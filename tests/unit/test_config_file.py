@@ -164,6 +164,7 @@ def test_unknown_keys_name_the_nearest_known_one(path: Path, line: str, message:
     [
         ("reward.lerning_rate=1", "command line: unknown key `reward.lerning_rate`: did you mean"),
         ("rewrd.lora_r=1", "command line: unknown key `rewrd`: did you mean 'reward'?"),
+        ("training.rounds=1", "command line: unknown key `training`: did you mean 'rounds'?"),
         ("rounds=x", "command line: rounds: expected a whole number, got the text 'x'"),
         ("rounds", "command line: expected key=value, got 'rounds'"),
         ("rounds=", "command line: expected key=value, got 'rounds='"),

@@ -32,7 +32,14 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @property
+    def is_told(self) -> bool:
+        """Whether it leaves anything out: votes that nobody else's are beside tell nothing."""
+        return self.low > -1.0 or self.high < 1.0
+
     def __str__(self) -> str:
+        if not self.is_told:
+            return "cannot be told"
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 

@@ -15,7 +15,15 @@ from scipy.special import expit, log_expit, logsumexp
 
 from metarm.annotators.vote_table import VoteTable
 
-__all__ = ["GOLD_GAP", "Answers", "JointProblem", "Pieces", "answer_probabilities", "shares_of"]
+__all__ = [
+    "GOLD_GAP",
+    "Answers",
+    "JointProblem",
+    "Pieces",
+    "answer_probabilities",
+    "guessed_ties",
+    "shares_of",
+]
 
 Floats = NDArray[np.float64]
 
@@ -313,19 +321,28 @@ def _bounds(table: VoteTable, tie: float, much: float) -> tuple[Floats, Floats]:
     return low[:, None], high[:, None]
 
 
+def guessed_ties(table: VoteTable) -> Floats:
+    """Share of ties among each annotator's guesses, shape (annotators,)."""
+    is_tie = table.direction == 0
+    return _smoothed_shares(table, is_tie, np.ones_like(is_tie))
+
+
+def _smoothed_shares(
+    table: VoteTable, event: NDArray[np.bool_], among: NDArray[np.bool_]
+) -> Floats:
+    """Each annotator's share, drawn to the crowd's by so many of its votes."""
+    size = len(table.annotators)
+    whole = float(event[among].mean()) if among.any() else 0.0
+    hits = np.bincount(table.annotator, event & among, minlength=size)
+    counts = np.bincount(table.annotator, among, minlength=size)
+    found: Floats = (hits + GUESSED_SHARE_VOTES * whole) / (counts + GUESSED_SHARE_VOTES)
+    return found
+
+
 def _guessed_degrees(table: VoteTable) -> Floats:
     """Chances of a tie or not, of much better or not, in a guess: each annotator's own shares."""
     is_tie, is_strong = table.direction == 0, table.strength == 2
-
-    def shares(event: NDArray[np.bool_], among: NDArray[np.bool_]) -> Floats:
-        size = len(table.annotators)
-        whole = float(event[among].mean()) if among.any() else 0.0
-        hits = np.bincount(table.annotator, event & among, minlength=size)
-        counts = np.bincount(table.annotator, among, minlength=size)
-        found: Floats = (hits + GUESSED_SHARE_VOTES * whole) / (counts + GUESSED_SHARE_VOTES)
-        return found[table.annotator]
-
-    tie = shares(is_tie, np.ones_like(is_tie))
-    strong = shares(is_strong, ~is_tie)
+    tie = guessed_ties(table)[table.annotator]
+    strong = _smoothed_shares(table, is_strong, ~is_tie)[table.annotator]
     degree = np.where(is_strong, strong, 1.0 - strong)
     return np.where(is_tie, tie, (1.0 - tie) * degree)

@@ -16,6 +16,7 @@ from metarm.annotators.joint_likelihood import (
     JointProblem,
     Pieces,
     answer_probabilities,
+    guessed_ties,
     shares_of,
 )
 from metarm.annotators.vote_table import VoteTable
@@ -114,7 +115,7 @@ def fit_joint(
     reliability, bias = _jacobians(problem, pieces)
     of_reliability = reliability @ covariance @ reliability.T
     g, c, u = shares_of(pieces)
-    lean = u * (1.0 - _guessed_ties(problem)) * (2.0 * expit(pieces.bias) - 1.0)
+    lean = u * (1.0 - guessed_ties(problem.table)) * (2.0 * expit(pieces.bias) - 1.0)
     counts = table.votes_of_annotator
     errors = np.sqrt(np.diag(of_reliability))
     bias_errors = np.sqrt(np.diag(bias @ covariance @ bias.T))
@@ -136,7 +137,7 @@ def fit_joint(
         states=states,
         weights=weights,
         answers=JointAnswers(
-            g, c, u, pieces.bias, problem.thresholds(pieces)[0], _guessed_ties(problem)
+            g, c, u, pieces.bias, problem.thresholds(pieces)[0], guessed_ties(problem.table)
         ),
         weights_of_features=None if features is None else basis @ pieces.weights / scale,
     )
@@ -178,7 +179,7 @@ def _jacobians(problem: JointProblem, pieces: Pieces) -> tuple[Floats, Floats]:
     own = np.arange(count)
     lean = 2.0 * expit(pieces.bias) - 1.0
     # A guess may be a tie, which is for no side.
-    sided = u * (1.0 - _guessed_ties(problem))
+    sided = u * (1.0 - guessed_ties(problem.table))
     reliability = np.zeros((count, int(starts[-1])))
     bias = np.zeros_like(reliability)
     reliability[own, starts[1] + own] = g * (1.0 - g + c)
@@ -188,15 +189,3 @@ def _jacobians(problem: JointProblem, pieces: Pieces) -> tuple[Floats, Floats]:
         bias[own, starts[2] + own] = -sided * c * lean
     bias[own, starts[3] + own] = sided * (1.0 - lean**2) / 2.0
     return reliability, bias
-
-
-def _guessed_ties(problem: JointProblem) -> Floats:
-    """Share of ties among each annotator's guesses, as the likelihood has it."""
-    table = problem.table
-    ties = np.zeros(len(table.annotators))
-    is_tie = table.direction == 0
-    if is_tie.any():
-        whole, counts = is_tie.mean(), table.votes_of_annotator
-        hits = np.bincount(table.annotator, is_tie, minlength=len(ties))
-        ties = (hits + 4.0 * whole) / (counts + 4.0)
-    return ties

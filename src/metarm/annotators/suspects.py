@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from metarm.annotators.beliefs import Belief
 from metarm.errors import ConfigError
+from metarm.metrics import adjust_by_holm
 
-__all__ = ["ALPHA", "Suspect", "SuspectKind", "adjust_by_holm", "check_alpha", "name_suspects"]
+__all__ = ["ALPHA", "Suspect", "SuspectKind", "check_alpha", "name_suspects"]
 
 SuspectKind = Literal["random", "always-left", "always-right", "adversarial"]
 
@@ -89,31 +89,6 @@ def check_alpha(alpha: float) -> None:
     """
     if not 0 < alpha < 1:
         raise ConfigError(f"expected alpha above 0 and below 1, got {alpha}: 0.05, for example")
-
-
-def adjust_by_holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """P-values that may be held against one level for all tests together.
-
-    Args:
-        p_values: Shape (tests,), in [0, 1].
-
-    Returns:
-        Shape (tests,): the smallest times the number of tests, and so on, never falling, at most 1.
-
-    Source:
-        Holm 1979, step-down.
-
-    Example:
-        >>> adjust_by_holm([0.01, 0.5, 0.02]).tolist()
-        [0.03, 0.5, 0.04]
-    """
-    values = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(values, kind="stable")
-    factors = np.arange(len(values), 0, -1)
-    stepped = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
-    adjusted = np.empty_like(values)
-    adjusted[order] = stepped
-    return adjusted
 
 
 def _p_value(value: float, error: float, least: float) -> float:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Votes as arrays: which pair, whose, which way, how strongly, and on which side it stood."""
+"""Votes as arrays: which pair, whose, which way, how strongly, and on which side it stood.
+
+One vote of each annotator on a pair: whoever answers it again, mirrored, tells of themselves.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ SIDES = {False: 1, True: -1, None: 0}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VoteTable:
-    """Votes that say something, a row each; skips are missing values and are not here."""
+    """Votes that say something, a row each and one of an annotator on a pair; no skips."""
 
     pairs: tuple[str, ...]
     """Ids, in the order of their first vote; those without any vote come last."""
@@ -59,21 +62,32 @@ class VoteTable:
 
     @property
     def votes_of_pair(self) -> Ints:
-        """Counts, shape (pairs,)."""
+        """Counts, shape (pairs,): of annotators, as each has one vote."""
         return np.bincount(self.pair, minlength=len(self.pairs)).astype(np.int64)
+
+    @property
+    def num_shared_votes(self) -> int:
+        """Votes on pairs that another annotator voted on too."""
+        counts = self.votes_of_pair
+        return int(counts[counts > 1].sum())
 
 
 def build_table(votes: Iterable[Vote], unvoted: Sequence[str] = ()) -> VoteTable:
-    """The votes as arrays, without those that were skipped.
+    """The votes as arrays, without those that were skipped or are repeats.
 
     Args:
-        votes: In any order; an annotator may have several on a pair.
+        votes: Of several by one annotator on a pair the first counts: the others are no evidence
+            on the pair, since people agree with themselves where others would not.
         unvoted: Ids of further pairs that the table is to hold.
 
     Raises:
         EmptySetError: When no vote says anything.
     """
-    said = [vote for vote in votes if vote.choice != "skip"]
+    firsts: dict[tuple[str, str], Vote] = {}
+    for vote in votes:
+        if vote.choice != "skip":
+            firsts.setdefault((vote.pair, vote.annotator), vote)
+    said = list(firsts.values())
     if not said:
         raise EmptySetError("expected at least one vote that is not a skip, got none")
     pairs = {vote.pair: None for vote in said} | dict.fromkeys(unvoted)

@@ -59,7 +59,7 @@ def explain(
     ] = False,
     tolerance: Annotated[
         float,
-        typer.Option("--tolerance", metavar="X", help="Gap, as a share of all attributions."),
+        typer.Option("--tolerance", metavar="X", help="Gap left, as a share of the difference."),
     ] = 0.01,
     max_steps: Annotated[
         int, typer.Option("--max-steps", metavar="N", min=1, help="Points of the path at most.")

@@ -149,6 +149,12 @@ def _say(report: "BeliefReport") -> None:
             f"{one.name:<{width}}  {one.num_votes:>5} votes  {one.reliability!s:<20}  "
             f"{one.side_bias!s:<20}{remark}"
         )
+    if not all(one.reliability.is_told for one in report.belief.annotators):
+        answer(
+            "Votes alone cannot tell who is reliable where hardly any pair has those of two "
+            "annotators: give --backbone or --features, or have pairs of known answers, or some "
+            "pairs twice, judged"
+        )
     alpha = report.agreement.alpha
     answer(f"Krippendorff's alpha: {'-' if alpha is None else alpha}")
 

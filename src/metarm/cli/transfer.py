@@ -144,11 +144,11 @@ def adapt(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Adapt a reward model to a few labels, if that is shown to be worth it.
+    """Adapt a reward model to a few labels, in the way that does best on labels not seen.
 
     Keeping the model, its head alone, a LoRA adapter and all weights are compared by
-    cross-validation on the few labels, and none may lose on original pairs. OUTPUT is the reward
-    model that was taken, and every candidate's figures.
+    cross-validation on the few labels; one that loses on original pairs by more than a margin is
+    refused. OUTPUT is the reward model that was taken, and every candidate's figures.
     """
     from metarm.stretching.settings import AdaptSettings
 
@@ -175,7 +175,8 @@ def adapt(
         return report.to_json()
 
     inputs = {"model": model, "preferences": preferences, "original": original}
-    facts = {"seed": seed, "data_format": data_format}
+    # What is kept of a choice by another rule has other figures.
+    facts = {"seed": seed, "data_format": data_format, "chosen_by": "log loss"}
     stage = build_output("adapt", output, settings, inputs, facts, build, goes_on=True)
     if stage is None:
         return
@@ -183,13 +184,18 @@ def adapt(
     if as_json:
         print_json({"output": str(output), **document})
         return
-    for found in document["candidates"]:
-        kept = found["original"]
-        holds = "holds" if kept["holds"] else "not shown to hold"
+    none, *others = document["candidates"]
+    answer(
+        f"{none['name']:<5} few labels: log loss {estimate_text(none['log_loss'])}, accuracy "
+        f"{estimate_text(none['accuracy'])}; original {estimate_text(none['accuracy_original'])}"
+    )
+    for found in others:
         answer(
-            f"{found['name']:<5} few labels {estimate_text(found['accuracy'])}, gain "
-            f"{change_text(found['gain']['change'])}; original {kept['difference']:+.3f} "
-            f"({holds})"
+            f"{found['name']:<5} few labels: log loss "
+            f"{change_text(found['log_loss_change']['change'])}, accuracy "
+            f"{change_text(found['gain']['change'])}; original "
+            f"{change_text(found['change_original'])} "
+            f"({'passes' if found['original']['holds'] else 'refused'})"
         )
     if num_left_out := document["num_original_left_out"]:
         answer(f"{num_left_out} original pairs left out: they are of few labels' prompts")

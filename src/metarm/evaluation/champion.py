@@ -128,7 +128,7 @@ def non_inferiority(
         champion: The same of the same pairs.
         clusters: The prompt of each pair, shape (pairs,).
         margin: In (0, 0.5).
-        alpha: In (0, 0.5).
+        alpha: In (0, 0.9); from 0.5 on no proof is asked for.
 
     Raises:
         DataError: When there are no pairs, or the lengths differ.

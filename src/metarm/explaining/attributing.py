@@ -8,7 +8,7 @@ the sum of the shares must be that difference. What is missing stands beside eve
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -30,9 +30,12 @@ __all__ = [
     "check_captum",
 ]
 
+Attribute = Callable[
+    ["RewardModelScore | EnsembleScore", Prompt, str, "PathSettings"], "Attribution"
+]
+
 logger = logging.getLogger(__name__)
 
-FIRST_STEPS: Final = 16
 TOKENS_AT_ONCE: Final = 4096
 TINY: Final = 1e-12
 
@@ -46,19 +49,22 @@ class PathSettings:
     keeps_prompt: bool = False
     """Whether the text without its words still has the prompt's."""
     tolerance: float = 0.01
-    """Completeness gap that is accepted, as a share of the sum of absolute attributions."""
+    """Completeness gap that is accepted, as a share: of one text's of its absolute attributions, of
+    a pair's of the difference that is shared out."""
     max_steps: int = 512
-    """Points of the path at most; doubled from 16 until the gap is small enough."""
+    """Points of the path at most; doubled from `first_steps` until the gap is small enough."""
+    first_steps: int = 16
+    """Points of the path to begin with."""
 
     def __post_init__(self) -> None:
         if self.baseline not in BASELINES:
             raise ConfigError(
                 f"unknown baseline {self.baseline!r}: {nearest_names(self.baseline, BASELINES)}"
             )
-        if not self.tolerance > 0 or self.max_steps < 1:
+        if not self.tolerance > 0 or min(self.max_steps, self.first_steps) < 1:
             raise ConfigError(
-                f"expected a tolerance above 0 and max_steps of 1 or more, got {self.tolerance} "
-                f"and {self.max_steps}"
+                "expected a tolerance above 0, max_steps and first_steps of 1 or more, got "
+                f"{self.tolerance}, {self.max_steps} and {self.first_steps}"
             )
 
 
@@ -113,6 +119,8 @@ class PairAttribution:
 
     first: Attribution
     second: Attribution
+    tolerance: float
+    """Completeness gap that is accepted, as a share of the difference."""
 
     @property
     def difference(self) -> float:
@@ -131,8 +139,15 @@ class PairAttribution:
 
     @property
     def is_complete(self) -> bool:
-        """Whether both sides are within the tolerance."""
-        return self.first.is_complete and self.second.is_complete
+        """Whether both sides are within the tolerance, and the difference's gap is as well.
+
+        A difference below that share of all attributions is a tie, and held to that of the share.
+        """
+        if not (self.first.is_complete and self.second.is_complete):
+            return False
+        size = sum(abs(value) for side in (self.first, self.second) for value in side.values)
+        difference = max(abs(self.difference), self.tolerance * size)
+        return abs(self.gap) <= self.tolerance * difference + TINY
 
     def prompt(self) -> list[tuple[str, float]]:
         """The prompt's pieces: what each does for the first response more than for the second."""
@@ -238,11 +253,30 @@ def attribute_pair(
     first: str,
     second: str,
     settings: PathSettings | None = None,
+    *,
+    attribute_one: Attribute = attribute,
 ) -> PairAttribution:
-    """Share out the difference of two rewards among both texts; as `attribute` for each side."""
-    return PairAttribution(
-        attribute(score, prompt, first, settings), attribute(score, prompt, second, settings)
-    )
+    """Share out the difference of two rewards among both texts.
+
+    Two texts may each be within the tolerance of their own attributions and leave much of a small
+    difference over: both paths are refined until the difference's own gap is within it.
+
+    Args:
+        score: As in `attribute`.
+        prompt: The same.
+        first: One response.
+        second: The other.
+        settings: As in `attribute`.
+        attribute_one: `attribute`, or what keeps what it finds.
+    """
+    chosen = settings or PathSettings()
+    while True:
+        one, other = (attribute_one(score, prompt, side, chosen) for side in (first, second))
+        found = PairAttribution(one, other, chosen.tolerance)
+        steps = 2 * max(one.num_steps, other.num_steps)
+        if found.is_complete or steps > chosen.max_steps:
+            return found
+        chosen = replace(chosen, first_steps=steps)
 
 
 def _attribute_one(
@@ -264,7 +298,7 @@ def _attribute_one(
         reward, baseline_reward = forward(torch.cat([there, start])).tolist()
     batch = max(1, min(score.batch_size, TOKENS_AT_ONCE // len(read.ids)))
     path = IntegratedGradients(forward)
-    steps = min(FIRST_STEPS, settings.max_steps)
+    steps = min(settings.first_steps, settings.max_steps)
     while True:
         found = path.attribute(there, start, n_steps=steps, internal_batch_size=batch)
         of_token = found[0].sum(dim=-1).double().tolist()

@@ -11,10 +11,9 @@ from scipy.special import expit
 
 from metarm.errors import ConfigError, ModelError
 from metarm.explaining.attributing import (
-    Attribution,
-    PairAttribution,
     PathSettings,
     attribute,
+    attribute_pair,
     check_captum,
 )
 from metarm.explaining.kept_work import KeptWork
@@ -128,9 +127,13 @@ def explain_pairs(
     with progress.stage("attributions", 2 * len(chosen)) as bar:
         for row, why in chosen:
             pair = pairs[row]
-            attribution = PairAttribution(
-                _attribute(score, pair.prompt, pair.chosen, plan.path, kept),
-                _attribute(score, pair.prompt, pair.rejected, plan.path, kept),
+            attribution = attribute_pair(
+                score,
+                pair.prompt,
+                pair.chosen,
+                pair.rejected,
+                plan.path,
+                attribute_one=attribute if kept is None else kept.attribute,
             )
             bar.advance(2)
             told.append(
@@ -178,20 +181,12 @@ def explain_text(
     check_captum()
     # Scoring first: a text that does not fit is an error that names it.
     score([prompt], [response])
-    attribution = _attribute(score, prompt, response, path, kept)
+    attribution = (attribute if kept is None else kept.attribute)(score, prompt, response, path)
     return {
         "prompt": prompt_text(prompt),
         "response": response,
         "attribution": attribution.to_json(),
     }
-
-
-def _attribute(
-    score: Reward, prompt: Prompt, response: str, path: PathSettings, kept: KeptWork | None
-) -> Attribution:
-    if kept is None:
-        return attribute(score, prompt, response, path)
-    return kept.attribute(score, prompt, response, path)
 
 
 def _num_models(score: Reward, after: Reward | None) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact tests of many slices at once: whole prompts change places, and Holm counts the tests."""
+"""Exact tests of many slices at once: whole prompts change places."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,35 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from metarm.errors import ShapeError
 
-__all__ = ["holm", "sign_test", "slice_tests"]
+__all__ = ["sign_test", "slice_tests"]
 
 Floats = NDArray[np.float64]
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values for a whole family: the chance that any of them comes out as small by chance.
-
-    Args:
-        p_values: In [0, 1], in any order.
-
-    Returns:
-        In [0, 1], in the same order; at most 0.05: a finding, whatever else was looked at.
-
-    Source:
-        Holm 1979.
-
-    Example:
-        >>> holm([0.01, 0.5, 0.02])
-        [0.03, 0.5, 0.04]
-    """
-    order = np.argsort(p_values, kind="stable")
-    adjusted = np.empty(len(p_values))
-    reached = 0.0
-    for rank, place in enumerate(order):
-        reached = max(reached, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = reached
-    found: list[float] = adjusted.tolist()
-    return found
 
 
 def slice_tests(

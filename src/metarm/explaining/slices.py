@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from metarm.errors import ShapeError
-from metarm.explaining.permuting import holm, sign_test, slice_tests
+from metarm.explaining.permuting import sign_test, slice_tests
 from metarm.explaining.topics import prompt_topics
 from metarm.explaining.traits import FORMATS, script_of
-from metarm.metrics import accuracy_estimate, mean_estimate
+from metarm.metrics import accuracy_estimate, adjust_by_holm, mean_estimate
 from metarm.schema import Estimate, PreferencePair, Prompt, prompt_text
 from metarm.streams import draw_seed
 
@@ -185,8 +185,8 @@ def measure_slices(
                 num_permutations=NUM_PERMUTATIONS,
                 seed=draw_seed(seed, "change", place),
             )
-    held = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    held_changes = dict(zip(changes, holm(list(changes.values())), strict=True))
+    held = dict(zip(p_values, adjust_by_holm(list(p_values.values())), strict=True))
+    held_changes = dict(zip(changes, adjust_by_holm(list(changes.values())), strict=True))
     return [
         _measure(
             key,

@@ -120,6 +120,8 @@ def _interval(estimate: Estimate | Interval | None, *, signed: bool = False) -> 
     """Value and interval as text; the count of what is behind it, where that is known."""
     if estimate is None:
         return {"value": "-", "range": "", "count": None}
+    if isinstance(estimate, Interval) and not estimate.is_told:
+        return {"value": str(estimate), "range": "", "count": None}
     sign = "+" if signed else ""
     return {
         "value": f"{estimate.value:{sign}.2f}",

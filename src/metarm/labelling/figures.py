@@ -112,7 +112,8 @@ Told = Estimate | Interval | None
 
 
 def _reliability(row: AnnotatorRow) -> Told:
-    return None if row.belief is None else row.belief.reliability
+    told = None if row.belief is None else row.belief.reliability
+    return told if told is not None and told.is_told else None
 
 
 _PANELS: Final[Sequence[tuple[str, Callable[[AnnotatorRow], Told], float | None]]] = (

@@ -217,11 +217,20 @@ def _refuse_missing(model: str | Path, kind: str, missing: Iterable[str]) -> Non
         )
 
 
+def _refuse_lost_folder(model: str | Path, kind: str) -> None:
+    """A name that can only be a folder's is not looked for on the hub."""
+    name = str(model)
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not Path(model).exists():
+        raise ModelError(f"expected a {kind} at {name!r}: there is no such folder. Check the path.")
+
+
 @contextmanager
 def _loading(model: str | Path, kind: str) -> Iterator[None]:
     """Errors that help, and quiet: metarm shows its own bars and checks the load report itself."""
     from transformers.utils.logging import disable_progress_bar
 
+    _refuse_lost_folder(model, kind)
     refuse_pickles(model)
     disable_progress_bar()
     logger = logging.getLogger("transformers")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A few labels of another distribution: keep the model, or adapt its head, an adapter, or all.
 
-Each way is judged by cross-validation on the few labels, by prompt, and must not lose on original
-pairs by more than a margin. A way is taken over a simpler one only if it is shown to be better.
+Each way is judged by cross-validation on the few labels, by prompt, and by the model that all of
+them make on original pairs. Which is taken is said in `ways`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,36 +14,36 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from metarm.chunk_log import ChunkLog
 from metarm.config import RewardSettings
 from metarm.data.derived import check_apart, without_kin_of
 from metarm.data.preferences import prompt_key, without_prompts_of
 from metarm.errors import ConfigError, EmptySetError, nearest_names
-from metarm.evaluation.champion import NonInferiority, non_inferiority
-from metarm.metrics import accuracy_estimate, pair_accuracy
 from metarm.models.loading import load_encoder, load_reward_model
 from metarm.models.reward_model import RewardModelScore, load_score_function
 from metarm.models.saving import copy_model_folder, save_reward_model
 from metarm.protocols import ProgressReporter
-from metarm.schema import Estimate, PreferencePair, prompt_text
+from metarm.schema import PreferencePair
 from metarm.storage import build_stage, fingerprint, write_json
-from metarm.stretching.pseudo_labels import PairedChange, gaps_of, paired_change
+from metarm.stretching.pseudo_labels import gaps_of
 from metarm.stretching.settings import AdaptSettings
+from metarm.stretching.ways import Adaptation, Evidence, WayGaps, judge_ways
 from metarm.training import train_reward_model
 
 __all__ = [
     "ADAPTATIONS",
     "ADAPT_FILE",
+    "GAPS_FILE",
     "AdaptReport",
-    "Adaptation",
     "adapt_reward_model",
-    "choose_adaptation",
     "split_into_folds",
 ]
 
 ADAPT_FILE: Final = "adapt.json"
+GAPS_FILE: Final = "gaps.json"
+"""All that the ways were judged by: `ways.Evidence`."""
+FOLDS_FILE: Final = "fold_gaps.log"
 NONE: Final = "none"
 """Keeping the model as it is: always tried, and the simplest way."""
 
@@ -55,23 +55,6 @@ ADAPTATIONS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     }
 )
 """Way of adapting -> what it changes in `RewardSettings`, the simplest first."""
-
-Right = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Adaptation:
-    """One way, and its figures."""
-
-    name: str
-    accuracy: Estimate
-    """On the few labels, each scored by a model that has not seen it, clustered by prompt."""
-    gain: PairedChange
-    """The same against keeping the model, on the same pairs."""
-    accuracy_original: Estimate
-    """Of the model adapted to all few labels, on original pairs, clustered by prompt."""
-    original: NonInferiority
-    """Whether it is not worse there than the model as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +75,49 @@ class AdaptReport:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class _FewLabels:
+    """What is adapted to, in parts."""
+
+    whole: Sequence[PreferencePair]
+    labelled: Sequence[PreferencePair]
+    """Those that are tested on."""
+    derived: Sequence[PreferencePair]
+    """Rows made from others: trained on, never tested on."""
+    folds: Sequence[Sequence[int]]
+    """Places of `labelled`."""
+    original: Sequence[PreferencePair]
+    num_left_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Trainer:
+    """What every training of an adaptation shares."""
+
+    model: str
+    seed: int
+    progress: ProgressReporter
+
+    def train(
+        self,
+        pairs: Sequence[PreferencePair],
+        test_pairs: Sequence[PreferencePair],
+        settings: RewardSettings,
+        folder: Path,
+    ) -> None:
+        """`test_pairs` is a single one, since what the model is good for is measured here."""
+        train_reward_model(
+            model=self.model,
+            pairs=pairs,
+            test_pairs=test_pairs,
+            groups=(),
+            settings=settings,
+            output_dir=folder,
+            seed=self.seed,
+            progress=self.progress,
+        )
+
+
 def adapt_reward_model(
     *,
     model: str,
@@ -103,7 +129,7 @@ def adapt_reward_model(
     seed: int,
     progress: ProgressReporter,
 ) -> AdaptReport:
-    """Adapt a reward model to a few labels in the way that is shown to be worth it.
+    """Adapt a reward model to a few labels in the way that does best on labels it has not seen.
 
     Args:
         model: Folder or hub id of a reward model.
@@ -123,57 +149,40 @@ def adapt_reward_model(
         DataError: When an original pair is derived, or a few-label row was made from one.
 
     Writes:
-        `output_dir`: a reward model and `adapt.json`.
+        `output_dir`: a reward model, `adapt.json` and `gaps.json`.
     """
     for name in settings.candidates:
         if name not in ADAPTATIONS:
             raise ConfigError(f"unknown candidate {name!r}: {nearest_names(name, ADAPTATIONS)}")
-    try:
-        # Few labels are dear, original pairs are many: it is these that give way.
-        apart = without_prompts_of(original, few)
-    except EmptySetError as error:
-        raise EmptySetError(
-            f"expected original pairs of prompts that no few label is of, got none of "
-            f"{len(original)}: every way is trained on those prompts. Give original pairs of "
-            "others, or take some of these prompts out of the few labels"
-        ) from error
-    check_apart(few, apart, "original pairs")
-    num_left_out = len(original) - len(apart)
     score = load_score_function(model)
-    few, original = score.fitting_pairs(few), score.fitting_pairs(apart)
-    labelled = [pair for pair in few if not pair.parent_id]
-    derived = [pair for pair in few if pair.parent_id]
-    folds = split_into_folds(labelled, settings.folds)
-    clusters = [prompt_text(pair.prompt) for pair in labelled]
-    before, before_original = _right(score, labelled), _right(score, original)
-    kept = ChunkLog(place / "folds.log")
-    found = [_judge(NONE, before, before, before_original, before_original, clusters, original,
-                    settings)]  # fmt: skip
-    scores_of = {NONE: before}
+    parts = _part(score, few, original, settings.folds)
+    gaps = {NONE: WayGaps(gaps_of(score, parts.labelled), gaps_of(score, parts.original))}
+    trainer = _Trainer(model, seed, progress)
     for name in (name for name in ADAPTATIONS if name in settings.candidates):
         own = settings.reward.model_copy(update=dict(ADAPTATIONS[name]))
-        right = np.zeros(len(labelled))
-        for number, held_out in enumerate(folds):
-            key = f"{name} {number}"
-            if kept.get(key) is None:
-                told = _cross_validate(model, labelled, derived, held_out, own, seed, progress)
-                kept.put(key, told)
-            right[held_out] = kept.get(key)
-        folder = place / name
-        _train_whole(folder, model, few, original, own, seed, progress)
-        after = _right(load_score_function(folder), original)
-        scores_of[name] = right
-        found.append(_judge(name, right, before, after, before_original, clusters, original,
-                            settings))  # fmt: skip
-    taken, reason = choose_adaptation(found, scores_of, clusters, settings.gain_alpha)
+        gaps[name] = _measure(name, parts, own, trainer, place)
+    evidence = Evidence(
+        gaps,
+        np.array([1.0 if pair.p is None else pair.p for pair in parts.labelled]),
+        _prompts(parts.labelled),
+        _prompts(parts.original),
+    )
+    taken, reason, found = judge_ways(evidence, settings)
     if taken == NONE:
         _copy_model(model, output_dir)
     else:
         copy_model_folder(place / taken, output_dir)
     report = AdaptReport(
-        taken, reason, tuple(found), len(labelled), len(original), num_left_out, len(folds)
+        taken,
+        reason,
+        found,
+        len(parts.labelled),
+        len(parts.original),
+        parts.num_left_out,
+        len(parts.folds),
     )
     write_json(output_dir / ADAPT_FILE, report.to_json())
+    write_json(output_dir / GAPS_FILE, evidence.to_json())
     return report
 
 
@@ -201,127 +210,70 @@ def split_into_folds(pairs: Sequence[PreferencePair], count: int) -> list[list[i
     return [sorted(part) for part in parts]
 
 
-def choose_adaptation(
-    candidates: Sequence[Adaptation],
-    right: Mapping[str, Right],
-    clusters: Sequence[str],
-    alpha: float,
-) -> tuple[str, str]:
-    """The way that is taken, and why: from the simplest on, where a further one is shown better.
-
-    Args:
-        candidates: The simplest first; the first one keeps the model.
-        right: Of each, the few labels in order: 1, 0 or 0.5.
-        clusters: The prompt of each label.
-        alpha: Level of each paired test.
-    """
-    taken = candidates[0].name
-    told = []
-    for candidate in candidates[1:]:
-        if not candidate.original.holds:
-            told.append(f"{candidate.name} is not shown to hold on original pairs")
-            continue
-        # A gain is a drop the other way round.
-        change = paired_change(right[taken], right[candidate.name], clusters)
-        gain = 0.0 - change.change.value
-        if change.is_drop(alpha):
-            told.append(f"{candidate.name} gains {gain:+.3f} over {taken} (p {change.p_value:.3f})")
-            taken = candidate.name
-        else:
-            told.append(
-                f"{candidate.name} is not shown to be better than {taken} ({gain:+.3f}, p "
-                f"{change.p_value:.3f})"
-            )
-    return taken, "; ".join(told) or "no other way was tried"
-
-
-def _judge(
-    name: str,
-    right: Right,
-    before: Right,
-    right_original: Right,
-    before_original: Right,
-    clusters: Sequence[str],
+def _part(
+    score: RewardModelScore,
+    few: Sequence[PreferencePair],
     original: Sequence[PreferencePair],
-    settings: AdaptSettings,
-) -> Adaptation:
-    prompts = [prompt_text(pair.prompt) for pair in original]
-    return Adaptation(
-        name,
-        accuracy_estimate(right, list(clusters)),
-        paired_change(right, before, clusters),
-        accuracy_estimate(right_original, prompts),
-        non_inferiority(
-            right_original,
-            before_original,
-            prompts,
-            margin=settings.margin,
-            alpha=settings.alpha,
-        ),
+    folds: int,
+) -> _FewLabels:
+    """What fits the model, in folds, with no original pair of a few label's prompt."""
+    try:
+        # Few labels are dear, original pairs are many: it is these that give way.
+        apart = without_prompts_of(original, few)
+    except EmptySetError as error:
+        raise EmptySetError(
+            f"expected original pairs of prompts that no few label is of, got none of "
+            f"{len(original)}: every way is trained on those prompts. Give original pairs of "
+            "others, or take some of these prompts out of the few labels"
+        ) from error
+    check_apart(few, apart, "original pairs")
+    fitting = score.fitting_pairs(few)
+    labelled = [pair for pair in fitting if not pair.parent_id]
+    return _FewLabels(
+        fitting,
+        labelled,
+        [pair for pair in fitting if pair.parent_id],
+        split_into_folds(labelled, folds),
+        score.fitting_pairs(apart),
+        len(original) - len(apart),
     )
+
+
+def _measure(
+    name: str, parts: _FewLabels, settings: RewardSettings, trainer: _Trainer, place: Path
+) -> WayGaps:
+    """Gaps of one way; each finished fold and the whole training are kept in the place."""
+    kept = ChunkLog(place / FOLDS_FILE)
+    few = np.zeros(len(parts.labelled))
+    for number, held_out in enumerate(parts.folds):
+        key = f"{name} {number}"
+        if kept.get(key) is None:
+            kept.put(key, _cross_validate(parts, held_out, settings, trainer))
+        few[held_out] = kept.get(key)
+
+    def build(partial: Path) -> None:
+        trainer.train(parts.whole, parts.original[:1], settings, partial)
+
+    build_stage(place / name, {"candidate": name}, [], build)
+    return WayGaps(few, gaps_of(load_score_function(place / name), parts.original))
 
 
 def _cross_validate(
-    model: str,
-    labelled: Sequence[PreferencePair],
-    derived: Sequence[PreferencePair],
-    held_out: Sequence[int],
-    settings: RewardSettings,
-    seed: int,
-    progress: ProgressReporter,
+    parts: _FewLabels, held_out: Sequence[int], settings: RewardSettings, trainer: _Trainer
 ) -> list[float]:
-    """Of the held-out labels 1 right, 0 wrong, 0.5 a tie, by a model of all that is no kin."""
-    tested = [labelled[place] for place in held_out]
+    """Gaps of the held-out labels, by a model of all that is no kin of theirs."""
+    tested = [parts.labelled[place] for place in held_out]
     prompts = {prompt_key(pair.prompt) for pair in tested}
-    others = [pair for pair in labelled if prompt_key(pair.prompt) not in prompts]
+    others = [pair for pair in parts.labelled if prompt_key(pair.prompt) not in prompts]
     with TemporaryDirectory() as folder:
-        pairs = [*others, *without_kin_of(derived, tested)]
-        _fit(model, pairs, tested[:1], settings, Path(folder), seed, progress)
-        return list(_right(load_score_function(folder), tested).tolist())
+        pairs = [*others, *without_kin_of(parts.derived, tested)]
+        trainer.train(pairs, tested[:1], settings, Path(folder))
+        return list(gaps_of(load_score_function(folder), tested).tolist())
 
 
-def _train_whole(
-    folder: Path,
-    model: str,
-    few: Sequence[PreferencePair],
-    original: Sequence[PreferencePair],
-    settings: RewardSettings,
-    seed: int,
-    progress: ProgressReporter,
-) -> None:
-    """The model adapted to all few labels, as a folder that is made once."""
-
-    def build(partial: Path) -> None:
-        _fit(model, few, original[:1], settings, partial, seed, progress)
-
-    build_stage(folder, {"candidate": folder.name}, [], build)
-
-
-def _fit(
-    model: str,
-    pairs: Sequence[PreferencePair],
-    test_pairs: Sequence[PreferencePair],
-    settings: RewardSettings,
-    folder: Path,
-    seed: int,
-    progress: ProgressReporter,
-) -> None:
-    """A training; `test_pairs` are one, since what it is good for is measured here, once."""
-    train_reward_model(
-        model=model,
-        pairs=pairs,
-        test_pairs=test_pairs,
-        groups=(),
-        settings=settings,
-        output_dir=folder,
-        seed=seed,
-        progress=progress,
-    )
-
-
-def _right(score: RewardModelScore, pairs: Sequence[PreferencePair]) -> Right:
-    gaps = gaps_of(score, pairs)
-    return pair_accuracy(gaps, np.ones_like(gaps))
+def _prompts(pairs: Sequence[PreferencePair]) -> tuple[str, ...]:
+    """Of each pair a name of its prompt, one of prompts that are alike."""
+    return tuple(fingerprint(prompt_key(pair.prompt)) for pair in pairs)
 
 
 def _copy_model(model: str, output_dir: Path) -> None:

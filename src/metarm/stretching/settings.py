@@ -81,10 +81,10 @@ class AdaptSettings(BaseModel):
     """Parts of the few labels, by prompt: each is tested by a model that has not seen it."""
     margin: Annotated[float, Field(gt=0, lt=0.5)] = 0.03
     """Accuracy on original pairs that may be lost at most."""
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Chance that a way that loses that much passes."""
-    gain_alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
-    """Level of the paired test that a way is better than a simpler one."""
+    alpha: Annotated[float, Field(gt=0, lt=0.9)] = 0.5
+    """Chance that a way which loses just that much passes; 0.05: it must be shown to lose less."""
+    gain_alpha: Annotated[float, Field(gt=0, le=0.5)] = 0.5
+    """Level at which a way must be better than simpler ones; 0.5: the best of all is taken."""
     reward: FewLabelSettings = FewLabelSettings()
 
     @model_validator(mode="after")

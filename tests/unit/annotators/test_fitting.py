@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whom to believe: simulated crowds, symmetries, the one-annotator case, and the front door."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.special import expit
 
-from metarm.annotators.fitting import MODELS, fit_annotators
+from metarm.annotators.fitting import LEAST_SHARED, MODELS, fit_annotators
 from metarm.errors import ConfigError, DataError, EmptySetError, ShapeError
 from metarm.labels.votes import Vote
 from unit.annotators.crowds import draw_crowd, exchange, turn_sides
@@ -189,8 +191,34 @@ def test_intervals_cover():
 def test_the_model_follows_what_is_there():
     single = [Vote("a", "w", "first"), Vote("b", "w", "second")]
     assert fit_annotators(single).model == "majority"
-    assert fit_annotators([*single, Vote("a", "v", "first")]).model == "dawid-skene"
+    assert fit_annotators([*single, Vote("a", "v", "first")]).model == "majority"
+    shared = [Vote(f"p{n}", name, "first") for n in range(LEAST_SHARED) for name in "vw"]
+    assert fit_annotators(shared).model == "dawid-skene"
+    assert fit_annotators(shared[1:]).model == "majority"
     assert fit_annotators(single, {"a": [1.0], "b": [-1.0]}).model == "joint"
+
+
+def _with_repeats(votes):
+    """Everybody answers every pair again, mirrored, as people do: as they did before."""
+    again = [replace(vote, is_turned=not vote.is_turned) for vote in votes]
+    return [*votes, *again]
+
+
+@pytest.mark.parametrize("model", [*MODELS, None])
+def test_who_agrees_with_oneself_says_nothing_more_of_the_pair(model):
+    features = SINGLE.features if model in ("joint", None) else None
+    once = fit_annotators(SINGLE.votes, features, model=model)
+    again = fit_annotators(_with_repeats(SINGLE.votes), features, model=model)
+    assert again.labels.tolist() == once.labels.tolist()
+    assert reliabilities(again) == reliabilities(once)
+
+
+def test_repeats_do_not_make_strangers_judges_of_each_other():
+    """One vote a pair and no features: nothing tells, and an adversary is not the best of all."""
+    belief = fit_annotators(_with_repeats(SINGLE.votes))
+    assert belief.model == "majority"
+    assert {str(one.reliability) for one in belief.annotators} == {"cannot be told"}
+    assert not any(one.reliability.is_told for one in belief.annotators)
 
 
 @pytest.mark.parametrize(

@@ -113,14 +113,14 @@ def test_ties_are_rao_and_kuppers(d, nu):
 
 def test_a_pairs_own_difference_is_integrated_over():
     """Against a fine sum over a normal density."""
-    votes = [Vote("p", "w", "first"), Vote("p", "v", "first"), Vote("p", "v", "second")]
+    votes = [Vote("p", "w", "first"), Vote("p", "v", "first"), Vote("p", "u", "second")]
     problem = JointProblem(build_table(votes), np.zeros((1, 0)), {}, False, 21)
-    at = np.array([1.2, 0.4, 0.0, 0.0, math.log(1.3)])
+    at = np.array([1.2, 0.4, 0.7, 0.0, 0.0, 0.0, math.log(1.3)])
     grid = np.linspace(-9, 9, 20001) * 1.3
     density = np.exp(-(grid**2) / (2 * 1.3**2))
     density /= density.sum()
-    g, h = sigma(1.2), sigma(0.4)
+    g, h, k = sigma(1.2), sigma(0.4), sigma(0.7)
     up, down = 1 / (1 + np.exp(-grid)), 1 / (1 + np.exp(grid))
-    whole = (g * up + (1 - g) / 2) * (h * up + (1 - h) / 2) * (h * down + (1 - h) / 2)
-    bare = problem.loss(at)[0] - (0.3**2 + 1.1**2) / 8 - (math.log(1.3) - 0.7) ** 2 / 2
+    whole = (g * up + (1 - g) / 2) * (h * up + (1 - h) / 2) * (k * down + (1 - k) / 2)
+    bare = problem.loss(at)[0] - (0.3**2 + 1.1**2 + 0.8**2) / 8 - (math.log(1.3) - 0.7) ** 2 / 2
     assert bare == pytest.approx(-math.log((density * whole).sum()), abs=1e-6)

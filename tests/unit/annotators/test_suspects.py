@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from metarm.annotators.fitting import fit_annotators
-from metarm.annotators.suspects import adjust_by_holm, name_suspects
+from metarm.annotators.suspects import name_suspects
 from metarm.errors import ConfigError
+from metarm.metrics import adjust_by_holm
 from unit.annotators.crowds import draw_crowd
 
 

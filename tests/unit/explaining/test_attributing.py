@@ -118,6 +118,26 @@ def test_a_pair_sums_to_the_difference(scores, kind: str) -> None:
         assert one == pytest.approx(-other, abs=1e-12)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pairs_gap_is_small_beside_its_difference(scores, kind: str) -> None:
+    """Though each text's is small beside its own attributions, which are far larger."""
+    settings = PathSettings(tolerance=0.05, first_steps=1, max_steps=4096)
+    num_refined = 0
+    for first, second in itertools.combinations([response for _, response in TEXTS], 2):
+        found = attribute_pair(scores[kind], "a b", first, second, settings)
+        assert found.is_complete
+        size = sum(abs(value) for side in (found.first, found.second) for value in side.values)
+        assert abs(found.gap) <= 0.05 * max(abs(found.difference), 0.05 * size) + 1e-12
+        alone = [attribute(scores[kind], "a b", one, settings) for one in (first, second)]
+        num_refined += found.first.num_steps > max(one.num_steps for one in alone)
+    assert num_refined, "no pair needed more than its sides"
+
+
+def test_a_pair_whose_gap_stays_is_not_complete(scores) -> None:
+    cut = PathSettings("zero", tolerance=1e-9, max_steps=20)
+    assert not attribute_pair(scores["llama"], "a b", " c d", " e f a", cut).is_complete
+
+
 @pytest.mark.parametrize("kind", ["llama", "encoder"])
 def test_it_is_what_captums_layer_method_finds(scores, kind: str) -> None:
     score = scores[kind]

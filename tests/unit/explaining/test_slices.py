@@ -9,7 +9,7 @@ from scipy.special import expit
 from metarm.errors import ShapeError
 from metarm.explaining.length_bias import length_slope, measure_length_bias
 from metarm.explaining.neighbours import nearest_pairs, similarities
-from metarm.explaining.permuting import holm, sign_test, slice_tests
+from metarm.explaining.permuting import sign_test, slice_tests
 from metarm.explaining.slices import (
     calibration_error,
     measure_slices,
@@ -18,6 +18,7 @@ from metarm.explaining.slices import (
 )
 from metarm.explaining.telling import tell_explanation
 from metarm.explaining.topics import prompt_topics
+from metarm.metrics import adjust_by_holm
 from metarm.schema import Message, PreferencePair
 
 
@@ -110,7 +111,7 @@ def slice_family(pairs, gaps, masks, seed):
     found = slice_tests(
         wrong, list(masks.values()), prompt_numbers(pairs), num_permutations=399, seed=seed
     )
-    return holm(found)
+    return adjust_by_holm(found)
 
 
 def test_a_slices_p_value_is_fishers() -> None:

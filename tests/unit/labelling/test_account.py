@@ -59,7 +59,7 @@ def test_counts_by_hand(account: Account) -> None:
     assert ada.others.value == bo.others.value == 0.5
     assert ada.own.self_agreement is None
     assert ada.belief.num_votes == 4
-    assert account.model == "dawid-skene"
+    assert account.model == "majority"
     assert account.alpha.count == 4
     assert (ada.num_changes, ada.num_pastes, ada.away_fraction) == (2, 1, 0.5)
     assert bo.away_fraction is None

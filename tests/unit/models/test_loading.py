@@ -206,6 +206,15 @@ def test_a_missing_folder_is_named(tmp_path):
             load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "/no/where", "runs/no/where"])
+def test_what_can_only_be_a_folder_is_not_looked_for_elsewhere(name):
+    with pytest.raises(ModelError) as told:
+        load_encoder(name)
+    assert str(told.value) == (
+        f"expected a tokenizer at '{name}': there is no such folder. Check the path."
+    )
+
+
 class _Records(logging.Handler):
     def __init__(self):
         super().__init__()
