@@ -68,12 +68,19 @@ def cohens_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float
     return (observed - chance) / (1.0 - chance)
 
 
-def krippendorffs_alpha(ratings: Sequence[Sequence[Hashable | None]]) -> float | None:
+def krippendorffs_alpha(
+    ratings: Sequence[Sequence[Hashable | None]],
+    *,
+    sides: tuple[Hashable, Hashable] | None = None,
+) -> float | None:
     """1 - observed disagreement / that of labels paired at random, for nominal labels.
 
     Args:
         ratings: One row a judge, one label an item, None where the judge has none; all rows of
             one length.
+        sides: Two labels that might as well change names in any item, as the sides of a pair:
+            chance has each as often as the other. Without it, alpha depends on which response of
+            a pair was written first, and is 0 where that is always the better one.
 
     Returns:
         1 for full agreement, 0 for chance; None where only one label occurs.
@@ -106,6 +113,9 @@ def krippendorffs_alpha(ratings: Sequence[Sequence[Hashable | None]]) -> float |
     size = totals.total()
     if not size:
         raise EmptySetError("expected items with two labels or more, got none")
+    if sides:
+        first, second = sides
+        totals[first] = totals[second] = (totals[first] + totals[second]) / 2  # type: ignore[assignment]
     by_chance = size * size - sum(count * count for count in totals.values())
     if not by_chance:
         return None
@@ -113,12 +123,17 @@ def krippendorffs_alpha(ratings: Sequence[Sequence[Hashable | None]]) -> float |
 
 
 def alpha_estimate(
-    ratings: Sequence[Sequence[Hashable | None]], *, num_resamples: int = 1000, seed: int = 0
+    ratings: Sequence[Sequence[Hashable | None]],
+    *,
+    sides: tuple[Hashable, Hashable] | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
 ) -> Estimate | None:
     """Krippendorff's alpha with its 95 % interval, by a bootstrap over items.
 
     Args:
         ratings: As in `krippendorffs_alpha`.
+        sides: The same.
         num_resamples: Of the bootstrap, 100 or more.
         seed: Of the bootstrap.
 
@@ -132,18 +147,20 @@ def alpha_estimate(
     Source:
         Percentile bootstrap over units (pairs), which keeps a pair's labels together.
     """
-    value = krippendorffs_alpha(ratings)
+    value = krippendorffs_alpha(ratings, sides=sides)
     if value is None:
         return None
     items = [Counter(label for label in item if label is not None) for item in zip(*ratings)]  # noqa: B905 - of one length
     items = [item for item in items if item.total() > 1]
-    kinds = list({label: None for item in items for label in item})
+    kinds = list(dict.fromkeys([*(sides or ()), *(label for item in items for label in item)]))
     counts = np.array([[item[kind] for kind in kinds] for item in items], dtype=np.float64)
     sizes = counts.sum(axis=1)
     apart = (sizes**2 - (counts**2).sum(axis=1)) / (sizes - 1)
     draw = np.random.default_rng(seed)
     times = draw.multinomial(len(items), np.full(len(items), 1 / len(items)), num_resamples)
     totals = times @ counts
+    if sides:
+        totals[:, :2] = totals[:, :2].mean(axis=1, keepdims=True)
     size = totals.sum(axis=1)
     by_chance = size**2 - (totals**2).sum(axis=1)
     told = by_chance > 0

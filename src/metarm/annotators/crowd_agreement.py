@@ -10,7 +10,7 @@ from metarm.labels.votes import Choice, Vote
 from metarm.metrics import accuracy_estimate
 from metarm.schema import Estimate
 
-__all__ = ["CrowdAgreement", "OwnFigures", "measure_agreement"]
+__all__ = ["CrowdAgreement", "OwnFigures", "measure_agreement", "pair_alpha"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class CrowdAgreement:
     """Agreement of a crowd, from its votes as they are."""
 
     alpha: Estimate | None
-    """Krippendorff's, nominal, with an interval over pairs; None where no pair has two votes."""
+    """See `pair_alpha`."""
     annotators: tuple[OwnFigures, ...]
     matrix: Mapping[tuple[str, str], Estimate]
     """Two annotators -> share of pairs that both voted on, on which they say the same."""
@@ -76,7 +76,7 @@ def measure_agreement(
     of_name = {name: [vote for vote in votes if vote.annotator == name] for name in names}
     first_votes = {name: _first_votes(own) for name, own in of_name.items()}
     return CrowdAgreement(
-        alpha=_alpha(first_votes, num_resamples, seed),
+        alpha=pair_alpha(_by_pair(first_votes, known), num_resamples=num_resamples, seed=seed),
         annotators=tuple(_own_figures(name, own, known) for name, own in of_name.items()),
         matrix=_matrix(first_votes),
     )
@@ -86,18 +86,39 @@ def _first_votes(votes: Sequence[Vote]) -> dict[str, Choice]:
     return {vote.pair: vote.choice for vote in reversed(votes) if vote.choice != "skip"}
 
 
-def _alpha(
-    first_votes: Mapping[str, Mapping[str, Choice]], num_resamples: int, seed: int
+def pair_alpha(
+    answers: Mapping[str, Mapping[str, Choice]], *, num_resamples: int = 1000, seed: int = 0
 ) -> Estimate | None:
-    voters: dict[str, int] = {}
-    for own in first_votes.values():
-        for pair in own:
-            voters[pair] = voters.get(pair, 0) + 1
-    shared = [pair for pair, count in voters.items() if count > 1]
+    """Krippendorff's alpha of pairs, nominal, whichever response of each was written first.
+
+    Args:
+        answers: Pair -> annotator -> choice, without pairs whose answer is known: everybody may be
+            right on those, and guess elsewhere.
+        num_resamples: Of the bootstrap over pairs.
+        seed: Of the same.
+
+    Returns:
+        None where no pair has two votes.
+    """
+    shared = [own for own in answers.values() if len(own) > 1]
     if not shared:
         return None
-    ratings = [[own.get(pair) for pair in shared] for own in first_votes.values()]
-    return alpha_estimate(ratings, num_resamples=num_resamples, seed=seed)
+    names = dict.fromkeys(name for own in shared for name in own)
+    ratings = [[own.get(name) for own in shared] for name in names]
+    return alpha_estimate(
+        ratings, sides=("first", "second"), num_resamples=num_resamples, seed=seed
+    )
+
+
+def _by_pair(
+    first_votes: Mapping[str, Mapping[str, Choice]], known: Mapping[str, Choice]
+) -> dict[str, dict[str, Choice]]:
+    found: dict[str, dict[str, Choice]] = {}
+    for name, own in first_votes.items():
+        for pair, choice in own.items():
+            if pair not in known:
+                found.setdefault(pair, {})[name] = choice
+    return found
 
 
 def _matrix(first_votes: Mapping[str, Mapping[str, Choice]]) -> dict[tuple[str, str], Estimate]:

@@ -12,7 +12,7 @@ from metarm.annotators.beliefs import Belief, Interval, share_interval
 from metarm.errors import EmptySetError
 from metarm.labels.votes import AnnotatorKind, LabelPair, Vote
 from metarm.metrics import accuracy_estimate
-from metarm.schema import Estimate
+from metarm.schema import Estimate, prompt_text
 
 __all__ = ["KindComparison", "KindReliability", "Slice", "compare_kinds", "reliability_of_kinds"]
 
@@ -21,6 +21,8 @@ Floats = NDArray[np.float64]
 CERTAIN: Final = 0.9
 """Soft label, of the likelier side, from which on a pair counts as certain."""
 CHOICES: Final = ("first", "second", "tie")
+TURNED: Final = [1, 0, 2]
+"""The same with the responses of a pair the other way round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ def compare_kinds(
 ) -> KindComparison:
     """How far two kinds of annotators agree, and where they do not.
 
-    A pair counts once, however many votes it has; intervals are over pairs.
+    A pair counts once, however many votes it has; intervals take the pairs of a prompt together.
+    Which response of a pair was written first changes nothing.
 
     Args:
         votes: Of anybody; those of other kinds do not count.
@@ -107,7 +110,9 @@ def compare_kinds(
         )
     # How often each combination of answers is given on a pair, as shares; (pairs, 3, 3).
     joint = np.stack([np.outer(tables[0][pair], tables[1][pair]) for pair in both])
+    joint = (joint + joint[:, TURNED][:, :, TURNED]) / 2.0
     same = np.trace(joint, axis1=1, axis2=2)
+    clusters = [prompt_text(pairs[pair].prompt) if pair in pairs else pair for pair in both]
     dividers: dict[str, Callable[[str], str]] = {
         "length": lambda pair: _longer(first_kind, tables[0][pair], pairs.get(pair)),
         "certainty": lambda pair: _certainty((labels or {}).get(pair)),
@@ -118,10 +123,10 @@ def compare_kinds(
     return KindComparison(
         first_kind=first_kind,
         second_kind=second_kind,
-        agreement=accuracy_estimate(same),
-        kappa=_kappa(joint, num_resamples, seed),
+        agreement=accuracy_estimate(same, clusters),
+        kappa=_kappa(joint, clusters, num_resamples, seed),
         longer_fractions=(_longer_share(tables[0], pairs), _longer_share(tables[1], pairs)),
-        slices=tuple(_slices(both, same, dividers)),
+        slices=tuple(_slices(both, same, clusters, dividers)),
         disputed=_disputed(tables, both),
     )
 
@@ -162,12 +167,18 @@ def _answers(
     return tuple({pair: row / row.sum() for pair, row in table.items()} for table in tables)
 
 
-def _kappa(joint: Floats, num_resamples: int, seed: int) -> Estimate | None:
+def _kappa(
+    joint: Floats, clusters: Sequence[str], num_resamples: int, seed: int
+) -> Estimate | None:
     count = len(joint)
+    _, place = np.unique(clusters, return_inverse=True)
+    flat = np.zeros((place.max() + 1, joint[0].size))
+    np.add.at(flat, place, joint.reshape(count, -1))
     draw = np.random.default_rng(seed)
-    times = draw.multinomial(count, np.full(count, 1.0 / count), num_resamples)
-    flat = joint.reshape(count, -1)
-    values = [_kappa_of(row.reshape(3, 3) / count) for row in (flat.sum(axis=0), *(times @ flat))]
+    times = draw.multinomial(len(flat), np.full(len(flat), 1.0 / len(flat)), num_resamples)
+    values = [
+        _kappa_of(row.reshape(3, 3) / row.sum()) for row in (flat.sum(axis=0), *(times @ flat))
+    ]
     if values[0] is None:
         return None
     told = [value for value in values[1:] if value is not None]
@@ -214,7 +225,10 @@ def _certainty(label: float | None) -> str:
 
 
 def _slices(
-    both: Sequence[str], same: Floats, dividers: Mapping[str, Callable[[str], str]]
+    both: Sequence[str],
+    same: Floats,
+    clusters: Sequence[str],
+    dividers: Mapping[str, Callable[[str], str]],
 ) -> list[Slice]:
     found = []
     for by, divide in dividers.items():
@@ -224,7 +238,12 @@ def _slices(
         # One part for all says nothing.
         if len(parts) > 1:
             found += [
-                Slice(by, value, accuracy_estimate(same[own]), tuple(both[at] for at in own))
+                Slice(
+                    by,
+                    value,
+                    accuracy_estimate(same[own], [clusters[at] for at in own]),
+                    tuple(both[at] for at in own),
+                )
                 for value, own in sorted(parts.items())
             ]
     return found

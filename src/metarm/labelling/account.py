@@ -9,9 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from metarm.annotators.agreement import alpha_estimate
 from metarm.annotators.beliefs import AnnotatorBelief
-from metarm.annotators.crowd_agreement import OwnFigures, measure_agreement
+from metarm.annotators.crowd_agreement import OwnFigures, measure_agreement, pair_alpha
 from metarm.annotators.fitting import fit_annotators
 from metarm.annotators.suspects import SuspectKind, name_suspects
 from metarm.errors import EmptySetError
@@ -142,8 +141,10 @@ class Account:
     disputed: Sequence[Disputed]
     flagged: Sequence[Flagged]
     strategies: Sequence[StrategyRow]
+    pairs: Mapping[str, LabelPair]
+    """Of the store, by id."""
     labels: Mapping[str, Choice]
-    """Pair -> what most people say; pairs without a majority are left out."""
+    """Pair -> what most people say; none without a majority, or with a known answer."""
     median_seconds: float | None
     votes_per_day: float | None
     """Of people, over the days on which there was one."""
@@ -172,8 +173,10 @@ def account_of(votes: Votes, behaviour: Mapping[str, Behaviour]) -> Account:
     people = {one.name for one in votes.annotators if one.kind == "person"}
     plain = [e for e in votes.events if e.showing == 0 and e.choice in LABELS]
     of_people = [e for e in plain if e.annotator in people]
-    by_pair = _by_pair(of_people)
-    counted = Counter(e.pair for e in of_people if e.pair not in votes.gold)
+    # Where the answer is known everybody may be right, and guess elsewhere.
+    open_ones = [e for e in of_people if e.pair not in votes.gold]
+    by_pair = _by_pair(open_ones)
+    counted = Counter(e.pair for e in open_ones)
     wanted = [pair for pair in votes.pairs if pair not in votes.gold]
     seconds = [e.lead_ms / 1000 for e in of_people if e.lead_ms is not None]
     days = Counter(int(e.at // 86_400) for e in of_people)
@@ -186,8 +189,8 @@ def account_of(votes: Votes, behaviour: Mapping[str, Behaviour]) -> Account:
         num_left=sum(
             max(0, votes.wanted.get(pair, votes.votes_per_pair) - counted[pair]) for pair in wanted
         ),
-        alpha=_alpha(by_pair, RESAMPLES),
-        moments=_moments(of_people),
+        alpha=pair_alpha(by_pair, num_resamples=RESAMPLES),
+        moments=_moments(open_ones),
         rows=[
             _row(
                 own,
@@ -209,6 +212,7 @@ def account_of(votes: Votes, behaviour: Mapping[str, Behaviour]) -> Account:
             if e.flag or e.note
         ],
         strategies=_strategies(votes.pairs, by_pair),
+        pairs=votes.pairs,
         labels=_majority(by_pair),
         median_seconds=statistics.median(seconds) if seconds else None,
         votes_per_day=len(of_people) / len(days) if days else None,
@@ -236,22 +240,12 @@ def _by_pair(events: Iterable[Event]) -> dict[str, dict[str, Choice]]:
     return dict(found)
 
 
-def _alpha(by_pair: Mapping[str, Mapping[str, Choice]], resamples: int) -> Estimate | None:
-    """Krippendorff's alpha of the pairs with two votes or more; None where it says nothing."""
-    shared = [of for of in by_pair.values() if len(of) > 1]
-    names = dict.fromkeys(name for of in shared for name in of)
-    if not shared:
-        return None
-    ratings = [[of.get(name) for of in shared] for name in names]
-    return alpha_estimate(ratings, num_resamples=resamples)
-
-
 def _moments(events: Sequence[Event]) -> list[Moment]:
     """Agreement of all votes so far, at moments evenly spread over them."""
     found = []
     cuts = np.unique(np.linspace(0, len(events), MOMENTS + 1).round().astype(int)[1:])
     for cut in cuts:
-        alpha = _alpha(_by_pair(events[:cut]), RESAMPLES_OF_A_MOMENT)
+        alpha = pair_alpha(_by_pair(events[:cut]), num_resamples=RESAMPLES_OF_A_MOMENT)
         if alpha is not None:
             found.append(Moment(int(cut), alpha))
     return found
@@ -345,7 +339,10 @@ def _strategies(
                 len(own),
                 len(answers),
                 _share([choice == "tie" for choice in answers]),
-                _alpha({pair: by_pair[pair] for pair in own if pair in by_pair}, RESAMPLES),
+                pair_alpha(
+                    {pair: by_pair[pair] for pair in own if pair in by_pair},
+                    num_resamples=RESAMPLES,
+                ),
             )
         )
     return rows

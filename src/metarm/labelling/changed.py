@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from metarm.choosing.strategies import RANDOM
 from metarm.data.rows import read_rows
 from metarm.errors import EmptySetError, FormatError
 from metarm.labels.votes import Choice, LabelPair
-from metarm.metrics import accuracy_estimate, paired_difference
-from metarm.schema import Estimate
+from metarm.metrics import accuracy_estimate, mean_estimate
+from metarm.schema import Estimate, prompt_text
 
 __all__ = ["Changed", "measure_change", "read_gaps"]
 
@@ -22,6 +25,8 @@ class Changed:
     after: Estimate
     difference: Estimate
     num_pairs: int
+    num_left_out: int
+    """Pairs that a strategy chose, for being hard say: they tell nothing of others."""
 
 
 def read_gaps(path: Path) -> dict[str, float]:
@@ -45,26 +50,40 @@ def read_gaps(path: Path) -> dict[str, float]:
 
 
 def measure_change(
-    labels: Mapping[str, Choice], before: Mapping[str, float], after: Mapping[str, float]
+    labels: Mapping[str, Choice],
+    pairs: Mapping[str, LabelPair],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
 ) -> Changed:
-    """Both models on the pairs that people decided and both have scored.
+    """Both models on the pairs that people decided, both have scored, and no strategy chose.
+
+    Intervals take the pairs of a prompt together.
+
+    Args:
+        labels: Pair -> what people say.
+        pairs: Id -> pair, of all of them.
+        before: Pair -> reward of its first response less that of its second.
+        after: The same of the model that has learnt from labels.
 
     Raises:
         EmptySetError: When there is no such pair.
     """
-    shared = [
+    scored = [
         pair
         for pair, choice in labels.items()
         if choice in ("first", "second") and pair in before and pair in after
     ]
+    shared = [pair for pair in scored if pairs[pair].chosen_by in ("", RANDOM)]
     if not shared:
         raise EmptySetError("expected pairs with a label and both scores, got none")
+    prompts = [prompt_text(pairs[pair].prompt) for pair in shared]
     right = [[_is_right(gaps[pair], labels[pair]) for pair in shared] for gaps in (before, after)]
     return Changed(
-        accuracy_estimate(right[0]),
-        accuracy_estimate(right[1]),
-        paired_difference(right[1], right[0]),
+        accuracy_estimate(right[0], prompts),
+        accuracy_estimate(right[1], prompts),
+        mean_estimate(np.subtract(right[1], right[0]), prompts),
         len(shared),
+        len(scored) - len(shared),
     )
 
 

@@ -111,7 +111,7 @@ class Dashboard:
         if self.scores is None:
             return None
         try:
-            return measure_change(account.labels, *self.scores)
+            return measure_change(account.labels, account.pairs, *self.scores)
         except EmptySetError:
             return None
 

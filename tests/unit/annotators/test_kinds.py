@@ -9,6 +9,7 @@ from metarm.annotators.fitting import fit_annotators
 from metarm.annotators.kinds import compare_kinds, reliability_of_kinds
 from metarm.errors import EmptySetError
 from metarm.labels.votes import LabelPair, Vote
+from metarm.metrics import mean_estimate
 from unit.annotators.crowds import draw_crowd
 
 PAIRS = [
@@ -46,7 +47,23 @@ def test_a_pair_counts_once_however_many_votes_it_has():
     judge = votes_of("judge", ["first"] * 12)
     found = compare_kinds([*people, *judge], KINDS, BY_ID)
     assert found.agreement.value == pytest.approx((0.5 + 5) / 12)
-    assert found.kappa.value == pytest.approx(0.0, abs=1e-12)
+    # By chance, one half: which response stands first is chance.
+    assert found.kappa.value == pytest.approx((5.5 / 12 - 0.5) / 0.5)
+
+
+def test_intervals_take_the_pairs_of_a_prompt_together():
+    """Ten pairs a prompt, all alike, are as one pair of each."""
+    pairs = [LabelPair(f"q{n // 10}", f"a{n}", f"b{n}") for n in range(80)]
+    votes = [Vote(pair.id, "ann", "first") for pair in pairs]
+    votes += [
+        Vote(pair.id, "judge", "first" if n // 10 < 5 else "second") for n, pair in enumerate(pairs)
+    ]
+    found = compare_kinds(votes, KINDS, {pair.id: pair for pair in pairs})
+    alone = mean_estimate([1.0] * 5 + [0.0] * 3)
+    assert (found.agreement.low, found.agreement.high) == pytest.approx(
+        (max(0.0, alone.low), min(1.0, alone.high))
+    )
+    assert found.kappa.high - found.kappa.low > 0.8
 
 
 def test_where_they_differ_is_told_by_slices():

@@ -2,6 +2,7 @@
 """The account of a store against counts by hand, and alpha against the one that is there."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from metarm.labels.events import VoteEvent
 from metarm.labels.reading import LabelReader
 from metarm.labels.settings import LabelSettings
 from metarm.labels.store import LabelStore
+from metarm.labels.votes import LabelPair
+from metarm.metrics import mean_estimate
 from metarm.storage import write_json_lines
 
 
@@ -60,7 +63,7 @@ def test_counts_by_hand(account: Account) -> None:
     assert ada.own.self_agreement is None
     assert ada.belief.num_votes == 4
     assert account.model == "majority"
-    assert account.alpha.count == 4
+    assert account.alpha.count == 3
     assert (ada.num_changes, ada.num_pastes, ada.away_fraction) == (2, 1, 0.5)
     assert bo.away_fraction is None
     assert account.matrix["Ada", "Bo"].value == 0.5
@@ -70,7 +73,7 @@ def test_counts_by_hand(account: Account) -> None:
     assert account.num_paid == 9
     assert account.median_seconds == 20.0
     assert account.votes_per_day == 9.0
-    assert {row.pair.prompt for row in account.disputed} == {"question 0", "question 2"}
+    assert {row.pair.prompt for row in account.disputed} == {"question 2"}
     assert account.labels == {
         pair.id: choice
         for pair, choice in zip(plain_pairs(5), (None, "first", None, "tie", "first"), strict=True)
@@ -78,7 +81,7 @@ def test_counts_by_hand(account: Account) -> None:
     }
     assert [row.note for row in account.flagged] == ["<b>", "<b>"]
     [strategy] = account.strategies
-    assert (strategy.name, strategy.num_pairs, strategy.num_votes) == ("d-optimal", 6, 9)
+    assert (strategy.name, strategy.num_pairs, strategy.num_votes) == ("d-optimal", 6, 7)
 
 
 @pytest.mark.parametrize("is_dark", [True, False])
@@ -112,16 +115,17 @@ def test_mirrored_repeats_are_judged_by_what_was_said_before(tmp_path: Path) -> 
 
 
 def test_what_labels_changed(tmp_path: Path) -> None:
-    pairs = plain_pairs(4)
+    pairs = [replace(pair, chosen_by="random") for pair in plain_pairs(4)]
     labels = dict(zip((p.id for p in pairs), ("first", "second", "first", "tie"), strict=True))
     before = {pair.id: -1.0 for pair in pairs}
     after = {pair.id: 1.0 for pair in pairs} | {pairs[2].id: 0.0}
-    found = measure_change(labels, before, after)
+    known = {pair.id: pair for pair in pairs}
+    found = measure_change(labels, known, before, after)
     assert (found.num_pairs, found.before.value) == (3, pytest.approx(1 / 3))
     assert found.after.value == pytest.approx(0.5)
     assert found.difference.value == pytest.approx(1 / 6)
     with pytest.raises(EmptySetError):
-        measure_change({}, before, after)
+        measure_change({}, known, before, after)
     path = tmp_path / "scored.jsonl"
     rows = [
         {"prompt": p.prompt, "responses": [p.first, p.second], "scores": [0.5, 2.0]} for p in pairs
@@ -183,3 +187,36 @@ def test_behaviour_outlives_a_torn_line(tmp_path: Path) -> None:
     )
     assert read_behaviour(path) == {"a": Behaviour("a", 1, 0, 0.5, 0)}
     assert read_behaviour(tmp_path / "none") == {}
+
+
+def test_what_labels_changed_is_told_of_no_chosen_pair_and_by_prompt() -> None:
+    """Of ten prompts each has ten pairs, all alike: ten observations, not a hundred."""
+    pairs = [
+        LabelPair(f"p{n // 10}", f"a{n}", f"b{n}", chosen_by="random" if n < 100 else "d-optimal")
+        for n in range(150)
+    ]
+    known = {pair.id: pair for pair in pairs}
+    labels = {pair.id: "first" for pair in pairs}
+    before = {pair.id: 1.0 if n // 10 < 6 else -1.0 for n, pair in enumerate(pairs)}
+    found = measure_change(labels, known, before, dict.fromkeys(known, 1.0))
+    assert (found.num_pairs, found.num_left_out) == (100, 50)
+    assert found.before.value == pytest.approx(0.6)
+    alone = mean_estimate([1.0] * 6 + [0.0] * 4)
+    assert (found.before.low, found.before.high) == pytest.approx((alone.low, alone.high))
+    assert found.difference.value == pytest.approx(0.4)
+
+
+def test_known_answers_say_nothing_of_agreement(tmp_path: Path) -> None:
+    """Three people right on known pairs, which are all they share, and alone on the others."""
+    path, pairs = tmp_path / "l.db", plain_pairs(12)
+    with LabelStore(path) as store:
+        store.add_pairs(pairs, gold={pair.id: "first" for pair in pairs[:6]})
+        for place, name in enumerate(("Ada", "Bo", "Cy")):
+            store.add_annotator(name)
+            for pair in (*pairs[:6], *pairs[6 + 2 * place : 8 + 2 * place]):
+                store.record(VoteEvent(f"{name} {pair.id}", name, "first", pair=pair.id))
+    with LabelReader(path) as reader:
+        found = account_of(read_votes_of(reader), {})
+    assert found.alpha is None
+    assert found.moments == []
+    assert set(found.labels) == {pair.id for pair in pairs[6:]}

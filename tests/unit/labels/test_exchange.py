@@ -61,6 +61,7 @@ def _has_rows(content: LabelContent, name: str) -> bool:
     return any(
         sum(points.get(vote.choice, 0) for vote in first if vote.pair == pair.id)
         for pair in content.pairs
+        if pair.id not in content.gold
     )
 
 
@@ -90,6 +91,16 @@ def test_raw_votes_lose_nothing(name: str, before: LabelContent) -> None:
     assert after.annotators == before.annotators
     assert after.pairs == tuple(pair for pair in before.pairs if pair.id in voted)
     assert after.gold == {pair: told for pair, told in before.gold.items() if pair in voted}
+
+
+def test_pairs_of_known_answers_are_no_preference_rows() -> None:
+    """The owner knows better: a wrong vote on one would be trained on as a label."""
+    content = _example()
+    rows = FORMATS["trl-jsonl"].write(content)[""].splitlines()
+    told = {vote.pair for vote in content.votes if vote.pair not in content.gold}
+    known = replace(content, gold=content.gold | dict.fromkeys(told, "first"))
+    assert len(rows) > 0
+    assert FORMATS["trl-jsonl"].write(known)[""] == b""
 
 
 def _example() -> LabelContent:

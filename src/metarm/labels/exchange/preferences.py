@@ -46,9 +46,16 @@ class _Tally(NamedTuple):
 
 
 def _tallies(content: LabelContent) -> Iterator[_Tally]:
-    """One for each pair with a vote; skips and repeats are no further votes."""
+    """One for each pair with a vote; skips and repeats are no further votes.
+
+    Pairs with a known answer are there to judge annotators by: what these say of them is no label.
+    """
     pairs = {pair.id: pair for pair in content.pairs}
-    counted = (vote for vote in content.votes if vote.choice != "skip" and not vote.is_repeat)
+    counted = (
+        vote
+        for vote in content.votes
+        if vote.choice != "skip" and not vote.is_repeat and vote.pair not in content.gold
+    )
     for pair, group in itertools.groupby(counted, key=lambda vote: vote.pair):
         points = strength = count = 0
         for vote in group:
