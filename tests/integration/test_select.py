@@ -34,6 +34,9 @@ def test_pairs_are_chosen_written_and_explained(folder: Path, metarm) -> None:
     assert [row["pair"] for row in selection["pairs"]] == [pair.id for pair in pairs]
     assert all(row["reason"] for row in selection["pairs"])
     assert selection["forecast"]["sentence"] in done.out
+    hint = "with --labelled, the pairs that it was trained on"
+    assert hint not in done.out
+    assert hint in metarm(*SELECT, "unaware", "count=3").out
     before = (folder / "chosen/pairs.jsonl").read_bytes()
     again = metarm(*words, "--cost-per-label", "0.3")
     assert again.code == 0, again.err

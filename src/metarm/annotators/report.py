@@ -148,12 +148,13 @@ def soft_pairs(belief: Belief, data: LabelData) -> list[PreferencePair]:
 
 
 def label_rows(belief: Belief, data: LabelData) -> list[dict[str, Any]]:
-    """The same as rows, with the pair's id, its votes, and where it comes from."""
+    """The same as rows, with the pair's id, its votes, where it comes from, and what chose it."""
     counts = dict(zip(belief.table.pairs, belief.table.votes_of_pair.tolist(), strict=True))
     return [
         soft.to_json()
         | {"pair": pair, "votes": counts[pair]}
         | ({"source": source} if (source := data.pairs[pair].source) else {})
+        | ({"chosen_by": name} if (name := data.pairs[pair].chosen_by) else {})
         for pair, soft in _soft(belief, data)
     ]
 

@@ -144,4 +144,9 @@ def _print(document: dict[str, Any]) -> None:
         answer(f"... and {len(shown) - NUM_SHOWN} more")
     answer("")
     answer(document["forecast"]["sentence"])
+    if not document["num_labelled"]:
+        answer(
+            "That is for a reward model that has learnt nothing yet: with --labelled, the pairs "
+            "that it was trained on, what they tell is not expected again."
+        )
     answer(f"as many at random: {100 * document['forecast_at_random']['gain']:+.1f} points")

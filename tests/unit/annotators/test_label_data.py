@@ -18,7 +18,10 @@ from metarm.labels.store import LabelStore
 from metarm.labels.votes import CHOICES, LabelPair, Vote
 from metarm.storage import write_json_lines
 
-PAIRS = [LabelPair(f"q{n}", f"yes {n}", f"no {n}", source="round 1") for n in range(4)]
+PAIRS = [
+    LabelPair(f"q{n}", f"yes {n}", f"no {n}", source="round 1", chosen_by="random" * (n % 2))
+    for n in range(4)
+]
 
 
 def lines(path, *rows):
@@ -141,6 +144,7 @@ def test_soft_labels_are_pairs_that_training_reads(tmp_path):
     assert [row["pair"] for row in labels] == [pair.id for pair in PAIRS[:3]]
     assert [row["votes"] for row in labels] == [3, 3, 2]
     assert {row["source"] for row in labels} == {"round 1"}
+    assert [row.get("chosen_by", "") for row in labels] == [pair.chosen_by for pair in PAIRS[:3]]
     write_json_lines(tmp_path / "soft.jsonl", labels)
     loaded = load_preferences(tmp_path / "soft.jsonl").pairs
     assert list(loaded) == soft_pairs(report.belief, data)
