@@ -12,6 +12,7 @@ from metarm.annotators.vote_table import VoteTable
 
 __all__ = [
     "CONFIDENCE",
+    "UNTOLD",
     "AnnotatorBelief",
     "AnswerModel",
     "Belief",
@@ -41,6 +42,14 @@ class Interval(NamedTuple):
         if not self.is_told:
             return "cannot be told"
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+    def to_json(self) -> dict[str, float] | None:
+        """Nested plain JSON values; None where nothing is told."""
+        return self._asdict() if self.is_told else None
+
+
+UNTOLD: Final = Interval(0.0, -1.0, 1.0)
+"""Of an annotator of whom nothing tells: the prior of a model is not to be taken for a finding."""
 
 
 class AnswerModel(Protocol):
@@ -77,8 +86,8 @@ class AnnotatorBelief:
     def to_json(self) -> dict[str, Any]:
         """Nested plain JSON values."""
         return asdict(self) | {
-            "reliability": self.reliability._asdict(),
-            "side_bias": self.side_bias._asdict(),
+            "reliability": self.reliability.to_json(),
+            "side_bias": self.side_bias.to_json(),
         }
 
 

@@ -2,13 +2,14 @@
 """The front door to annotator models: votes in, whom to believe out; the MODELS table."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metarm.annotators.beliefs import Belief
+from metarm.annotators.beliefs import UNTOLD, Belief
 from metarm.annotators.dawid_skene import fit_dawid_skene
 from metarm.annotators.joint_model import fit_joint
 from metarm.annotators.majority import fit_majority
@@ -58,6 +59,10 @@ def fit_annotators(
         model: A name of `MODELS`; None: `joint` with features, else `dawid-skene` where annotators
             share enough pairs (`LEAST_SHARED`), else `majority`.
 
+    Returns:
+        The fit. Without features, whoever shares no pair with anybody and has met no known answer
+        has a reliability that is not told, whatever the model's prior says.
+
     Raises:
         ConfigError: When there is no such model.
         DataError: When a pair that is voted on has no features, or they are not finite.
@@ -75,7 +80,8 @@ def fit_annotators(
     check_model(name)
     rows = None if features is None else _rows(table, features)
     signs = {pair: SIGNS[choice] for pair, choice in (gold or {}).items() if choice in SIGNS}
-    return MODELS[name](table, rows, signs)
+    belief = MODELS[name](table, rows, signs)
+    return belief if belief.weights_of_features is not None else _leave_untold(belief, signs)
 
 
 def check_model(name: str) -> None:
@@ -94,6 +100,18 @@ def choose_model(table: VoteTable, *, has_features: bool) -> str:
         return "joint"
     is_shared = table.num_shared_votes >= LEAST_SHARED * len(table.annotators)
     return "dawid-skene" if is_shared else "majority"
+
+
+def _leave_untold(belief: Belief, known: Mapping[str, int]) -> Belief:
+    """The same, with no reliability of those whose votes nothing is beside."""
+    beside = belief.table.has_witness(known)
+    return replace(
+        belief,
+        annotators=tuple(
+            one if is_told else replace(one, reliability=UNTOLD, reliability_error=1.0)
+            for one, is_told in zip(belief.annotators, beside, strict=True)
+        ),
+    )
 
 
 def _rows(table: VoteTable, features: Mapping[str, ArrayLike]) -> Floats:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from metarm.annotators.beliefs import Belief, Interval, share_interval
+from metarm.annotators.beliefs import UNTOLD, Belief, Interval, share_interval
 from metarm.errors import EmptySetError
 from metarm.labels.votes import AnnotatorKind, LabelPair, Vote
 from metarm.metrics import accuracy_estimate
@@ -134,13 +134,14 @@ def compare_kinds(
 def reliability_of_kinds(
     belief: Belief, kinds: Mapping[str, AnnotatorKind]
 ) -> tuple[KindReliability, ...]:
-    """Each kind's reliability, with the interval that the annotators' covariance gives."""
+    """Each kind's reliability, of those that are told, by the annotators' covariance."""
+    told = np.array([one.reliability.is_told for one in belief.annotators])
     names = belief.table.annotators
     found = []
     for kind in dict.fromkeys(kinds.get(name, "person") for name in names):
         own = np.array([kinds.get(name, "person") == kind for name in names])
         counts = own * np.array([one.num_votes for one in belief.annotators], dtype=np.float64)
-        weights = counts / counts.sum()
+        weights = counts * told / max((counts * told).sum(), 1.0)
         value = float(weights @ [one.reliability.value for one in belief.annotators])
         error = float(np.sqrt(weights @ belief.covariance @ weights))
         found.append(
@@ -148,7 +149,7 @@ def reliability_of_kinds(
                 kind,
                 tuple(name for name, is_own in zip(names, own, strict=True) if is_own),
                 int(counts.sum()),
-                share_interval(value, error),
+                share_interval(value, error) if weights.any() else UNTOLD,
             )
         )
     return tuple(found)

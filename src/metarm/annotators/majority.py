@@ -2,20 +2,17 @@
 """The majority of votes as the truth: the control that better models are held against."""
 
 from collections.abc import Mapping
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metarm.annotators.beliefs import AnnotatorBelief, Belief, Interval, share_interval
+from metarm.annotators.beliefs import UNTOLD, AnnotatorBelief, Belief, Interval, share_interval
 from metarm.annotators.dawid_skene import Confusions, codes_of
 from metarm.annotators.vote_table import VoteTable
 
 __all__ = ["fit_majority"]
 
 Floats = NDArray[np.float64]
-
-UNKNOWN: Final = Interval(0.0, -1.0, 1.0)
 
 
 def fit_majority(table: VoteTable, features: Floats | None, gold: Mapping[str, int]) -> Belief:
@@ -68,7 +65,7 @@ def _mean_sign(signs: NDArray[np.int64] | Floats) -> tuple[Interval, float]:
     """The mean of signs with its interval and error, one of each sign added for the error."""
     count = len(signs)
     if not count:
-        return UNKNOWN, 1.0
+        return UNTOLD, 1.0
     share = ((signs > 0).sum() + 1.0) / (count + 2.0)
     error = 2.0 * float(np.sqrt(share * (1.0 - share) / count))
     smooth = share_interval(2.0 * float(share) - 1.0, error)

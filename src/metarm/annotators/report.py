@@ -58,7 +58,7 @@ class BeliefReport:
                     "kind": one.kind,
                     "annotators": list(one.names),
                     "votes": one.num_votes,
-                    "reliability": one.reliability._asdict(),
+                    "reliability": one.reliability.to_json(),
                 }
                 for one in self.kinds
             ],

@@ -50,11 +50,12 @@ def name_suspects(
     Args:
         belief: A fit of any model.
         alpha: In (0, 1).
-        least: Reliability in (-1, 1); None: half the median of all annotators, so that the rule
-            is the same for models that measure against the reward and against the truth.
+        least: Reliability in (-1, 1); None: half the median of those that are told, so that the
+            rule is the same for models that measure against the reward and against the truth.
 
     Returns:
-        In the table's order; nobody where the median is not above 0.
+        In the table's order; nobody where the median is not above 0, and nobody of whom nothing is
+        told.
 
     Raises:
         ConfigError: When `alpha` or `least` is out of range.
@@ -65,18 +66,20 @@ def name_suspects(
     check_alpha(alpha)
     if least is not None and not -1 < least < 1:
         raise ConfigError(f"expected a reliability between -1 and 1, got {least}")
-    values = np.array([one.reliability.value for one in belief.annotators])
-    typical = float(np.median(values))
+    told = [one for one in belief.annotators if one.reliability.is_told]
+    if not told:
+        return ()
     if least is None:
+        typical = float(np.median([one.reliability.value for one in told]))
         if typical <= 0:
             return ()
         least = SHARE_OF_TYPICAL * typical
     adjusted = adjust_by_holm(
-        [_p_value(one.reliability.value, one.reliability_error, least) for one in belief.annotators]
+        [_p_value(one.reliability.value, one.reliability_error, least) for one in told]
     )
     return tuple(
         Suspect(one.name, _kind(one.reliability.value, one.side_bias.value, least), float(p))
-        for one, p in zip(belief.annotators, adjusted, strict=True)
+        for one, p in zip(told, adjusted, strict=True)
         if p <= alpha
     )
 

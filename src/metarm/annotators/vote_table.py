@@ -4,7 +4,7 @@
 One vote of each annotator on a pair: whoever answers it again, mirrored, tells of themselves.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,16 @@ class VoteTable:
         """Votes on pairs that another annotator voted on too."""
         counts = self.votes_of_pair
         return int(counts[counts > 1].sum())
+
+    def has_witness(self, known: Collection[str]) -> NDArray[np.bool_]:
+        """Whether an annotator has a vote that something is beside, shape (annotators,).
+
+        Args:
+            known: Ids of pairs whose answer is known; elsewhere it is another annotator's vote.
+        """
+        is_known = np.fromiter((pair in known for pair in self.pairs), bool, len(self.pairs))
+        beside = (is_known | (self.votes_of_pair > 1))[self.pair]
+        return np.bincount(self.annotator, beside, minlength=len(self.annotators)) > 0
 
 
 def build_table(votes: Iterable[Vote], unvoted: Sequence[str] = ()) -> VoteTable:

@@ -52,7 +52,7 @@ def draw_annotators(
         for place, one in enumerate(shown):
             colour = ORANGE if one.name in bad else BLUE
             mark = MARKS[kinds.get(one.name, "person")]
-            drawn = [(left, one.reliability)]
+            drawn = [(left, one.reliability)] if one.reliability.is_told else []
             if one.name in sided:
                 drawn.append((right, one.side_bias))
             for axes, (value, low, high) in drawn:

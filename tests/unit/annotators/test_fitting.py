@@ -221,6 +221,45 @@ def test_repeats_do_not_make_strangers_judges_of_each_other():
     assert not any(one.reliability.is_told for one in belief.annotators)
 
 
+def _with_a_stranger():
+    """Four who answer the same pairs, and an adversary who answers others, alone."""
+    crowd = draw_crowd(("good",) * 4, num_pairs=160, votes_per_pair=4)
+    alone = draw_crowd(("adversarial",), num_pairs=160, votes_per_pair=1)
+    turned = [replace(vote, pair=f"x{vote.pair}", annotator="alone") for vote in alone.votes]
+    truth = {f"x{pair}": "first" if d > 0 else "second" for pair, d in alone.differences.items()}
+    return [*crowd.votes, *turned], truth
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_one_who_shares_no_pair_is_not_told_by_the_prior(model):
+    votes, truth = _with_a_stranger()
+    belief = fit_annotators(votes, model=model)
+    assert str(belief.annotator("alone").reliability) == "cannot be told"
+    assert belief.annotator("alone").to_json()["reliability"] is None
+    assert all(one.reliability.is_told for one in belief.annotators if one.name != "alone")
+    # What tells is known answers, here of a quarter of the pairs.
+    gold = dict(list(truth.items())[:40])
+    found = fit_annotators(votes, gold=gold, model=model).annotator("alone").reliability
+    assert found.high < 0
+
+
+def test_features_tell_of_one_who_shares_no_pair():
+    belief = fit_annotators(SINGLE.votes, SINGLE.features)
+    assert all(one.reliability.is_told for one in belief.annotators)
+    assert belief.annotator("w9").reliability.high < 0
+
+
+def test_an_adversary_among_strangers_is_never_the_most_reliable():
+    """The page's default: one vote a pair, 5 % repeats answered as before, no known answers."""
+    for seed in range(4):
+        crowd = draw_crowd(("good",) * 3 + ("adversarial", "random"), votes_per_pair=1, seed=seed)
+        draw = np.random.default_rng(seed)
+        again = [replace(v, is_turned=not v.is_turned) for v in crowd.votes if draw.random() < 0.05]
+        assert again
+        belief = fit_annotators([*crowd.votes, *again])
+        assert {str(one.reliability) for one in belief.annotators} == {"cannot be told"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

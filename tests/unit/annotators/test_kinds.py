@@ -122,3 +122,17 @@ def test_each_kind_is_as_reliable_as_its_annotators():
         ("w2",),
         sum(counts),
     )
+
+
+def test_a_kind_of_whom_nothing_tells_has_no_reliability():
+    crowd = draw_crowd(("good",) * 3, num_pairs=60, votes_per_pair=3)
+    judge = [Vote(f"own {n}", "judge", "first") for n in range(40)]
+    alone = [Vote(f"own, too, {n}", "cid", "first") for n in range(40)]
+    belief = fit_annotators([*crowd.votes, *judge, *alone], model="dawid-skene")
+    people, model = reliability_of_kinds(belief, {"judge": "model"})
+    assert (people.kind, model.kind, model.num_votes) == ("person", "model", 40)
+    assert str(model.reliability) == "cannot be told"
+    told = [one for one in belief.annotators if one.name in ("w0", "w1", "w2")]
+    mean = np.average([one.reliability.value for one in told])
+    assert people.reliability.value == pytest.approx(mean)
+    assert people.num_votes == 3 * 60 + 40

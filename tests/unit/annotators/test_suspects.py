@@ -10,6 +10,7 @@ from scipy import stats
 from metarm.annotators.fitting import fit_annotators
 from metarm.annotators.suspects import name_suspects
 from metarm.errors import ConfigError
+from metarm.labels.votes import Vote
 from metarm.metrics import adjust_by_holm
 from unit.annotators.crowds import draw_crowd
 
@@ -51,6 +52,20 @@ def test_in_a_crowd_that_tells_nothing_nobody_is_named():
     crowd = draw_crowd(("adversarial", "random", "random"), num_pairs=100, votes_per_pair=1)
     belief = fit_annotators(crowd.votes, model="majority")
     assert name_suspects(belief) == ()
+
+
+def test_strangers_neither_are_named_nor_lower_what_is_typical():
+    """Of whom nothing tells; a majority of them leaves the rest as it is."""
+    crowd = draw_crowd(("good",) * 4 + ("adversarial",), num_pairs=300, votes_per_pair=3)
+    strangers = [
+        Vote(f"own {who} {n}", f"stranger {who}", "first") for who in range(8) for n in range(30)
+    ]
+    found = [
+        {one.name: one.kind for one in name_suspects(fit_annotators(votes, model="dawid-skene"))}
+        for votes in (crowd.votes, [*crowd.votes, *strangers])
+    ]
+    assert found == [{"w4": "adversarial"}] * 2
+    assert name_suspects(fit_annotators(strangers), least=0.9) == ()
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
