@@ -70,16 +70,24 @@ def draw_believe_page(report: BeliefReport, data: LabelData, facts: Mapping[str,
 def _points(report: BeliefReport) -> list[str]:
     """The result in sentences."""
     found = []
-    if report.suspects:
+    belief = report.belief
+    if not any(one.reliability.is_told for one in belief.annotators):
+        found.append(
+            "Who is reliable cannot be told: no pair has votes of two annotators, or a known "
+            "answer, and there are no features."
+        )
+    elif report.suspects:
         told = ", ".join(f"{one.name} ({one.kind})" for one in report.suspects)
         found.append(f"Not to be believed: {told}.")
     else:
         found.append("No annotator is shown to be less than half as reliable as is typical.")
-    belief = report.belief
     voted = belief.table.votes_of_pair > 0
     likelier = np.maximum(belief.labels, 1.0 - belief.labels)[voted]
     sure = int((likelier >= 0.9).sum())
-    found.append(f"{sure} of {len(likelier)} labels are certain to 90 % or more.")
+    if belief.model == "majority":
+        found.append("Labels are what most votes say; how certain they are is not told.")
+    else:
+        found.append(f"{sure} of {len(likelier)} labels are certain to 90 % or more.")
     if report.agreement.alpha is not None:
         alpha = report.agreement.alpha
         found.append(f"Krippendorff's alpha {alpha}, over {alpha.count} pairs with several votes.")

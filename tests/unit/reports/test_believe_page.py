@@ -25,6 +25,18 @@ def page_of(num_split: int) -> str:
     return draw_believe_page(report, data, {})
 
 
+def test_strangers_are_not_told_to_be_reliable() -> None:
+    """A vote a pair: neither who is reliable nor how certain a label is can be said."""
+    pairs = [LabelPair(f"ask {n}", f"one {n}", f"two {n}") for n in range(9)]
+    votes = tuple(Vote(pair.id, NAMES[n % 3], "first") for n, pair in enumerate(pairs))
+    data = LabelData(votes, {pair.id: pair for pair in pairs}, {}, dict.fromkeys(NAMES, "person"))
+    page = draw_believe_page(build_report(data, num_next=0), data, {})
+    assert "Who is reliable cannot be told" in page
+    assert "how certain they are is not told" in page
+    assert page.count("cannot be told</td>") == len(NAMES)
+    assert "shown to be less" not in page
+
+
 def test_unanimous_pairs_are_not_disputed() -> None:
     page = page_of(num_split=0)
     assert NONE in page
