@@ -9,11 +9,17 @@ test pairs. Rewards are fitted to all votes as they are (plain), to the majority
 Skene's soft labels, with the annotators (joint, and joint without inverted votes), and to the good
 annotators' votes alone (oracle). Then the rule that names bad annotators, in this crowd and in two
 without any, and the intervals of reliability in a crowd of all grades.
+
+With 1 vote a pair also what the labelling page collects: 5 % of the pairs once more, mirrored, by
+the same annotator, who says the same (who goes by the side, what the side says). They are fitted as
+metarm does it, and as if they were votes of somebody else. Beside rewards, soft labels of the pairs
+themselves are held against the truth.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +36,7 @@ from metarm.annotators.suspects import name_suspects
 from metarm.annotators.vote_table import build_table
 from metarm.labels.votes import Vote
 from metarm.metrics import accuracy_estimate, mean_estimate
-from metarm.storage import write_json
+from metarm.storage import read_json, write_json
 
 Floats = NDArray[np.float64]
 
@@ -39,6 +45,8 @@ VOTES_PER_PAIR = (1, 2, 3, 5)
 BAD_CROWD = ("good",) * 6 + ("random", "random", "always-left", "adversarial")
 GRADES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.3, 0.0)
 PENALTY = 5e-5
+REPEATED = 0.05
+"""Of the pairs: `repeat_fraction` of a label store that says nothing else."""
 
 
 def first_chance(kind: str | float, p: float) -> float:
@@ -68,6 +76,25 @@ class Crowd:
                 choice = "first" if is_first else "second"
                 self.votes.append(Vote(str(pair), str(who), choice, is_turned=is_turned))
         self.features_of = {str(pair): row for pair, row in enumerate(self.features)}
+
+    def repeats(self, seed: int) -> list[Vote]:
+        """Of 5 % of the votes the same annotators' second ones, mirrored."""
+        draw = np.random.default_rng([seed, 1])
+        found = []
+        for vote in self.votes:
+            if draw.random() >= REPEATED:
+                continue
+            again = replace(vote, is_turned=not vote.is_turned)
+            if self.kind_of(vote.annotator) == "always-left":
+                is_first = (draw.random() < 0.95) != again.is_turned
+                again = replace(again, choice="first" if is_first else "second")
+            found.append(again)
+        return found
+
+    def labels_right(self, belief: Belief) -> float:
+        """Share of the pairs of which soft labels and the truth prefer the same."""
+        gaps = np.stack([self.features_of[pair] for pair in belief.table.pairs]) @ self.theta
+        return float(((belief.labels > 0.5) == (gaps > 0)).mean())
 
     def accuracy(self, theta: Floats) -> float:
         """On the noise-free test pairs."""
@@ -165,6 +192,40 @@ def measure_seed(seed: int, votes_per_pair: int) -> dict[str, dict[str, float]]:
     return rows
 
 
+def counted_as_strangers(crowd: Crowd, repeats: Sequence[Vote]) -> Belief:
+    """The fit with each repeat a vote of its own, as metarm once had it."""
+    renamed = [replace(vote, annotator=f"{vote.annotator} again") for vote in repeats]
+    table = build_table([*crowd.votes, *renamed])
+    names = tuple(dict.fromkeys(vote.annotator for vote in crowd.votes))
+    own = np.array([names.index(name.removesuffix(" again")) for name in table.annotators])
+    rows = np.stack([crowd.features_of[pair] for pair in table.pairs])
+    return fit_joint(replace(table, annotators=names, annotator=own[table.annotator]), rows, {})
+
+
+def measure_repeats(seed: int) -> dict[str, dict[str, float]]:
+    """Rewards and labels of the joint model without repeats, with them, and with them as votes."""
+    crowd = Crowd(BAD_CROWD, 1, seed)
+    repeats = crowd.repeats(seed)
+    fits = {
+        "without repeats": fit_annotators(crowd.votes, crowd.features_of),
+        "with repeats": fit_annotators([*crowd.votes, *repeats], crowd.features_of),
+        "repeats as votes of others": counted_as_strangers(crowd, repeats),
+    }
+    rows = {}
+    for way, belief in fits.items():
+        assert belief.weights_of_features is not None
+        rows[way] = {
+            "accuracy": crowd.accuracy(belief.weights_of_features),
+            "labels_right": crowd.labels_right(belief),
+            **judge_naming(crowd, belief),
+        }
+    loss = rows["repeats as votes of others"]
+    rows["as votes of others minus with repeats"] = {
+        name: loss[name] - rows["with repeats"][name] for name in ("accuracy", "labels_right")
+    }
+    return rows
+
+
 def measure_errors(seed: int, votes_per_pair: int) -> dict[str, float]:
     """Whether anybody is named in crowds without a bad annotator, and coverage of intervals."""
     all_good = Crowd(("good",) * 10, votes_per_pair, seed)
@@ -196,14 +257,20 @@ def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return found
 
 
+def repeats_of(seeds: Sequence[int]) -> dict[str, Any]:
+    """What repeats come to, over seeds."""
+    rows = [measure_repeats(seed) for seed in seeds]
+    return {way: summarise([row[way] for row in rows]) for way in rows[0]}
+
+
 def text_of(figure: Mapping[str, Any], digits: int = 3) -> str:
     """A share, its interval cut to [0, 1]."""
     low, high = max(0.0, figure["interval"][0]), min(1.0, figure["interval"][1])
     return f"{figure['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def tables_of(result: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Accuracies, naming and errors as tables in Markdown."""
+def tables_of(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """Accuracies, naming, errors and repeats as tables in Markdown."""
     ways = ["plain", "majority", "dawid-skene", "joint without inverted votes", "joint", "oracle"]
     accuracy = [f"| votes a pair | {' | '.join(ways)} |", "|---" * (len(ways) + 1) + "|"]
     naming = ["| votes a pair | model | bad ones named | all four named | a good one named | AUC |"]
@@ -220,7 +287,14 @@ def tables_of(result: Mapping[str, Any]) -> tuple[str, str, str]:
     for count, own in result["errors"].items():
         names = ("named_all_good", "named_at_bound", "coverage")
         errors.append(f"| {count} | {' | '.join(text_of(own[name]) for name in names)} |")
-    return "\n".join(accuracy), "\n".join(naming), "\n".join(errors)
+    repeats = ["| 5 % repeats | rewards | soft labels | bad ones named | a good one named |"]
+    repeats.append("|---" * 5 + "|")
+    for way, own in result["repeats"].items():
+        if "bad_named" in own:
+            told = [text_of(own[name]) for name in ("accuracy", "labels_right")]
+            told += [text_of(own[name], 2) for name in ("bad_named", "good_named")]
+            repeats.append(f"| {way} | {' | '.join(told)} |")
+    return tuple("\n".join(table) for table in (accuracy, naming, errors, repeats))
 
 
 def main() -> None:
@@ -228,8 +302,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--error-seeds", type=int, default=100)
+    parser.add_argument(
+        "--repeats-only", action="store_true", help="into a result that has all the rest"
+    )
     given = parser.parse_args()
-    result: dict[str, Any] = {
+    if given.repeats_only:
+        result = read_json(given.output)
+        result["repeats"] = repeats_of(range(result["seeds"]))
+        write_json(given.output, result)
+        print(tables_of(result)[-1])
+        return
+    result = {
         "seeds": given.seeds,
         "error_seeds": given.error_seeds,
         "accuracy": {},
@@ -252,6 +335,8 @@ def main() -> None:
         errors = [measure_errors(seed, count) for seed in range(given.error_seeds)]
         result["errors"][str(count)] = summarise(errors)
         write_json(given.output, result)
+    result["repeats"] = repeats_of(range(given.seeds))
+    write_json(given.output, result)
     print("\n\n".join(tables_of(result)))
 
 

@@ -42,6 +42,16 @@ def test_accuracies_are_the_results(count: str) -> None:
         assert text == f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
+@pytest.mark.parametrize("way", [way for way, of in RESULT["repeats"].items() if "bad_named" in of])
+def test_repeats_are_the_results(way: str) -> None:
+    [told] = _cells(way)
+    names = {"accuracy": 3, "labels_right": 3, "bad_named": 2, "good_named": 2}
+    for (name, digits), text in zip(names.items(), told[1:], strict=True):
+        figure = RESULT["repeats"][way][name]
+        value, *ends = (f"{one:.{digits}f}" for one in (figure["value"], *figure["interval"]))
+        assert text == f"{value} [{ends[0]}, {ends[1]}]"
+
+
 def test_training_on_the_labels_is_a_command_that_is_there(tmp_path: Path) -> None:
     """It is not run, for it trains; but it gets as far as asking for more than one prompt."""
     [block] = [block.text for block in fenced_blocks(PAGE) if "no-run" in block.info]

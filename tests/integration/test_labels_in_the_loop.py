@@ -16,6 +16,7 @@ from metarm.data.preferences import load_preferences
 from metarm.labels.events import VoteEvent
 from metarm.labels.reading import LabelReader
 from metarm.labels.store import LabelStore
+from metarm.labels.votes import LabelPair
 from metarm.storage import read_json, read_json_lines
 from metarm.world.language import GoldReward, build_language
 
@@ -153,6 +154,9 @@ def test_people_are_waited_for_and_the_same_command_goes_on(begun: Path, metarm,
     with LabelStore(store) as opened:
         opened.add_annotator("cid")
         opened.record(VoteEvent("late", "cid", "tie", pair=opened_pair(place)))
+        known = LabelPair("known", " x", " y")
+        opened.add_pairs([known], gold={known.id: "second"})
+        opened.record(VoteEvent("known", "ann", "first", pair=known.id))
     before = inodes(begun)
     assert metarm(*words).code == 0
     assert inodes(begun) == before
