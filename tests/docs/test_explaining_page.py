@@ -8,7 +8,7 @@ import pytest
 
 from docs.pages import REPOSITORY, fenced_blocks, reader_folder
 from docs.typed import type_out
-from metarm.explaining.attributing import FIRST_STEPS, PathSettings
+from metarm.explaining.attributing import PathSettings
 from metarm.explaining.slices import LEAST_PROMPTS, NUM_PERMUTATIONS
 from metarm.storage import read_json
 
@@ -41,7 +41,7 @@ def test_the_tables_are_those_of_the_results() -> None:
 def test_numbers_are_those_of_the_code() -> None:
     settings = PathSettings()
     assert (
-        f"doubled from {FIRST_STEPS} until\nthe gap is within {100 * settings.tolerance:g} %"
+        f"doubled from {settings.first_steps} until\nthe gap is within {100 * settings.tolerance:g} %"
         in PAGE
     )
     assert f"{NUM_PERMUTATIONS:,} times" in PAGE

@@ -22,6 +22,7 @@ ELSEWHERE = {
     "samples_original": "test_labels_in_the_loop",
     "asked": "test_labels_in_the_loop",
     "labels/": "test_labels_in_the_loop",
+    "label_calls": "test_model_labels",
     "sqlite": "test_labels_in_the_loop",
 }
 WORDS = {r"{N}": r"\d+", r"{ARM}": r"[^/]+", "**": ".*", "*": "[^/]*", ".": r"\.", r"\|": "|"}
