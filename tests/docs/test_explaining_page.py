@@ -40,10 +40,8 @@ def test_the_tables_are_those_of_the_results() -> None:
 
 def test_numbers_are_those_of_the_code() -> None:
     settings = PathSettings()
-    assert (
-        f"doubled from {settings.first_steps} until\nthe gap is within {100 * settings.tolerance:g} %"
-        in PAGE
-    )
+    share = f"{100 * settings.tolerance:g} %"
+    assert f"doubled from {settings.first_steps} until\nthe gap is within {share}" in PAGE
     assert f"{NUM_PERMUTATIONS:,} times" in PAGE
     assert f"({LEAST_PROMPTS} prompts in it" in PAGE
 
