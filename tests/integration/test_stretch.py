@@ -13,7 +13,7 @@ import pytest
 from fault_server import Call, Reply, say, serve
 from integration.commands import Finished
 from metarm.chunk_log import ChunkLog
-from metarm.data.derived import check_apart
+from metarm.data.derived import check_apart, pair_id
 from metarm.data.meta_sets import save_groups
 from metarm.data.preferences import load_preferences, save_preferences
 from metarm.progress import SilentProgress
@@ -190,6 +190,40 @@ def test_adapt_holds_out_labels_alone_where_made_rows_are_of_other_prompts(
     ))  # fmt: skip
     assert (found["num_few"], found["folds"]) == (4, 4)
     assert [c["accuracy"]["count"] for c in found["candidates"]] == [4, 4]
+
+
+def test_adapt_tests_no_label_by_a_model_that_learnt_from_a_row_made_of_it(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, original = (load_preferences(data / f"{name}.jsonl").pairs for name in ("few", "pairs"))
+    made = [
+        PreferencePair(f"m {n}", " a", " b", source="cross-prompt", parent_id=pair_id(pair))
+        for n, pair in enumerate(few)
+    ]
+    given, train = [], adapting.train_reward_model
+
+    def train_and_tell(**words: Any) -> Any:
+        given.append(list(words["pairs"]))
+        return train(**words)
+
+    monkeypatch.setattr(adapting, "train_reward_model", train_and_tell)
+    (data / "out").mkdir()
+    adapt_reward_model(
+        model=str(data / "one"), few=[*few, *made], original=original,
+        settings=AdaptSettings.model_validate(
+            {"candidates": ["head"], "folds": 2,
+             "reward": {"num_train_epochs": 1.0, "max_length": 24}}
+        ),
+        output_dir=data / "out", place=data / "place", seed=0, progress=SilentProgress(),
+    )  # fmt: skip
+    *folds, whole = given
+    assert len(folds) == 2
+    assert whole == [*few, *made]
+    for pairs in folds:
+        taught = {pair_id(pair) for pair in pairs if not pair.parent_id}
+        parents = {pair.parent_id for pair in pairs if pair.parent_id}
+        assert 0 < len(taught) < len(few)
+        assert parents == taught, "a row goes where its parent goes"
 
 
 def test_adapt_reports_every_way_and_loads(data: Path, metarm: Callable[..., Finished]) -> None:
