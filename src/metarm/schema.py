@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 __all__ = [
+    "RANDOM",
     "VERDICTS",
     "Estimate",
     "Histogram",
@@ -18,6 +19,7 @@ __all__ = [
     "ResponseGroup",
     "Scorecard",
     "Verdict",
+    "is_picked",
     "prompt_from_json",
     "prompt_text",
     "prompt_to_json",
@@ -38,6 +40,19 @@ Verdict = Literal["first", "second", "tie", "malformed", "unjudged"]
 `unjudged`, it was not asked or did not answer."""
 
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
+
+RANDOM: Final = "random"
+"""The strategy that takes any pair, each as likely."""
+
+
+def is_picked(chosen_by: str) -> bool:
+    """Whether a strategy took a pair for what it is, hard say: it tells nothing of other pairs.
+
+    Example:
+        >>> [is_picked(name) for name in ("", "random", "d-optimal")]
+        [False, False, True]
+    """
+    return chosen_by not in ("", RANDOM)
 
 
 def prompt_to_json(prompt: Prompt) -> str | list[dict[str, str]]:
@@ -76,6 +91,8 @@ class PreferencePair:
     """What made this row from others, such as `pseudo-label` or `neutral`; empty: a label."""
     parent_id: str = ""
     """`data.derived.pair_id` or `group_id` of what it was made from, several joined by +."""
+    chosen_by: str = ""
+    """The strategy that chose it to be labelled, as in `LabelPair`; empty where nobody chose."""
 
     def to_json(self) -> dict[str, Any]:
         """A row with the field's usual column names; of the others those that say something."""
@@ -90,6 +107,8 @@ class PreferencePair:
             row["p"] = self.p
         if self.parent_id:
             row |= {"source": self.source, "parent_id": self.parent_id}
+        if self.chosen_by:
+            row["chosen_by"] = self.chosen_by
         return row
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from metarm.choosing.pool import Pool, build_pool
-from metarm.choosing.strategies import RANDOM, STRATEGIES, choose
+from metarm.choosing.strategies import STRATEGIES, choose
 from metarm.errors import ConfigError, DataError
+from metarm.schema import RANDOM
 
 NAMES = [*STRATEGIES, "mix+information-gain", "conformance.test_strategies:longest"]
 NUM_PROMPTS, SIZE = 20, 6

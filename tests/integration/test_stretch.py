@@ -5,6 +5,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,28 @@ def test_augment_writes_rows_that_training_keeps_apart(
     assert "got a derived one in place" in refused.error
 
 
+def test_evaluation_leaves_out_what_a_strategy_picked(
+    data: Path, metarm: Callable[..., Finished]
+) -> None:
+    pairs = load_preferences(data / "pairs.jsonl").pairs
+    hard, rest = pairs[:3], pairs[3:]
+    drawn = [replace(pair, chosen_by="random") for pair in rest]
+    save_preferences(data / "random.jsonl", drawn)
+    save_preferences(
+        data / "mixed.jsonl", [*(replace(p, chosen_by="near-tie") for p in hard), *drawn]
+    )
+    words = ("evaluate", "--reward-model", "one", "--preferences")
+    alone, mixed = (metarm(*words, f"{name}.jsonl", "--json") for name in ("random", "mixed"))
+    assert "3 pairs left out: a strategy picked them" in mixed.err
+    expected, found = document(alone), document(mixed)
+    assert (expected.pop("num_picked"), found.pop("num_picked")) == (0, 3)
+    for name in ("accuracy", "gap_mean", "gap_spread", "num_pairs"):
+        assert found[name] == expected[name]
+    save_preferences(data / "hard.jsonl", [replace(pair, chosen_by="near-tie") for pair in hard])
+    refused = metarm(*words, "hard.jsonl")
+    assert "expected pairs that were drawn at random, got 3" in refused.error
+
+
 def test_average_says_what_lies_between(data: Path, metarm: Callable[..., Finished]) -> None:
     found = document(
         metarm("average", "one", "two", "--output", "mean", "--preferences", "pairs.jsonl",
@@ -91,6 +114,7 @@ def test_average_says_what_lies_between(data: Path, metarm: Callable[..., Finish
     assert set(found["accuracy"]) == {"one", "two", "average"}
     scored = metarm("evaluate", "--reward-model", "mean", "--preferences", "pairs.jsonl", "--json")
     assert document(scored)["accuracy"] == found["accuracy"]["average"]
+    assert document(scored)["num_picked"] == 0
     for words in (("one",), ("one", "./one")):
         refused = metarm("average", *words, "--output", "other")
         assert "expected two reward models or more, each once" in refused.error

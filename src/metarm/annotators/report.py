@@ -154,7 +154,6 @@ def label_rows(belief: Belief, data: LabelData) -> list[dict[str, Any]]:
         soft.to_json()
         | {"pair": pair, "votes": counts[pair]}
         | ({"source": source} if (source := data.pairs[pair].source) else {})
-        | ({"chosen_by": name} if (name := data.pairs[pair].chosen_by) else {})
         for pair, soft in _soft(belief, data)
     ]
 
@@ -168,5 +167,5 @@ def _soft(belief: Belief, data: LabelData) -> list[tuple[str, PreferencePair]]:
         sides = (one.first, one.second) if label >= 0.5 else (one.second, one.first)
         # Rounding must not leave [0, 1].
         p = min(1.0, max(float(label), 1.0 - float(label)))
-        found.append((pair, PreferencePair(one.prompt, *sides, p=p)))
+        found.append((pair, PreferencePair(one.prompt, *sides, p=p, chosen_by=one.chosen_by)))
     return found

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from metarm.bench.problem import Problem
 from metarm.choosing.pool import Basis, bootstrap_members, build_pool
-from metarm.choosing.strategies import RANDOM, choose
+from metarm.choosing.strategies import choose
 from metarm.models.linear_head import fit_head
+from metarm.schema import RANDOM
 from metarm.streams import draw_seed
 
 __all__ = ["choose_labels"]

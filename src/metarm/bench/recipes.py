@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from metarm.choosing.strategies import RANDOM
 from metarm.errors import ConfigError, nearest_names
 from metarm.meta_strength import FULL_FRACTION, FULL_WEIGHT, LEAST_RANK_CORRELATION
+from metarm.schema import RANDOM
 
 __all__ = ["METHODS", "PLAIN", "Recipe", "read_recipe"]
 

@@ -30,11 +30,11 @@ from metarm.bench.study import measure_importances, open_study, read_trials, run
 from metarm.bench.summary import REFERENCE
 from metarm.bench.trajectory import Trajectory
 from metarm.bench.tuning_results import FreshResult, Trial, Tuning, measure_flatness
-from metarm.choosing.strategies import RANDOM
 from metarm.errors import ConfigError, EmptySetError, RunError, nearest_names
 from metarm.progress import SilentProgress
 from metarm.protocols import ProgressReporter
 from metarm.run_folder import hold_folder
+from metarm.schema import RANDOM
 from metarm.storage import (
     build_stage,
     check_writable,

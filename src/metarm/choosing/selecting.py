@@ -13,10 +13,10 @@ from metarm.choosing.pairs import Candidates, list_candidates, name_chosen, pool
 from metarm.choosing.pool import Pool
 from metarm.choosing.settings import SelectSettings
 from metarm.choosing.stopping import StopRule, forecast_gain
-from metarm.choosing.strategies import RANDOM, Chosen, check_choice, choose
+from metarm.choosing.strategies import Chosen, check_choice, choose
 from metarm.models.ensemble import EnsembleScore
 from metarm.models.reward_model import RewardModelScore
-from metarm.schema import PreferencePair, ResponseGroup
+from metarm.schema import RANDOM, PreferencePair, ResponseGroup
 from metarm.storage import write_json, write_json_lines
 
 __all__ = ["PAIRS_FILE", "SELECTION_FILE", "find_candidates", "write_selection"]

@@ -9,13 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from metarm.choosing.pool import Pool
-from metarm.choosing.strategies import RANDOM
-from metarm.errors import ConfigError, EmptySetError
-from metarm.metrics import accuracy_estimate
-from metarm.schema import Estimate
+from metarm.errors import ConfigError
 from metarm.streams import draw_seed
 
-__all__ = ["Forecast", "StopRule", "forecast_gain", "random_accuracy", "update_gaps"]
+__all__ = ["Forecast", "StopRule", "forecast_gain", "update_gaps"]
 
 Floats = NDArray[np.float64]
 
@@ -100,7 +97,8 @@ def forecast_gain(
     the truth, after less before. The mean over truths is the expected value of the labels.
 
     It believes the posterior: that reward is linear in the features, and as unknown as the prior
-    and the labelled pairs say. `random_accuracy` is what holds it against labels.
+    and the labelled pairs say. What holds it against labels is accuracy on pairs drawn at random
+    (`data.preferences.without_picked`).
 
     Args:
         pool: What is known.
@@ -165,28 +163,3 @@ def update_gaps(pool: Pool, rows: ArrayLike, batch: ArrayLike, outcomes: ArrayLi
         a = a - residual @ step
     found: Floats = pool.means[np.asarray(rows), None] + x @ (along @ a.T)
     return found
-
-
-def random_accuracy(
-    is_right: ArrayLike, chosen_by: list[str], prompts: ArrayLike | None = None
-) -> Estimate:
-    """Accuracy on labelled pairs, of those alone that were drawn at random.
-
-    Pairs that were chosen for being hard say nothing of the others.
-
-    Args:
-        is_right: 1 where the model orders the pair as labelled, 0.5 for a tie, shape (pairs,).
-        chosen_by: The strategy that chose each, as in `LabelPair`.
-        prompts: The prompt of each, by which the interval is clustered; None: each its own.
-
-    Raises:
-        EmptySetError: When none was drawn at random.
-    """
-    keep = np.array([name == RANDOM for name in chosen_by], bool)
-    if not keep.any():
-        raise EmptySetError(
-            f"none of these {len(keep)} labelled pairs was drawn at random, and of the others no "
-            "accuracy can be told: choose with `mix` or `random`"
-        )
-    clusters = None if prompts is None else np.asarray(prompts)[keep]
-    return accuracy_estimate(np.asarray(is_right, np.float64)[keep], clusters)

@@ -18,10 +18,10 @@ from metarm.choosing.pool import Pool, member_deviations
 from metarm.choosing.posterior import add_label, gap_variances, information_gain
 from metarm.errors import ConfigError, DataError
 from metarm.resolve import resolve_name
+from metarm.schema import RANDOM
 from metarm.streams import draw_seed
 
 __all__ = [
-    "RANDOM",
     "STRATEGIES",
     "Chosen",
     "Pick",
@@ -34,7 +34,6 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-RANDOM: Final = "random"
 DISAGREEMENT: Final = "disagreement"
 MOST_DRAWS: Final = 200
 """Draws of two heads for each pair of `thompson` that is asked for, at most."""

@@ -120,20 +120,29 @@ def evaluate(
     data_format: DataFormat = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how a reward model orders labelled pairs."""
+    """Measure how a reward model orders labelled pairs.
+
+    Of pairs whose `chosen_by` names a strategy only those of `random` count: the others, picked
+    for being hard say, tell nothing of pairs in general.
+    """
     from metarm.data.derived import check_evaluation
-    from metarm.data.preferences import load_preferences
+    from metarm.data.preferences import load_preferences, without_picked
 
     loaded = load_preferences(preferences, data_format)
     note(f"{preferences}: {loaded.report.summary()}")
     check_evaluation(loaded.pairs, preferences)
+    unpicked = without_picked(loaded.pairs, preferences)
+    if num_picked := len(loaded.pairs) - len(unpicked):
+        note(
+            f"{num_picked} pairs left out: a strategy picked them, and they tell nothing of others"
+        )
 
     from metarm.models.ensemble import load_reward
     from metarm.models.pair_evaluation import evaluate_preferences
 
     score_function = load_reward(reward_model)
-    pairs = score_function.fitting_pairs(loaded.pairs)
-    if num_too_long := len(loaded.pairs) - len(pairs):
+    pairs = score_function.fitting_pairs(unpicked)
+    if num_too_long := len(unpicked) - len(pairs):
         note(f"{num_too_long} pairs left out: longer than the reward model's context")
     with choose_progress().stage("score both sides of the pairs", 2 * len(pairs)) as bar:
         found = evaluate_preferences(score_function.reporting_to(bar), pairs)
@@ -143,6 +152,7 @@ def evaluate(
                 "reward_model": reward_model,
                 "preferences": preferences,
                 "load": loaded.report.summary(),
+                "num_picked": num_picked,
                 "num_too_long": num_too_long,
                 "accuracy": asdict(found.accuracy),
                 "accuracy_attainable": found.accuracy_attainable,

@@ -115,7 +115,7 @@ def _user_parser(name: str, function: Callable[[dict[str, Any]], Any]) -> Callab
 
 
 def _pair(row: Row, prompt: Prompt, chosen: str, rejected: str) -> PreferencePair:
-    """The pair, with the row's margin, soft label and descent where it has them."""
+    """The pair, with the row's margin, soft label, descent and choice where it has them."""
     margin = row.number("margin") if row.has("margin") else None
     p = row.number("p") if row.has("p") else None
     if p is not None and not 0.0 <= p <= 1.0:
@@ -124,7 +124,18 @@ def _pair(row: Row, prompt: Prompt, chosen: str, rejected: str) -> PreferencePai
     parent = row.text("parent_id") if row.has("parent_id") else ""
     # By itself a `source` is what many data sets call the place that a prompt is from.
     source = row.text("source") if parent and row.has("source") else ""
-    return PreferencePair(prompt, chosen, rejected, margin, p, source, parent)
+    # Who counts rows by a number of this name means something else.
+    chosen_by = row.values.get("chosen_by")
+    return PreferencePair(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        margin=margin,
+        p=p,
+        source=source,
+        parent_id=parent,
+        chosen_by=chosen_by if isinstance(chosen_by, str) else "",
+    )
 
 
 def _shared_text(first: str, second: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from metarm.data.formats import LeftOut, Parsed, detect_format, parse_row, resolve_format
 from metarm.data.rows import read_rows
 from metarm.errors import ConfigError, EmptySetError
-from metarm.schema import PreferencePair, Prompt
+from metarm.schema import PreferencePair, Prompt, is_picked
 from metarm.storage import fingerprint, write_json_lines
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "save_preferences",
     "split_by_prompt",
     "unseen_prompts",
+    "without_picked",
     "without_prompts_of",
 ]
 
@@ -217,6 +218,32 @@ def without_prompts_of(
             f"expected training pairs of prompts that the test file does not have, got none: all "
             f"{len(pairs)} share theirs with it. Give another test file, or leave it out to have "
             "the pairs split by prompt."
+        )
+    return kept
+
+
+def without_picked(pairs: Sequence[PreferencePair], what: str) -> list[PreferencePair]:
+    """The pairs that accuracy may be estimated from: drawn at random, or chosen by nobody.
+
+    Args:
+        pairs: Labelled ones; those that were picked for being hard say nothing of the others.
+        what: Their name in the message.
+
+    Raises:
+        EmptySetError: When a strategy picked all of them.
+
+    Example:
+        >>> pairs = [PreferencePair("q", "a", "b", chosen_by=by) for by in ("random", "near-tie")]
+        >>> [pair.chosen_by for pair in without_picked(pairs, "labels")]
+        ['random']
+    """
+    kept = [pair for pair in pairs if not is_picked(pair.chosen_by)]
+    if pairs and not kept:
+        names = ", ".join(sorted({pair.chosen_by for pair in pairs}))
+        raise EmptySetError(
+            f"{what}: expected pairs that were drawn at random, got {len(pairs)} that a strategy "
+            f"picked (`chosen_by`: {names}), which tell no accuracy on others. Choose with `mix` "
+            "or `random`; rename the column if it is something else."
         )
     return kept
 

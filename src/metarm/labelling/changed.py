@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from metarm.choosing.strategies import RANDOM
 from metarm.data.rows import read_rows
 from metarm.errors import EmptySetError, FormatError
 from metarm.labels.votes import Choice, LabelPair
 from metarm.metrics import accuracy_estimate, mean_estimate
-from metarm.schema import Estimate, prompt_text
+from metarm.schema import Estimate, is_picked, prompt_text
 
 __all__ = ["Changed", "measure_change", "read_gaps"]
 
@@ -73,7 +72,7 @@ def measure_change(
         for pair, choice in labels.items()
         if choice in ("first", "second") and pair in before and pair in after
     ]
-    shared = [pair for pair in scored if pairs[pair].chosen_by in ("", RANDOM)]
+    shared = [pair for pair in scored if not is_picked(pairs[pair].chosen_by)]
     if not shared:
         raise EmptySetError("expected pairs with a label and both scores, got none")
     prompts = [prompt_text(pairs[pair].prompt) for pair in shared]

@@ -4,13 +4,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metarm.choosing.strategies import RANDOM
 from metarm.gold_labels import gold_gaps
 from metarm.labels.votes import LabelPair, Vote
 from metarm.metrics import accuracy_estimate
 from metarm.protocols import ScoreFunction
 from metarm.round_labels.soft import WORTH
-from metarm.schema import Estimate
+from metarm.schema import RANDOM, Estimate
 
 __all__ = ["Agreement", "agreement_with_votes"]
 

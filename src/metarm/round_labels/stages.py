@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from metarm.choosing.pairs import list_candidates, name_chosen, pool_of_model
-from metarm.choosing.strategies import RANDOM, choose, read_strategy
+from metarm.choosing.strategies import choose, read_strategy
 from metarm.config import ArmSettings, RunSettings
 from metarm.config_labels import GOLD, PEOPLE
 from metarm.data.meta_sets import load_groups
@@ -41,7 +41,7 @@ from metarm.round_labels.waiting import (
     read_known_answers,
     read_store_votes,
 )
-from metarm.schema import PreferencePair
+from metarm.schema import RANDOM, PreferencePair
 from metarm.sources import Sources
 from metarm.storage import (
     Stage,

@@ -6,9 +6,9 @@ import pytest
 from scipy.special import expit
 
 from metarm.choosing.pool import Basis, build_pool
-from metarm.choosing.stopping import StopRule, forecast_gain, random_accuracy, update_gaps
+from metarm.choosing.stopping import StopRule, forecast_gain, update_gaps
 from metarm.choosing.strategies import choose
-from metarm.errors import ConfigError, EmptySetError
+from metarm.errors import ConfigError
 from metarm.models.linear_head import fit_head
 
 
@@ -100,13 +100,3 @@ def test_the_rule_and_its_sentence() -> None:
         StopRule(worth_per_point=1.0)
     with pytest.raises(ConfigError, match="0 or more"):
         StopRule(cost_per_label=-1.0)
-
-
-def test_accuracy_is_told_by_the_random_half_alone() -> None:
-    right, by = [1.0, 1.0, 0.0, 1.0, 0.0, 0.0], ["random"] * 4 + ["d-optimal"] * 2
-    found = random_accuracy(right, by)
-    assert (found.value, found.count) == (0.75, 4)
-    assert found.low < 0.75 < found.high
-    assert random_accuracy(right, by, ["a", "a", "b", "b", "c", "c"]).count == 2
-    with pytest.raises(EmptySetError, match="choose with `mix`"):
-        random_accuracy(right[4:], by[4:])

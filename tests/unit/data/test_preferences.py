@@ -12,6 +12,7 @@ from metarm.data.preferences import (
     save_preferences,
     split_by_prompt,
     unseen_prompts,
+    without_picked,
     without_prompts_of,
 )
 from metarm.errors import ConfigError, EmptySetError
@@ -232,3 +233,20 @@ def test_pairs_whose_prompt_is_tested_are_left_out():
 def test_unseen_prompts_keep_their_order_and_come_once():
     assert unseen_prompts(["d", "a", "A", "c", "b b"], ["B  B"]) == ["d", "a", "c"]
     assert unseen_prompts([], ["a"]) == []
+
+
+def test_accuracy_is_told_by_pairs_that_no_strategy_picked(tmp_path):
+    by = ["random", "d-optimal", "", "package.module:mine", "random"]
+    pairs = [PreferencePair(f"q{n}", "a", "b", chosen_by=name) for n, name in enumerate(by)]
+    save_preferences(tmp_path / "chosen.jsonl", pairs)
+    loaded = list(load_preferences(tmp_path / "chosen.jsonl").pairs)
+    assert loaded == pairs
+    assert without_picked(loaded, "labels") == [pairs[0], pairs[2], pairs[4]]
+    with pytest.raises(EmptySetError, match=r"labels: .*got 1 .*d-optimal.* Choose with `mix`"):
+        without_picked(pairs[1:2], "labels")
+
+
+def test_a_column_of_numbers_is_no_choice(tmp_path):
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_by": 3}
+    rows = write_rows(tmp_path / "rows.jsonl", row)
+    assert load_preferences(rows).pairs == (PreferencePair("q", "a", "b"),)

@@ -103,6 +103,19 @@ def test_pairs_of_known_answers_are_no_preference_rows() -> None:
     assert FORMATS["trl-jsonl"].write(known)[""] == b""
 
 
+@pytest.mark.parametrize("name", ["trl-jsonl", "trl-parquet"])
+def test_preference_rows_say_which_strategy_chose_them(name: str) -> None:
+    """Estimates are made of random rows alone, after an export and an import too."""
+    by = {"q0": "random", "q1": "d-optimal", "q2": ""}
+    pairs = tuple(LabelPair(prompt, "a", "b", chosen_by=own) for prompt, own in by.items())
+    votes = tuple(VoteEvent(f"k{n}", "ann", "first", pair=pair.id) for n, pair in enumerate(pairs))
+    content = LabelContent(pairs, {}, {"ann": "person"}, votes)
+    assert {pair.prompt: pair.chosen_by for pair in _round_trip(content, name).pairs} == by
+    if name == "trl-jsonl":
+        rows = map(json.loads, FORMATS[name].write(content)[""].splitlines())
+        assert [row.get("chosen_by") for row in rows] == ["random", "d-optimal", None]
+
+
 def _example() -> LabelContent:
     """A little of everything."""
     pairs = (

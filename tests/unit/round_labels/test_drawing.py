@@ -4,11 +4,10 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from metarm.choosing.strategies import RANDOM
 from metarm.data.meta_sets import save_groups
 from metarm.data.preferences import pair_key, save_preferences
 from metarm.round_labels.stages import _drawn
-from metarm.schema import PreferencePair, ResponseGroup
+from metarm.schema import RANDOM, PreferencePair, ResponseGroup
 
 
 def keys(pairs) -> set:

@@ -29,7 +29,7 @@ __all__ = [
     "write_preferences_parquet",
 ]
 
-COLUMNS: Final = ("prompt", "chosen", "rejected", "p", "margin", "n_votes")
+COLUMNS: Final = ("prompt", "chosen", "rejected", "p", "margin", "n_votes", "chosen_by")
 MOST_VOTES: Final = 10_000
 """Per row; more is taken for a mistake."""
 
@@ -78,7 +78,7 @@ def _rows(content: LabelContent) -> Iterator[dict[str, Any]]:
         is_first = points > count
         chosen, rejected = (pair.first, pair.second)[:: 1 if is_first else -1]
         won, gap = (points, strength) if is_first else (2 * count - points, -strength)
-        yield {
+        row: dict[str, Any] = {
             "prompt": prompt_to_json(pair.prompt),
             "chosen": _side(pair.prompt, chosen),
             "rejected": _side(pair.prompt, rejected),
@@ -86,6 +86,9 @@ def _rows(content: LabelContent) -> Iterator[dict[str, Any]]:
             "margin": max(gap, 0) / count,
             "n_votes": count,
         }
+        if pair.chosen_by:
+            row["chosen_by"] = pair.chosen_by
+        yield row
 
 
 def _side(prompt: Prompt, text: str) -> str | list[dict[str, str]]:
@@ -116,7 +119,15 @@ def write_preferences_parquet(content: LabelContent) -> dict[str, bytes]:
         )
     message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
     text = pyarrow.string() if kinds != {False} else pyarrow.list_(message)
-    types = (text, text, text, pyarrow.float64(), pyarrow.float64(), pyarrow.int64())
+    types = (
+        text,
+        text,
+        text,
+        pyarrow.float64(),
+        pyarrow.float64(),
+        pyarrow.int64(),
+        pyarrow.string(),
+    )
     schema = pyarrow.schema(list(zip(COLUMNS, types, strict=True)))
     stream = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), stream)
@@ -153,7 +164,7 @@ def read_preferences(
 
 def _one_vote(one: PreferencePair, annotator: str) -> tuple[LabelPair, list[VoteEvent]]:
     """A pair and what its label says: for `chosen`, unless a soft label says otherwise."""
-    pair = LabelPair(one.prompt, one.chosen, one.rejected, one.source)
+    pair = LabelPair(one.prompt, one.chosen, one.rejected, one.source, one.chosen_by)
     p = 1.0 if one.p is None else one.p
     choice: Choice = "tie" if p == 0.5 else "first" if p > 0.5 else "second"
     return pair, [VoteEvent(_key(pair, annotator), annotator, choice, pair=pair.id)]
@@ -167,7 +178,12 @@ def _read_votes(row: Row, annotator: str) -> tuple[LabelPair, list[VoteEvent]]:
     """A row's pair, and votes that come to its `p`, `margin` and `n_votes`."""
     count, strong, shares = _read_counts(row)
     choices = [choice for choice, number in shares.items() for _ in range(number)]
-    pair = LabelPair(row.prompt("prompt"), row.response("chosen"), row.response("rejected"))
+    pair = LabelPair(
+        prompt=row.prompt("prompt"),
+        first=row.response("chosen"),
+        second=row.response("rejected"),
+        chosen_by=row.text("chosen_by") if row.has("chosen_by") else "",
+    )
     votes = []
     for number, choice in enumerate(choices):
         name = annotator if number == 0 else f"{annotator}-{number + 1}"
