@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from metarm.annotators.agreement import alpha_estimate
-from metarm.labels.votes import Choice, Vote
+from metarm.labels.votes import AnnotatorKind, Choice, Vote
 from metarm.metrics import accuracy_estimate
 from metarm.schema import Estimate
 
@@ -37,15 +37,21 @@ class CrowdAgreement:
     """Agreement of a crowd, from its votes as they are."""
 
     alpha: Estimate | None
-    """See `pair_alpha`."""
+    """See `pair_alpha`; of all annotators."""
+    alpha_of_people: Estimate | None
+    """The same of people alone."""
     annotators: tuple[OwnFigures, ...]
     matrix: Mapping[tuple[str, str], Estimate]
-    """Two annotators -> share of pairs that both voted on, on which they say the same."""
+    """Two annotators -> share of pairs that both voted on, on which they say the same; without
+    pairs of known answers."""
 
     def to_json(self) -> dict[str, Any]:
         """Nested plain JSON values."""
         return {
             "alpha": None if self.alpha is None else asdict(self.alpha),
+            "alpha_of_people": None
+            if self.alpha_of_people is None
+            else asdict(self.alpha_of_people),
             "annotators": [asdict(one) for one in self.annotators],
             "pairs_of_annotators": [
                 {"first": first, "second": second, **asdict(share)}
@@ -57,6 +63,7 @@ class CrowdAgreement:
 def measure_agreement(
     votes: Sequence[Vote],
     gold: Mapping[str, Choice] | None = None,
+    kinds: Mapping[str, AnnotatorKind] | None = None,
     *,
     num_resamples: int = 1000,
     seed: int = 0,
@@ -67,23 +74,38 @@ def measure_agreement(
 
     Args:
         votes: With skips, if there are any.
-        gold: Pair -> its known answer.
+        gold: Pair -> its known answer; such pairs say nothing of how annotators agree elsewhere.
+        kinds: Annotator -> kind; whoever is missing is a person.
         num_resamples: Of the bootstrap of alpha.
         seed: Of the same.
     """
     known = gold or {}
     names = list(dict.fromkeys(vote.annotator for vote in votes))
     of_name = {name: [vote for vote in votes if vote.annotator == name] for name in names}
-    first_votes = {name: _first_votes(own) for name, own in of_name.items()}
+    first_votes = {name: _first_votes(own, known) for name, own in of_name.items()}
+    of_people = {
+        name: own
+        for name, own in first_votes.items()
+        if (kinds or {}).get(name, "person") == "person"
+    }
+    alpha, alpha_of_people = (
+        pair_alpha(_by_pair(own), num_resamples=num_resamples, seed=seed)
+        for own in (first_votes, of_people)
+    )
     return CrowdAgreement(
-        alpha=pair_alpha(_by_pair(first_votes, known), num_resamples=num_resamples, seed=seed),
+        alpha=alpha,
+        alpha_of_people=alpha_of_people,
         annotators=tuple(_own_figures(name, own, known) for name, own in of_name.items()),
         matrix=_matrix(first_votes),
     )
 
 
-def _first_votes(votes: Sequence[Vote]) -> dict[str, Choice]:
-    return {vote.pair: vote.choice for vote in reversed(votes) if vote.choice != "skip"}
+def _first_votes(votes: Sequence[Vote], known: Mapping[str, Choice]) -> dict[str, Choice]:
+    return {
+        vote.pair: vote.choice
+        for vote in reversed(votes)
+        if vote.choice != "skip" and vote.pair not in known
+    }
 
 
 def pair_alpha(
@@ -110,14 +132,11 @@ def pair_alpha(
     )
 
 
-def _by_pair(
-    first_votes: Mapping[str, Mapping[str, Choice]], known: Mapping[str, Choice]
-) -> dict[str, dict[str, Choice]]:
+def _by_pair(first_votes: Mapping[str, Mapping[str, Choice]]) -> dict[str, dict[str, Choice]]:
     found: dict[str, dict[str, Choice]] = {}
     for name, own in first_votes.items():
         for pair, choice in own.items():
-            if pair not in known:
-                found.setdefault(pair, {})[name] = choice
+            found.setdefault(pair, {})[name] = choice
     return found
 
 

@@ -10,11 +10,18 @@ from numpy.typing import NDArray
 
 from metarm.annotators.beliefs import UNTOLD, Belief, Interval, share_interval
 from metarm.errors import EmptySetError
-from metarm.labels.votes import AnnotatorKind, LabelPair, Vote
+from metarm.labels.votes import AnnotatorKind, Choice, LabelPair, Vote
 from metarm.metrics import accuracy_estimate
-from metarm.schema import Estimate, prompt_text
+from metarm.schema import Estimate, is_picked, prompt_text
 
-__all__ = ["KindComparison", "KindReliability", "Slice", "compare_kinds", "reliability_of_kinds"]
+__all__ = [
+    "KindComparison",
+    "KindReliability",
+    "Slice",
+    "compare_kinds",
+    "reliability_of_kinds",
+    "telling_votes",
+]
 
 Floats = NDArray[np.float64]
 
@@ -51,7 +58,7 @@ class KindReliability:
 
 @dataclass(frozen=True, slots=True)
 class KindComparison:
-    """Two kinds of annotators on the pairs that both voted on."""
+    """Two kinds of annotators on the pairs that both voted on, of `telling_votes`."""
 
     first_kind: AnnotatorKind
     second_kind: AnnotatorKind
@@ -77,6 +84,7 @@ def compare_kinds(
     *,
     first_kind: AnnotatorKind = "model",
     second_kind: AnnotatorKind = "person",
+    gold: Mapping[str, Choice] | None = None,
     labels: Mapping[str, float] | None = None,
     slices: Mapping[str, Callable[[LabelPair], str]] | None = None,
     num_resamples: int = 1000,
@@ -88,11 +96,12 @@ def compare_kinds(
     Which response of a pair was written first changes nothing.
 
     Args:
-        votes: Of anybody; those of other kinds do not count.
+        votes: Of anybody; those of other kinds do not count, nor what `telling_votes` leaves out.
         kinds: Annotator -> kind; whoever is missing is a person.
         pairs: Id -> pair, for lengths and sources.
         first_kind: One side.
         second_kind: The other.
+        gold: Pair -> its known answer.
         labels: Pair -> soft label of a fit, which divides pairs into certain and uncertain ones.
         slices: Name -> what tells a pair's slice; added to length, certainty and source.
         num_resamples: Of the bootstrap of kappa.
@@ -101,12 +110,13 @@ def compare_kinds(
     Raises:
         EmptySetError: When no pair has a vote of each kind.
     """
-    tables = _answers(votes, kinds, (first_kind, second_kind))
+    told = telling_votes(votes, pairs, gold or {})
+    tables = _answers(told, kinds, (first_kind, second_kind))
     both = [pair for pair in tables[0] if pair in tables[1]]
     if not both:
         raise EmptySetError(
             f"expected pairs with a vote of a {first_kind} and of a {second_kind}, got none: have "
-            "both vote on some of the same pairs"
+            "both vote on some of the same pairs that no strategy picked, without known answers"
         )
     # How often each combination of answers is given on a pair, as shares; (pairs, 3, 3).
     joint = np.stack([np.outer(tables[0][pair], tables[1][pair]) for pair in both])
@@ -129,6 +139,29 @@ def compare_kinds(
         slices=tuple(_slices(both, same, clusters, dividers)),
         disputed=_disputed(tables, both),
     )
+
+
+def telling_votes(
+    votes: Sequence[Vote], pairs: Mapping[str, LabelPair], gold: Mapping[str, Choice]
+) -> list[Vote]:
+    """Votes that tell of pairs in general.
+
+    Not those on known answers, which are often easy, nor on pairs that a strategy picked for being
+    hard, say: only random ones then, and those that nobody chose.
+
+    Example:
+        >>> pairs = [LabelPair("q", "a", "b", chosen_by=by) for by in ("random", "near-tie")]
+        >>> votes = [Vote(name, "ann", "first") for name in ("p", "q", "r")]
+        >>> told = telling_votes(votes, dict(zip("pq", pairs)), {"r": "first"})
+        >>> [vote.pair for vote in told]
+        ['p']
+    """
+    return [
+        vote
+        for vote in votes
+        if vote.pair not in gold
+        and not (vote.pair in pairs and is_picked(pairs[vote.pair].chosen_by))
+    ]
 
 
 def reliability_of_kinds(
@@ -211,12 +244,13 @@ def _longer(kind: AnnotatorKind, answers: Floats, pair: LabelPair | None) -> str
 
 
 def _longer_share(table: Mapping[str, Floats], pairs: Mapping[str, LabelPair]) -> Estimate | None:
-    shares = []
+    shares, prompts = [], []
     for pair, row in table.items():
         if pair in pairs and (gap := len(pairs[pair].first) - len(pairs[pair].second)):
             share = _first_share(row)
             shares.append(share if gap > 0 else 1.0 - share)
-    return accuracy_estimate(shares) if shares else None
+            prompts.append(prompt_text(pairs[pair].prompt))
+    return accuracy_estimate(shares, prompts) if shares else None
 
 
 def _certainty(label: float | None) -> str:

@@ -17,11 +17,12 @@ from metarm.annotators.kinds import (
     KindReliability,
     compare_kinds,
     reliability_of_kinds,
+    telling_votes,
 )
 from metarm.annotators.label_data import LabelData
 from metarm.annotators.suspects import ALPHA, Suspect, name_suspects
 from metarm.labels.votes import ANNOTATOR_KINDS, AnnotatorKind
-from metarm.schema import PreferencePair
+from metarm.schema import PreferencePair, is_picked
 
 __all__ = ["BeliefReport", "build_report", "label_rows", "soft_pairs"]
 
@@ -37,7 +38,9 @@ class BeliefReport:
     agreement: CrowdAgreement
     kinds: tuple[KindReliability, ...]
     comparisons: tuple[KindComparison, ...]
-    """Every two kinds with votes on the same pairs."""
+    """Every two kinds with votes on the same pairs, of `telling_votes`."""
+    num_picked: int
+    """Pairs with votes that a strategy picked, which comparisons leave out."""
     next_votes: tuple[NextVote, ...]
     nats_per_vote: tuple[float, ...]
     """What one more vote of each annotator is expected to tell, mean over pairs: a figure for
@@ -62,6 +65,7 @@ class BeliefReport:
                 }
                 for one in self.kinds
             ],
+            "num_picked": self.num_picked,
             "comparisons": [one.to_json() for one in self.comparisons],
             "next_votes": [one.to_json() for one in self.next_votes],
         }
@@ -102,9 +106,14 @@ def build_report(
     return BeliefReport(
         belief=belief,
         suspects=name_suspects(belief, alpha=alpha),
-        agreement=measure_agreement(data.votes, data.gold, seed=seed),
+        agreement=measure_agreement(data.votes, data.gold, data.kinds, seed=seed),
         kinds=reliability_of_kinds(belief, data.kinds),
         comparisons=tuple(_comparisons(data, labels, seed)),
+        num_picked=sum(
+            is_picked(data.pairs[pair].chosen_by)
+            for pair, count in zip(table.pairs, table.votes_of_pair, strict=True)
+            if count and pair in data.pairs
+        ),
         next_votes=tuple(
             rank_next_votes(
                 belief,
@@ -120,7 +129,7 @@ def build_report(
 def _comparisons(data: LabelData, labels: Mapping[str, float], seed: int) -> list[KindComparison]:
     """Each kind against people first, then the others."""
     voted: dict[AnnotatorKind, set[str]] = {}
-    for vote in data.votes:
+    for vote in telling_votes(data.votes, data.pairs, data.gold):
         if vote.choice != "skip":
             voted.setdefault(data.kinds.get(vote.annotator, "person"), set()).add(vote.pair)
     kinds = [kind for kind in ANNOTATOR_KINDS if kind in voted]
@@ -135,6 +144,7 @@ def _comparisons(data: LabelData, labels: Mapping[str, float], seed: int) -> lis
                         data.pairs,
                         first_kind=first,
                         second_kind=second,
+                        gold=data.gold,
                         labels=labels,
                         seed=seed,
                     )

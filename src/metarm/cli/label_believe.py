@@ -155,8 +155,17 @@ def _say(report: "BeliefReport") -> None:
             "annotators: give --backbone or --features, or have pairs of known answers, or some "
             "pairs twice, judged"
         )
-    alpha = report.agreement.alpha
-    answer(f"Krippendorff's alpha: {'-' if alpha is None else alpha}")
+    crowd = report.agreement
+    alphas = {"": crowd.alpha, " of people": crowd.alpha_of_people}
+    if crowd.alpha == crowd.alpha_of_people:
+        del alphas[" of people"]
+    for whose, alpha in alphas.items():
+        answer(f"Krippendorff's alpha{whose}: {'-' if alpha is None else alpha}")
+    if report.num_picked:
+        answer(
+            f"{report.num_picked} pairs are left out where kinds are compared: a strategy picked "
+            "them, which tells nothing of others"
+        )
 
 
 def _backbone_features(backbone: str, data: "LabelData", output: Path) -> "dict[str, list[float]]":

@@ -181,7 +181,8 @@ def account_of(votes: Votes, behaviour: Mapping[str, Behaviour]) -> Account:
     seconds = [e.lead_ms / 1000 for e in of_people if e.lead_ms is not None]
     days = Counter(int(e.at // 86_400) for e in of_people)
     told = [vote_of_event(event) for event in votes.events]
-    agreement = measure_agreement(told, votes.gold, num_resamples=RESAMPLES)
+    kinds = {one.name: one.kind for one in votes.annotators}
+    agreement = measure_agreement(told, votes.gold, kinds, num_resamples=RESAMPLES)
     beliefs, suspects, model = _believe(told, votes.gold)
     return Account(
         counts=votes.counts,
@@ -189,12 +190,12 @@ def account_of(votes: Votes, behaviour: Mapping[str, Behaviour]) -> Account:
         num_left=sum(
             max(0, votes.wanted.get(pair, votes.votes_per_pair) - counted[pair]) for pair in wanted
         ),
-        alpha=pair_alpha(by_pair, num_resamples=RESAMPLES),
+        alpha=agreement.alpha_of_people,
         moments=_moments(open_ones),
         rows=[
             _row(
                 own,
-                next(one.kind for one in votes.annotators if one.name == own.name),
+                kinds[own.name],
                 votes,
                 plain,
                 behaviour,
@@ -288,7 +289,9 @@ def _row(
             [
                 event.choice == first[event.pair]
                 for event in plain
-                if event.annotator != own.name and event.pair in first
+                if event.annotator != own.name
+                and event.pair in first
+                and event.pair not in votes.gold
             ]
         ),
         num_changes=sum(row.changes for row in seen),

@@ -88,9 +88,21 @@ def _points(report: BeliefReport) -> list[str]:
         found.append("Labels are what most votes say; how certain they are is not told.")
     else:
         found.append(f"{sure} of {len(likelier)} labels are certain to 90 % or more.")
-    if report.agreement.alpha is not None:
-        alpha = report.agreement.alpha
-        found.append(f"Krippendorff's alpha {alpha}, over {alpha.count} pairs with several votes.")
+    crowd = report.agreement
+    alphas = {"all annotators": crowd.alpha, "people": crowd.alpha_of_people}
+    if crowd.alpha == crowd.alpha_of_people:
+        del alphas["all annotators"]
+    for whose, alpha in alphas.items():
+        if alpha is not None:
+            found.append(
+                f"Krippendorff's alpha of {whose} {alpha}, over {alpha.count} pairs with several "
+                "votes and no known answer."
+            )
+    if report.num_picked:
+        found.append(
+            f"{report.num_picked} pairs are left out where kinds are compared: a strategy picked "
+            "them, which tells nothing of others."
+        )
     for one in report.comparisons:
         found.append(
             f"{one.first_kind.capitalize()} and {one.second_kind} agree on "

@@ -81,8 +81,23 @@ def test_a_crowd_by_hand():
     assert bob.gold_accuracy == accuracy_estimate([1, 1, 0, 0])
     assert ann.left_fraction == accuracy_estimate([1, 0])
     assert bob.left_fraction == accuracy_estimate([0, 1, 1, 1])
-    # Of several votes on a pair the first one counts.
-    assert found.matrix == {("ann", "bob"): accuracy_estimate([1, 0])}
     assert found.alpha is None, "every pair that two voted on has a known answer"
-    assert measure_agreement(votes, {}, num_resamples=100).alpha.count == 2
+    assert found.matrix == {}
+    # Of several votes on a pair the first one counts.
+    unknown = measure_agreement(votes, {}, num_resamples=100)
+    assert unknown.matrix == {("ann", "bob"): accuracy_estimate([1, 0])}
+    assert unknown.alpha.count == 2
     assert measure_agreement([Vote("p", "ann", "first")]).alpha is None
+
+
+def test_alpha_of_people_is_that_of_their_votes_alone():
+    draw = np.random.default_rng(4)
+    votes = [
+        Vote(f"p{n}", name, "first" if draw.random() < share else "second")
+        for name, share in {"ann": 0.8, "bob": 0.7, "judge": 0.2}.items()
+        for n in range(40)
+    ]
+    found = measure_agreement(votes, {}, {"judge": "model"}, num_resamples=100)
+    alone = measure_agreement([v for v in votes if v.annotator != "judge"], num_resamples=100)
+    assert found.alpha_of_people == alone.alpha == alone.alpha_of_people
+    assert found.alpha.value < found.alpha_of_people.value

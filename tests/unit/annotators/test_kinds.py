@@ -66,6 +66,27 @@ def test_intervals_take_the_pairs_of_a_prompt_together():
     assert found.kappa.high - found.kappa.low > 0.8
 
 
+def test_known_answers_and_picked_pairs_tell_nothing_of_kinds():
+    """Of 40 random pairs they agree on half; on known and on picked ones always, or never."""
+    pairs = [
+        LabelPair(f"q{n}", f"{'a' * (n % 3)}a", "aa", chosen_by="random" if n < 60 else "near-tie")
+        for n in range(100)
+    ]
+    by_id = {pair.id: pair for pair in pairs}
+    said = ["first" if n < 20 or 40 <= n < 60 else "second" for n in range(100)]
+    votes = [Vote(pair.id, "ann", "first") for pair in pairs]
+    votes += [Vote(pair.id, "judge", say) for pair, say in zip(pairs, said, strict=True)]
+    gold = {pair.id: "first" for pair in pairs[40:60]}
+    found = compare_kinds(votes, KINDS, by_id, gold=gold)
+    drawn = {pair.id for pair in pairs[:40]}
+    alone = compare_kinds([vote for vote in votes if vote.pair in drawn], KINDS, by_id)
+    assert found == alone
+    assert (found.agreement.value, found.agreement.count) == (0.5, 40)
+    assert found.disputed
+    with pytest.raises(EmptySetError, match="no strategy picked"):
+        compare_kinds([vote for vote in votes if vote.pair not in drawn], KINDS, by_id, gold=gold)
+
+
 def test_where_they_differ_is_told_by_slices():
     judge = ["first" if len(p.first) > len(p.second) else "second" for p in PAIRS]
     judge[0] = "second" if judge[0] == "first" else "first"

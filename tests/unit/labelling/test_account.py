@@ -2,18 +2,22 @@
 """The account of a store against counts by hand, and alpha against the one that is there."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from live_labels import make_store, plain_pairs
+from metarm.annotators.label_data import read_label_data
+from metarm.annotators.report import build_report
 from metarm.errors import EmptySetError, FormatError
 from metarm.labelling.account import Account, account_of, read_votes_of
 from metarm.labelling.changed import measure_change, read_gaps
 from metarm.labelling.desk import Behaviour, read_behaviour
 from metarm.labelling.figures import FIGURES, draw_svg
 from metarm.labels.events import VoteEvent
+from metarm.labels.exchange.preferences import read_preferences
 from metarm.labels.reading import LabelReader
 from metarm.labels.settings import LabelSettings
 from metarm.labels.store import LabelStore
@@ -59,15 +63,15 @@ def test_counts_by_hand(account: Account) -> None:
     # Ada saw first on the left and chose it twice of three; Bo saw second there and chose it once.
     assert (ada.own.left_fraction.value, ada.own.left_fraction.count) == (pytest.approx(2 / 3), 3)
     assert (bo.own.left_fraction.value, bo.own.left_fraction.count) == (pytest.approx(1 / 4), 4)
-    assert ada.others.value == bo.others.value == 0.5
+    assert ada.others.value == bo.others.value == pytest.approx(2 / 3)
     assert ada.own.self_agreement is None
     assert ada.belief.num_votes == 4
     assert account.model == "majority"
     assert account.alpha.count == 3
     assert (ada.num_changes, ada.num_pastes, ada.away_fraction) == (2, 1, 0.5)
     assert bo.away_fraction is None
-    assert account.matrix["Ada", "Bo"].value == 0.5
-    assert account.matrix["Ada", "Bo"].count == 4
+    assert account.matrix["Ada", "Bo"].value == pytest.approx(2 / 3)
+    assert account.matrix["Ada", "Bo"].count == 3
     # Five pairs want two votes each; they have 2, 2, 2, 1 and 0.
     assert account.num_left == 3
     assert account.num_paid == 9
@@ -218,5 +222,46 @@ def test_known_answers_say_nothing_of_agreement(tmp_path: Path) -> None:
     with LabelReader(path) as reader:
         found = account_of(read_votes_of(reader), {})
     assert found.alpha is None
+    assert found.matrix == {}
+    assert [row.others for row in found.rows] == [None] * 3
     assert found.moments == []
     assert set(found.labels) == {pair.id for pair in pairs[6:]}
+
+
+def test_two_pages_show_one_alpha_of_a_store(tmp_path: Path) -> None:
+    """That of people, without known answers, whatever models say beside them."""
+    path, pairs = tmp_path / "l.db", plain_pairs(30)
+    draw = random.Random(5)
+    with LabelStore(path) as store:
+        store.add_pairs(pairs, gold={pair.id: "first" for pair in pairs[:5]})
+        for name, kind in {"Ada": "person", "judge": "model", "Bo": "person"}.items():
+            store.add_annotator(name, kind)
+            for pair in pairs:
+                choice = "first" if draw.random() < 0.7 else "second"
+                store.record(VoteEvent(f"{name} {pair.id}", name, choice, pair=pair.id))
+    with LabelReader(path) as reader:
+        dashboard = account_of(read_votes_of(reader), {})
+    believed = build_report(read_label_data(path)).agreement
+    assert dashboard.alpha == believed.alpha_of_people
+    assert dashboard.alpha.count == 25
+    assert dashboard.alpha != believed.alpha
+    assert dashboard.moments[-1].alpha.value == dashboard.alpha.value
+
+
+def test_imported_preferences_do_not_hide_that_a_judge_agrees(tmp_path: Path) -> None:
+    """Their chosen response is always the first one; the judge is right in 9 of 10."""
+    rows = [{"prompt": f"q{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(50)]
+    write_json_lines(tmp_path / "old.jsonl", rows)
+    content = read_preferences(tmp_path / "old.jsonl", "people")
+    with LabelStore(tmp_path / "l.db") as store:
+        store.add_content(content)
+        store.add_annotator("judge", "model")
+        for number, pair in enumerate(content.pairs):
+            choice = "second" if number % 10 == 0 else "first"
+            store.record(VoteEvent(f"judge {number}", "judge", choice, pair=pair.id))
+    report = build_report(read_label_data(tmp_path / "l.db"))
+    (against,) = report.comparisons
+    assert against.agreement.value == pytest.approx(0.9)
+    # By chance, one half.
+    assert against.kappa.value == pytest.approx(0.8)
+    assert report.agreement.alpha.value == pytest.approx(0.8, abs=0.01)
