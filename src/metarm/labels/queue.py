@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 from metarm.labels.settings import LabelSettings
+from metarm.schema import is_picked
 from metarm.storage import fingerprint
 from metarm.streams import draw_seed
 
@@ -30,8 +31,6 @@ __all__ = [
 
 FIRST_ITEMS: Final = 10
 """Among an annotator's first so many items, two have a known answer."""
-UNORDERED: Final = frozenset({"", "random"})
-"""What chose pairs whose order says nothing: nobody, and chance; it is drawn anew."""
 BETWEEN: Final = 5
 """Other items at least between a pair and its mirrored repeat."""
 
@@ -112,7 +111,8 @@ def places_of(seed: int, pairs: Sequence[tuple[str, str]]) -> list[int]:
     places = [draw_seed(seed, f"queue {pair}") for pair, _ in pairs]
     rows_of: defaultdict[str, list[int]] = defaultdict(list)
     for row, (_, strategy) in enumerate(pairs):
-        if strategy not in UNORDERED:
+        # The order of others says nothing: it is drawn anew.
+        if is_picked(strategy):
             rows_of[strategy].append(row)
     for rows in rows_of.values():
         for row, place in zip(rows, sorted(places[row] for row in rows), strict=True):

@@ -2,7 +2,7 @@
 """Rounds that wait for people: what they ask, and how much of it is answered; no torch."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -82,18 +82,12 @@ class StoreVotes(NamedTuple):
 
 
 def read_store_votes(path: Path, pairs: Collection[str], votes_per_pair: int) -> StoreVotes:
-    """What a label store has on some pairs; nothing where there is no store yet.
-
-    The votes stand in an order of their own: the same votes give the same labels, bit for bit, in
-    whatever order they came.
-    """
+    """What a label store has on some pairs; nothing where there is no store yet."""
     if not is_made(path):
         return StoreVotes((), {}, frozenset())
     with LabelReader(path) as store:
         kinds = {annotator.name: str(annotator.kind) for annotator in store.annotators()}
-        events = [event for event in store.vote_events() if event.pair in pairs]
-    events.sort(key=lambda event: (event.pair, event.annotator, event.showing))
-    votes = tuple(map(vote_of_event, events))
+        votes = _votes_on(store, pairs)
     people: defaultdict[str, set[str]] = defaultdict(set)
     for vote in votes:
         if kinds[vote.annotator] == "person":
@@ -103,6 +97,16 @@ def read_store_votes(path: Path, pairs: Collection[str], votes_per_pair: int) ->
     return StoreVotes(votes, {name: kinds[name] for name in kinds if name in own}, answered)
 
 
+def _votes_on(store: LabelReader, pairs: Container[str]) -> tuple[Vote, ...]:
+    """The votes that count on some pairs, in an order of their own.
+
+    The same votes give the same labels, bit for bit, in whatever order they came.
+    """
+    events = [event for event in store.vote_events() if event.pair in pairs]
+    events.sort(key=lambda event: (event.pair, event.annotator, event.showing))
+    return tuple(map(vote_of_event, events))
+
+
 def read_known_answers(path: Path) -> KnownAnswers:
     """The pairs of a label store that its owner knows the answer to, and the votes on them."""
     if not is_made(path):
@@ -110,9 +114,7 @@ def read_known_answers(path: Path) -> KnownAnswers:
     with LabelReader(path) as store:
         gold = store.gold()
         pairs = sorted((pair for pair in store.pairs() if pair.id in gold), key=lambda one: one.id)
-        events = [event for event in store.vote_events() if event.pair in gold]
-    events.sort(key=lambda event: (event.pair, event.annotator, event.showing))
-    return KnownAnswers(tuple(pairs), tuple(map(vote_of_event, events)), gold)
+        return KnownAnswers(tuple(pairs), _votes_on(store, gold), gold)
 
 
 def read_waiting(run_dir: Path) -> list[Waiting]:
