@@ -7,6 +7,8 @@ import pytest
 from metarm.annotators.agreement import cohens_kappa
 from metarm.annotators.fitting import fit_annotators
 from metarm.annotators.kinds import compare_kinds, reliability_of_kinds
+from metarm.annotators.label_data import LabelData
+from metarm.annotators.report import build_report
 from metarm.errors import EmptySetError
 from metarm.labels.votes import LabelPair, Vote
 from metarm.metrics import mean_estimate
@@ -157,3 +159,12 @@ def test_a_kind_of_whom_nothing_tells_has_no_reliability():
     mean = np.average([one.reliability.value for one in told])
     assert people.reliability.value == pytest.approx(mean)
     assert people.num_votes == 3 * 60 + 40
+
+
+def test_kinds_that_share_nothing_but_picked_pairs_are_not_compared():
+    pairs = [LabelPair(f"q{n}", "a", "b", chosen_by="near-tie") for n in range(3)]
+    votes = [Vote(pair.id, name, "first") for pair in pairs for name in ("ann", "judge")]
+    data = LabelData(tuple(votes), {pair.id: pair for pair in pairs}, {}, KINDS)
+    report = build_report(data)
+    assert report.comparisons == ()
+    assert report.num_picked == 3
